@@ -1,0 +1,126 @@
+"""Which items a batch is distilled on: the positives of the batch, shared by all of its rows.
+
+A row's own positive is its target; the positives of the other rows are its negatives ("in-batch negative
+items", figure of arXiv 2401.00797). Use `in_batch_candidates` with `candidate_mask` for students that score a
+whole [B, C] block at once (an inner product); add `sampled_candidates` for students that must run once for
+each (row, candidate) pair. The masks are our choice: whether the paper masks anything is not known to us.
+
+Axes: B batch rows, C candidates, P excluded items of a row, M sampled candidates. Item ids are integers, 0 is
+padding.
+"""
+
+import torch
+from torch import Tensor
+
+PADDING = 0
+
+
+def in_batch_candidates(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The positives of the batch, each once, and where each row's own one stands (arXiv 2401.00797, figure).
+
+    Args:
+        targets: [B] item ids; a row whose target is padding gets column -1, and an empty `candidate_mask`.
+
+    Returns:
+        items [C] sorted unique ids without padding, and columns [B] with `items[columns[i]] == targets[i]`.
+
+    Raises:
+        ValueError: `targets` is not one-dimensional, or holds nothing but padding.
+    """
+    if targets.dim() != 1:
+        raise ValueError(f"targets must be [B], got {list(targets.shape)}.")
+    items = torch.unique(targets)  # [C], with padding
+    items = items[items != PADDING]  # [C]
+    return items, target_columns(items, targets)
+
+
+def target_columns(items: Tensor, targets: Tensor) -> Tensor:
+    """The column of each row's target in any sorted candidate list, -1 for a padding target (our choice).
+
+    Args:
+        items: [C] sorted unique item ids that contain every target (in-batch ones, or with more added).
+        targets: [B] item ids.
+
+    Returns:
+        columns [B], int64.
+
+    Raises:
+        ValueError: `items` is empty, unsorted or repeats an id, or a target is missing from it.
+    """
+    if items.dim() != 1 or len(items) == 0:
+        raise ValueError(f"items must be [C] with C > 0 (all targets padding?), got {list(items.shape)}.")
+    columns = torch.searchsorted(items, targets).clamp(max=len(items) - 1)  # [B]
+    padding = targets == PADDING  # [B]
+    found = (items[columns] == targets) | padding  # [B]
+    ascending = items[1:] > items[:-1]  # [C - 1]
+    if not bool(found.all() & ascending.all()):
+        raise ValueError("items must be sorted, unique and contain the target of every row.")
+    return columns.masked_fill(padding, -1)
+
+
+def candidate_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
+    """Which candidates count for which row: all but its excluded items, its own target always (our choice).
+
+    Excluded are the false negatives (other training positives of the row's user) and, for the history mask,
+    the row's history. Needs memory for [B, P] and [B, C] only, never [B, P, C].
+
+    Args:
+        items: [C] sorted unique item ids that contain every target.
+        targets: [B] item ids; a row with a padding target counts no candidate.
+        excluded: [B, P] item ids, padded with 0; ids that are no candidate are ignored.
+
+    Returns:
+        mask [B, C], bool, True where the candidate counts.
+
+    Raises:
+        ValueError: as `target_columns`, or the numbers of rows differ.
+    """
+    if excluded.dim() != 2 or len(excluded) != len(targets):
+        raise ValueError(f"excluded must be [B, P] with B = {len(targets)}, got {list(excluded.shape)}.")
+    own = target_columns(items, targets).clamp(min=0).unsqueeze(1)  # [B, 1]
+    real = (targets != PADDING).unsqueeze(1)  # [B, 1]
+    excluded = excluded.to(items.dtype).contiguous()
+    columns = torch.searchsorted(items, excluded).clamp(max=len(items) - 1)  # [B, P]
+    hit = items[columns] == excluded  # [B, P]
+    columns = torch.where(hit, columns, own)  # [B, P]; a miss hits the own column, which is set again below
+    mask = torch.ones(len(targets), len(items), dtype=torch.bool, device=items.device)  # [B, C]
+    return mask.scatter(1, columns, False).scatter(1, own, True) & real
+
+
+def sampled_candidates(
+    items: Tensor, targets: Tensor, number: int, generator: torch.Generator, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A few candidates per row, for students that score pair by pair (FM, DeepFM): our choice.
+
+    The sampled items are one random subset of `items`, drawn without replacement and shared by all rows.
+    `generator` decides alone what is drawn; a CPU generator draws the same on every device.
+
+    Args:
+        items: [C] sorted unique item ids.
+        targets: [B] item ids.
+        number: how many items to draw, at least 1; all C are taken when C is smaller, so M = min(number, C).
+        generator: the source of randomness.
+        mask: [B, C], what `candidate_mask` gave for these items; without it every item counts.
+
+    Returns:
+        candidates [B, 1 + M] item ids, column 0 the row's target and the others the shared items in ascending
+        order, and their mask [B, 1 + M], bool: False where `mask` is, where a sampled item is the row's own
+        target again, and in all of a row whose target is padding.
+
+    Raises:
+        ValueError: `number` is below 1 or `mask` is not [B, C].
+    """
+    if number < 1:
+        raise ValueError(f"number must be at least 1, got {number}.")
+    if mask is not None and mask.shape != (len(targets), len(items)):
+        raise ValueError(f"mask must be [{len(targets)}, {len(items)}], got {list(mask.shape)}.")
+    drawn = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
+    drawn = drawn.sort().values.to(items.device)  # [M]
+    shared = items[drawn].expand(len(targets), -1)  # [B, M]
+    own = targets.unsqueeze(1)  # [B, 1]
+    counts = shared != own  # [B, M]
+    if mask is not None:
+        counts = counts & mask[:, drawn]
+    candidates = torch.cat([own, shared], dim=1)  # [B, 1 + M]
+    counts = torch.cat([torch.ones_like(own, dtype=torch.bool), counts], dim=1)  # [B, 1 + M]
+    return candidates, counts & (own != PADDING)

