@@ -1,3 +1,25 @@
-"""Distil pre-trained recommendation models into any RecBole model."""
+"""Distil pre-trained recommendation models into any RecBole model (PRM-KD, CKD-MDSR; arXiv 2401.00797).
 
-from recbole_prmkd import compat  # noqa: F401
+The package reads as the data flows:
+
+- `quick_start`: the whole run as visible steps; start here
+- `keys`, `config`, `checks`: the kd_ keys, RecBole's Config around them, what is refused before work starts
+- `dataset`, `text`: RecBole's split as rows of histories; item text and its vectors, by a side channel
+- `teachers`: pre-trained recommendation models, fine-tuned on the training split
+- `artifacts`, `knowledge`: folders that a later run may trust; the teachers' vectors and their scores
+- `candidates`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
+- `objective`: the method on one screen
+- `student`, `prefixes`: the student's own scores; one pass for all prefixes of a sequence
+- `trainer`: RecBole's trainers with distillation
+- `evaluation`, `result`, `report`: metrics, result.json, tables
+- `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
+"""
+
+from recbole_prmkd import compat  # isort: skip  # first: RecBole does not start without it
+from recbole_prmkd import registry  # isort: skip
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.trainer import PRMKDTrainer
+
+__all__ = ["TEACHERS", "PRMKDTrainer", "UserError", "compat", "registry", "run_recbole_prmkd"]

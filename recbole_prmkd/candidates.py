@@ -79,7 +79,7 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
         raise ValueError(f"excluded must be [B, P] with B = {len(targets)}, got {list(excluded.shape)}.")
     own = target_columns(items, targets).clamp(min=0).unsqueeze(1)  # [B, 1]
     real = (targets != PADDING).unsqueeze(1)  # [B, 1]
-    excluded = excluded.to(items.dtype).contiguous()
+    excluded = excluded.to(items.dtype)
     columns = torch.searchsorted(items, excluded).clamp(max=len(items) - 1)  # [B, P]
     hit = items[columns] == excluded  # [B, P]
     columns = torch.where(hit, columns, own)  # [B, P]; a miss hits the own column, which is set again below

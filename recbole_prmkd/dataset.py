@@ -17,7 +17,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -74,21 +73,39 @@ class Rows:
         """The same rows in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""
         return Rows(self.users, new_id[self.targets], self.start, self.stop, new_id[self.items])
 
-    def digest(self, item_tokens: list[str]) -> str:
-        """Hash of targets and histories by external item token, so that internal numbering does not count."""
-        tokens = np.array(["", *item_tokens])
-        return digest([tokens[self.targets].tolist(), self.lengths, tokens[self.items].tolist(), self.start])
+    def compact(self) -> "Rows":
+        """The same rows over a flat array that holds their histories alone, users in the order of the rows."""
+        block, inverse = torch.unique(self.start, return_inverse=True)
+        size = torch.zeros_like(block).scatter_reduce(0, inverse, self.lengths, "amax")
+        seen = torch.full_like(block, len(self)).scatter_reduce(0, inverse, torch.arange(len(self)), "amin")
+        order = torch.argsort(seen)  # blocks by their first row
+        size = size[order]
+        new_start = torch.empty_like(block)
+        new_start[order] = size.cumsum(0) - size
+        within = torch.arange(int(size.sum())) - (size.cumsum(0) - size).repeat_interleave(size)
+        items = self.items[block[order].repeat_interleave(size) + within]
+        start = new_start[inverse]
+        return Rows(self.users, self.targets, start, start + self.lengths, items)
+
+    def digest(self) -> str:
+        """Hash of all targets and histories, in this item numbering and row order; user ids do not count."""
+        rows = self.compact()
+        return digest([rows.targets, rows.start, rows.stop, rows.items])
 
 
 @dataclass(frozen=True)
 class Split:
-    """A student's data: RecBole's three loaders, and the same three parts as rows in internal item ids."""
+    """A student's data: RecBole's three loaders, and the same three parts as rows in internal item ids.
+
+    later: the training rows with the user's training items after the row in place of the history.
+    """
 
     dataset: Dataset
     train_data: AbstractDataLoader
     valid_data: AbstractDataLoader
     test_data: AbstractDataLoader
     train: Rows
+    later: Rows
     valid: Rows
     test: Rows
     item_tokens: list[str]  # by internal id, from 1
@@ -109,9 +126,7 @@ def load_split(config: Config) -> Split:
     parts = {"training": train_data, "validation": valid_data, "test": test_data}
     for name, part in parts.items():
         if len(part._dataset.inter_feat) == 0:
-            raise UserError(
-                f"The {name} split is empty: lower the filters, or change the split in eval_args."
-            )
+            raise UserError(f"The {name} split is empty: lower the filters, or change the split in eval_args.")
     train = train_data._dataset.inter_feat
     rows, sequences = _train_rows(train_data._dataset)
     train.interaction[ROW] = torch.arange(len(train))
@@ -124,6 +139,7 @@ def load_split(config: Config) -> Split:
         valid_data=valid_data,
         test_data=test_data,
         train=rows,
+        later=_later(rows, sequences),
         valid=valid,
         test=test,
         item_tokens=[str(token) for token in dataset.field2id_token[dataset.iid_field][1:]],
@@ -160,9 +176,7 @@ def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
         sequences = _Sequences(users[order], targets[order])
         stop = torch.empty_like(order)
         stop[order] = torch.arange(len(order))
-        return Rows(
-            users, targets, torch.searchsorted(sequences.users, users), stop, sequences.items
-        ), sequences
+        return Rows(users, targets, torch.searchsorted(sequences.users, users), stop, sequences.items), sequences
     # A sequential data set: a user's first row holds the items before it, every row adds its target.
     histories, lengths = given
     sorted_users = users[order]
@@ -177,6 +191,14 @@ def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
     first_length[users[first]] = lengths[first]
     rows = Rows(users, targets, start, start + first_length[users] + rank, sequences.items)
     return (rows if _agree(rows, given) else _as_given(users, targets, given)), sequences
+
+
+def _later(rows: Rows, sequences: _Sequences) -> Rows:
+    """The training rows with what the user did after them, inside the training split, as history."""
+    whole = sequences.rows(rows.users, rows.targets)
+    if rows.items is not sequences.items:  # rows as given do not say where they stand in the sequence
+        return Rows(rows.users, rows.targets, whole.stop, whole.stop, sequences.items)
+    return Rows(rows.users, rows.targets, (rows.stop + 1).clamp(max=whole.stop), whole.stop, sequences.items)
 
 
 def _evaluation_rows(part: Dataset, sequences: _Sequences) -> Rows:
@@ -213,9 +235,7 @@ def _as_given(users: Tensor, targets: Tensor, given: tuple[Tensor, Tensor]) -> R
     """Rows of pre-split files, whose histories need not follow from each other."""
     histories, lengths = given
     stop = lengths.cumsum(0)
-    return Rows(
-        users, targets, stop - lengths, stop, histories[torch.arange(histories.shape[1]) < lengths[:, None]]
-    )
+    return Rows(users, targets, stop - lengths, stop, histories[torch.arange(histories.shape[1]) < lengths[:, None]])
 
 
 @contextmanager

@@ -148,9 +148,7 @@ _CONVERTERS: dict[str, Any] = {
     "str": lambda value: value if isinstance(value, str) else None,
     "choice": lambda value: value if isinstance(value, str) else None,
     # RecBole's command line turns a folder named 7 into a number.
-    "path": lambda value: (
-        str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
-    ),
+    "path": lambda value: str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None,
     "list": _as_list,
     "any": lambda value: value,
 }

@@ -62,7 +62,7 @@ def kd_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, ki
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         target = target.detach().to(scores).masked_fill(~mask, 0)
         without = target.sum(-1) == 0  # [B]
+        # The cut passes no gradient where it acts or on NaN: a row without a target may hold anything.
         scores = (scores / temperature).clamp(-LARGEST, LARGEST).masked_fill(~mask, MASKED)
-        scores = scores.masked_fill(without.unsqueeze(-1), 0)  # even NaN scores of such a row do no harm
         rows = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
         return rows.masked_fill(without, 0).sum() / (~without).sum().clamp(min=1)

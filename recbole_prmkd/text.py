@@ -96,9 +96,7 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
     if not known.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
-    rows = {
-        str(token): dict(zip(fields, map(_clean, row), strict=True)) for token, *row in known.itertuples()
-    }
+    rows = {str(token): dict(zip(fields, map(_clean, row), strict=True)) for token, *row in known.itertuples()}
     return [rows.get(token, empty) for token in tokens]
 
 
@@ -115,30 +113,33 @@ def item_text_vectors(config: Config, dataset: Dataset) -> torch.Tensor:
     Returns:
         [n_items, D] float32, by internal item id.
     """
-    vectors, _ = _item_text_vectors(config, dataset)
-    return vectors
-
-
-def _item_text_vectors(config: Config, dataset: Dataset) -> tuple[torch.Tensor, bool]:
     tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    stored, _ = _stored_vectors(config, sorted(tokens))
+    order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
+    vectors = np.asarray(stored.array("vectors"))[order]
+    return torch.from_numpy(np.concatenate([np.zeros_like(vectors[:1]), vectors]))  # [n_items, D]
+
+
+def prepare_item_text(config: Config, tokens: Sequence[str]) -> bool:
+    """Make the items' sentence vectors, unless they are stored; returns whether they were."""
+    return _stored_vectors(config, sorted(tokens), report=True)[1]
+
+
+def _stored_vectors(config: Config, tokens: list[str], report: bool = False) -> tuple[artifacts.Folder, bool]:
     texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
-    _report_coverage(config, tokens, texts)
-    order = sorted(range(len(tokens)), key=tokens.__getitem__)
+    if report:
+        _report_coverage(config, tokens, texts)
     root = Path(config["kd_cache_dir"]) / config["dataset"]
-    folder = encoder_folder(config["kd_text_encoder"])
     identity = {
-        "encoder": encoder_digest(folder),
+        "encoder": encoder_digest(encoder_folder(config["kd_text_encoder"])),
         "max_tokens": config["kd_text_max_tokens"],
-        "text": artifacts.digest([[tokens[i], texts[i]] for i in order]),
+        "items": artifacts.digest(tokens),
+        "text": artifacts.digest(texts),
     }
-    stored = None if config["kd_rebuild"] else artifacts.find(root, "text", identity)
-    reused = stored is not None
-    if stored is None:
-        vectors = encode([texts[i] for i in order], config)
-        stored = artifacts.save(root, "text", identity, {"vectors": vectors})
-    table = np.zeros((len(tokens) + 1, stored.array("vectors").shape[1]), dtype=np.float32)
-    table[1 + np.array(order)] = stored.array("vectors")
-    return torch.from_numpy(table), reused  # [n_items, D]
+    stored = artifacts.find(root, "text", identity)
+    if stored is not None:
+        return stored, True
+    return artifacts.save(root, "text", identity, {"vectors": encode(texts, config)}), False
 
 
 def encode(texts: list[str], config: Config) -> np.ndarray:
@@ -149,16 +150,15 @@ def encode(texts: list[str], config: Config) -> np.ndarray:
     """
     model = load_encoder(config)
     some = [i for i, text in enumerate(texts) if text]
+    longest = model.max_seq_length or config["kd_text_max_tokens"]
     lengths = [len(ids) for ids in model.tokenizer([texts[i] for i in some], truncation=False)["input_ids"]]
-    cut = sum(length > model.max_seq_length for length in lengths)
+    cut = sum(length > longest for length in lengths)
     if cut:
         getLogger().warning(
-            f"{cut} of {len(texts)} item texts are longer than {model.max_seq_length} tokens and were cut: "
+            f"{cut} of {len(texts)} item texts are longer than {longest} tokens and were cut: "
             "raise --kd_text_max_tokens to keep more."
         )
-    encoded = model.encode(
-        [texts[i] for i in some], batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True
-    )
+    encoded = model.encode([texts[i] for i in some], batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True)
     vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     vectors[some] = encoded
     if not np.isfinite(vectors).all():
@@ -258,6 +258,4 @@ def _report_coverage(config: Config, tokens: list[str], texts: list[str]) -> Non
             f"Every item's text is empty: name other fields than {text_fields(config)} of {item_file(config)}."
         )
     if without:
-        getLogger().warning(
-            f"{len(without)} items have no text (zero vector), for example {', '.join(without[:5])}."
-        )
+        getLogger().warning(f"{len(without)} items have no text (zero vector), for example {', '.join(without[:5])}.")

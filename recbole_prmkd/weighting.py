@@ -59,7 +59,7 @@ def by_entropy(soft: Tensor, columns: Tensor, known: Tensor, validation: Tensor 
 
 
 def by_label_ce(soft: Tensor, columns: Tensor, known: Tensor, validation: Tensor | None = None) -> Tensor:
-    """1 - softmax over k of CE_k (of the true item), normalised: CA-MKD, arXiv 2201.00007, but at own temperature."""
+    """1 - softmax_k(CE of the true item), normalised (CA-MKD, arXiv 2201.00007; there at temperature 1)."""
     probability, say = _of_true_item(soft, columns), _has_say(soft, known)  # [T, B]
     cross_entropy = -probability.clamp(min=torch.finfo(probability.dtype).tiny).log()  # [T, B]
     return _over_teachers(1 - cross_entropy.masked_fill(~say, -torch.inf).softmax(0), say)

@@ -32,9 +32,7 @@ def parity():
 
 def build(parity, stage, monkeypatch):
     """Our model of this stage, with the official weights."""
-    weights = {
-        k: v for k, v in parity.weights.items() if stage == "transductive" or k != "item_embedding.weight"
-    }
+    weights = {k: v for k, v in parity.weights.items() if stage == "transductive" or k != "item_embedding.weight"}
     table = parity.inputs["plm_table"]
     monkeypatch.setattr(unisrec, "item_text_vectors", lambda config, dataset: table)
     config = {

@@ -12,12 +12,11 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.checkpoints import read_checkpoint
 
 
 class Teacher(SequentialRecommender):
@@ -33,6 +32,8 @@ class Teacher(SequentialRecommender):
     input_type = InputType.POINTWISE
     # Parameter-name prefixes that stay fixed when a pre-trained checkpoint is fine-tuned.
     frozen_when_pretrained: tuple[str, ...] = ()
+    # Frozen tables made from the data set's text or images; they are not part of what training learnt.
+    side_information: tuple[str, ...] = ("plm_embedding",)
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
@@ -42,6 +43,12 @@ class Teacher(SequentialRecommender):
     def encode_items(self) -> Tensor:
         """Vectors of all items by internal id, [n_items, D], with gradient; row 0 is PAD."""
         raise NotImplementedError
+
+    def known_items(self) -> Tensor:
+        """Which items this teacher knows anything about, [n_items] bool; False for PAD."""
+        known = torch.ones(self.n_items, dtype=torch.bool)
+        known[0] = False
+        return known
 
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """Vectors of histories, [B, D], with gradient.
@@ -71,9 +78,13 @@ class Teacher(SequentialRecommender):
         histories, items = self._vectors(interaction)
         return functional.cosine_similarity(histories, items[interaction[self.ITEM_ID]], dim=-1)
 
+    def encode_batch(self, interaction: Interaction, items: Tensor) -> Tensor:
+        """Vectors of the batch's histories, [B, D]; items: what `encode_items` gave."""
+        return self.encode_histories(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], items)
+
     def _vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         items = self.encode_items()  # [n_items, D]
-        return self.encode_histories(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], items), items
+        return self.encode_batch(interaction, items), items
 
     def load_checkpoint(self, path: Path) -> None:
         """Start from pre-trained weights by name; what the checkpoint lacks keeps its initial value.
@@ -86,7 +97,7 @@ class Teacher(SequentialRecommender):
         """
         own = self.state_dict()
         taken = {}
-        for name, tensor in read_weights(path).items():
+        for name, tensor in self.checkpoint_tensors(path).items():
             if name not in own or name.split(".")[0] in {"plm_embedding", "item_embedding"}:
                 continue
             if own[name].shape != tensor.shape:
@@ -102,14 +113,15 @@ class Teacher(SequentialRecommender):
             if name.startswith(self.frozen_when_pretrained) and name in taken:
                 parameter.requires_grad_(False)
 
+    def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of a checkpoint under this model's names, for teachers whose files name them otherwise."""
+        return read_weights(path)
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Tensors of a checkpoint of any kind that `checkpoints` reads.
 
     Raises:
-        UserError: no such file, or no safetensors file.
+        UserError: unreadable file, or one that would run code.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot read the checkpoint {path} as safetensors: {error}.") from error
+    return read_checkpoint(path)

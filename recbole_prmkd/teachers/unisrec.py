@@ -79,9 +79,7 @@ class UniSRec(Teacher):
         self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
         self.item_embedding = (
-            nn.Embedding(self.n_items, width, padding_idx=0)
-            if config["train_stage"] == "transductive"
-            else None
+            nn.Embedding(self.n_items, width, padding_idx=0) if config["train_stage"] == "transductive" else None
         )
         self._initialise(config["initializer_range"])
         self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, config["adaptor_dropout_prob"])
@@ -98,6 +96,11 @@ class UniSRec(Teacher):
         """Adapted text, plus the ID embedding in the transductive stage: [n_items, D]."""
         items = self.moe_adaptor(self.plm_embedding.weight)
         return items if self.item_embedding is None else items + self.item_embedding.weight
+
+    def known_items(self) -> Tensor:
+        """Items with text, or all items where they have an ID embedding too: [n_items]."""
+        known = super().known_items()
+        return known & (self.plm_embedding.weight != 0).any(dim=1).cpu() if self.item_embedding is None else known
 
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """The causal Transformer's state at the last item, [B, D]."""

@@ -1,0 +1,118 @@
+"""What can be checked cheaply is checked here, before the first expensive step. Each refusal names the way out."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+from recbole.evaluator.register import metric_types
+from recbole.utils import EvaluatorType
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.student import why_not_distilled
+from recbole_prmkd.text import encoder_folder, text_fields
+
+_LEAST_FREE = 200 * 1024**2  # bytes
+
+
+def check_run(config: Config, data: Path, output: Path) -> None:
+    """Refuse a run that cannot end well.
+
+    Args:
+        data: folder of the data set. output: folder of the result.
+    Raises:
+        UserError: with one sentence.
+    """
+    _check_data(config, data)
+    _check_metrics(config)
+    for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
+        _check_writable(folder)
+    if config["kd"] != "none":
+        _check_student(config)
+        _check_split(config)
+        _check_side_information(config)
+
+
+def _check_data(config: Config, data: Path) -> None:
+    suffixes = [f".{name}.inter" for name in config["benchmark_filename"] or []] or [".inter"]
+    for suffix in suffixes:
+        file = data / f"{config['dataset']}{suffix}"
+        if not file.is_file():
+            raise UserError(
+                f"There is no {file}: put the data set's atomic files there, or name their parent folder "
+                "with --data_path."
+            )
+        with file.open(encoding=config["encoding"] or "utf-8") as lines:
+            header = lines.readline().rstrip("\r\n").split(config["field_separator"])
+        columns = [column.split(":")[0] for column in header]
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+            needed = key != "TIME_FIELD" or (config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
+            if needed and config[key] not in columns:
+                raise UserError(
+                    f"{file} has no column {config[key]!r} (it has {', '.join(columns)}): name it with --{key}=..."
+                )
+        for field in (config["load_col"] or {}).get("inter") or []:
+            if field not in columns:
+                raise UserError(f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}.")
+
+
+def _check_metrics(config: Config) -> None:
+    metric, _, cutoff = config["valid_metric"].partition("@")
+    names = [name.lower() for name in config["metrics"]]
+    if metric.lower() not in names:
+        raise UserError(
+            f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']}: add it there."
+        )
+    if cutoff and (not cutoff.isdigit() or int(cutoff) not in config["topk"]):
+        raise UserError(
+            f"valid_metric {config['valid_metric']} has no cut-off among topk {config['topk']}: add it there."
+        )
+    if not cutoff and metric_types[metric.lower()] == EvaluatorType.RANKING and metric.lower() not in {"gauc"}:
+        raise UserError(f"valid_metric {config['valid_metric']} needs a cut-off: write {metric}@{config['topk'][0]}.")
+
+
+def _check_student(config: Config) -> None:
+    reason = why_not_distilled(config["model"], config["MODEL_TYPE"])
+    if reason:
+        raise UserError(f"{reason}.")
+    if config["eval_type"] != EvaluatorType.RANKING:
+        raise UserError(
+            f"Distillation ranks items, but metrics are {config['metrics']}: use Recall, MRR, NDCG, Hit or Precision."
+        )
+
+
+def _check_split(config: Config) -> None:
+    arguments = config["eval_args"]
+    if config["benchmark_filename"]:
+        return
+    if arguments["order"] != "TO":
+        raise UserError("Teachers read histories in time order: set order: TO in eval_args, or leave eval_args alone.")
+    if any(mode != "full" for mode in arguments["mode"].values()):
+        raise UserError(f"Distillation ranks all items, but eval_args has mode {arguments['mode']}: set mode: full.")
+    split = arguments["split"] or {}
+    parts: Any = next(iter(split.values()), None)
+    three = parts == "valid_and_test" or (isinstance(parts, list) and len(parts) == 3)
+    if not three:
+        raise UserError(
+            f"eval_args.split {split} does not give training, validation and test: "
+            "use {'LS': 'valid_and_test'} or {'RS': [0.8, 0.1, 0.1]}."
+        )
+
+
+def _check_side_information(config: Config) -> None:
+    text_fields(config)
+    encoder_folder(config["kd_text_encoder"])
+    for teacher in config["kd_teachers"]:
+        checkpoint = config[f"kd_{teacher}_checkpoint".lower()]
+        if checkpoint and not Path(checkpoint).is_file():
+            raise UserError(f"There is no checkpoint {checkpoint!r}: check --kd_{teacher.lower()}_checkpoint.")
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next((path for path in (folder, *folder.resolve().parents) if path.exists()), Path("/"))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"Cannot write to {folder}: {existing} is no folder that you may write to; name another one.")
+    free = shutil.disk_usage(existing).free
+    if free < _LEAST_FREE:
+        raise UserError(f"Only {free / 1024**2:.0f} MB are free for {folder}: free some space or name another folder.")

@@ -1,0 +1,181 @@
+"""A run's configuration: RecBole's own Config, with the kd_ keys checked and defaults put below the user's settings.
+
+The result is a plain `recbole.config.Config`, so that a checkpoint, which pickles it, loads in stock RecBole.
+Order of precedence, weakest first: RecBole's properties, our defaults, the preset of `kd`, the protocol, then the
+user's files, dict and command line.
+"""
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from recbole.config import Config
+from recbole.utils import ModelType, get_model
+
+from recbole_prmkd import keys
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers import TEACHERS
+
+RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+RANKING_METRICS = {"metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision"], "valid_metric": "MRR@10"}
+
+
+@dataclass(frozen=True)
+class HostView:
+    """What stock RecBole would make of the user's settings.
+
+    user: files < dict < command line, merged; stock: RecBole's properties for model and data set.
+    """
+
+    model: str
+    dataset: str
+    model_type: ModelType
+    user: dict[str, Any]
+    stock: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.user.get(key, self.stock.get(key))
+
+
+def load_config(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> Config:
+    """The checked configuration of a run; the arguments are those of `recbole.quick_start.run_recbole`.
+
+    Raises:
+        UserError: unknown model, unreadable file, or a kd_ key that is unknown, mistyped or out of range.
+    """
+    view = host_view(model, dataset, config_file_list, config_dict)
+    given = keys.checked(view.user, TEACHERS)
+    kd = given.get("kd", keys.defaults()["kd"])
+    settings = {**keys.defaults(), **keys.preset(kd), **given}
+    protocol = settings["kd_protocol"]
+    below = _start_repairs(view)
+    if protocol == "ranking" or (protocol == "auto" and kd != "none"):
+        below |= _ranking(view)
+    with tempfile.TemporaryDirectory() as folder:
+        # As the first file, so that every setting of the user's stands above it.
+        file = Path(folder) / "below.yaml"
+        file.write_text(yaml.safe_dump(below), encoding="utf-8")
+        config = Config(
+            model=view.model,
+            dataset=view.dataset,
+            config_file_list=[str(file), *(config_file_list or [])],
+            config_dict=copy.deepcopy(dict(config_dict or {})),
+        )
+    config.parameters["Distillation"] = list(settings)
+    for key, value in settings.items():
+        config[key] = value
+    if kd == "single":
+        config["kd_teachers"] = config["kd_teachers"][:1]
+    return config
+
+
+def host_view(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any] | None,
+) -> HostView:
+    """RecBole's own reading of the settings, by its own methods, before it checks them."""
+    for file in config_file_list or []:
+        if not Path(file).is_file():
+            raise UserError(f"There is no config file {file!r}: check --config_files.")
+    host = Config.__new__(Config)
+    host.compatibility_settings()
+    host._init_parameters_category()
+    host.yaml_loader = host._build_yaml_loader()
+    try:
+        host.file_config_dict = host._load_config_files(config_file_list)
+        host.variable_config_dict = host._load_variable_config_dict(copy.deepcopy(dict(config_dict or {})))
+        host.cmd_config_dict = host._load_cmd_line()
+    except (yaml.YAMLError, SyntaxError, AttributeError, TypeError) as error:
+        raise UserError(f"RecBole cannot read the settings: {error}.") from error
+    host._merge_external_config_dict()
+    name = model or host.external_config_dict.get("model")
+    data = dataset or host.external_config_dict.get("dataset")
+    if not name or not data:
+        raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
+    model_class = find_model(name)
+    host._load_internal_config_dict(name, model_class, data)
+    return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
+
+
+def find_model(name: str) -> Any:
+    """The model class of this name, from RecBole or from our teachers.
+
+    Raises:
+        UserError: there is none, or it differs in case.
+    """
+    try:
+        return get_model(name)
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"RecBole has no model {name!r}: names are spelt as in its list of models, such as SASRec, LightGCN."
+        ) from error
+    except ImportError as error:
+        raise UserError(f"Model {name!r} needs a package that is not installed: {error}.") from error
+
+
+def data_folder(view: HostView) -> Path:
+    """The folder of the data set's files."""
+    if view.dataset == "ml-100k":  # ships inside recbole
+        import recbole
+
+        return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
+    return Path(view["data_path"]) / view.dataset
+
+
+def _start_repairs(view: HostView) -> dict[str, Any]:
+    """Settings without which RecBole would not start; it asks its users to find them.
+
+    A sequential model with full-softmax loss refuses RecBole's own default of negative sampling, and needs the time
+    column, which RecBole's default for a data set of one's own does not load.
+    """
+    below: dict[str, Any] = {}
+    if view.model_type != ModelType.SEQUENTIAL:
+        return below
+    if "train_neg_sample_args" not in view.user and view["loss_type"] == "CE":
+        below["train_neg_sample_args"] = None
+    return below | _load_time(view)
+
+
+def _load_time(view: HostView) -> dict[str, Any]:
+    columns = (view["load_col"] or {}).get("inter")
+    time = view["TIME_FIELD"]
+    if "load_col" in view.user or columns is None or time in columns:
+        return {}
+    return {"load_col": {**view["load_col"], "inter": [*columns, time]}}
+
+
+def _ranking(view: HostView) -> dict[str, Any]:
+    """Leave-one-out in time order, all items ranked, for every kind of model.
+
+    Feature-interaction models are labelled and judged by AUC in RecBole's defaults; here every interaction is a
+    positive, negatives are sampled, and columns of the interaction itself (rating, time) are no features, since a
+    user's future has none.
+    """
+    below: dict[str, Any] = {"eval_args": copy.deepcopy(RANKING_ARGS), **_load_time(view)}
+    if any(metric.upper() in {"AUC", "LOGLOSS", "MAE", "RMSE"} for metric in view.stock["metrics"]):
+        below |= copy.deepcopy(RANKING_METRICS)
+    if view.model_type == ModelType.CONTEXT:
+        below["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+        below["threshold"] = None
+        loaded = copy.deepcopy(below.get("load_col") or view["load_col"])
+        if loaded and "load_col" not in view.user:
+            inter = [view["USER_ID_FIELD"], view["ITEM_ID_FIELD"], view["TIME_FIELD"]]
+            below["load_col"] = {**loaded, "inter": inter}
+        extra = [
+            field
+            for field in (below.get("load_col") or loaded or {}).get("inter", [])
+            if field not in {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"]}
+        ]
+        below["unused_col"] = {"inter": extra}
+    return below

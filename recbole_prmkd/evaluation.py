@@ -1,0 +1,54 @@
+"""The two rankings that every number of this project names.
+
+- as RecBole does it: general models leave out the user's earlier items, sequential models do not;
+- unseen: the user's earlier items are left out for every model, the target itself always stays in.
+
+Without the second, numbers of the two kinds of model cannot be compared.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
+from recbole.trainer import Trainer
+from recbole.utils import ModelType
+
+from recbole_prmkd.dataset import Rows
+
+
+class UnseenEvalDataLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader of a sequential data set, with the rows' earlier items left out."""
+
+    def __init__(self, config: Config, dataset: Dataset, rows: Rows) -> None:
+        self._rows = rows
+        super().__init__(config, dataset, None, shuffle=False)
+
+    def collate_fn(self, index: list[int]) -> tuple[Any, ...]:
+        """As the parent, with (row, item) pairs to leave out in place of None."""
+        interaction, _, positive_u, positive_i = super().collate_fn(index)
+        rows = torch.from_numpy(np.array(index))
+        earlier, _ = self._rows.histories(rows, int(self._rows.lengths.max()))  # [B, L]
+        keep = (earlier != 0) & (earlier != self._rows.targets[rows][:, None])
+        row, column = torch.nonzero(keep, as_tuple=True)
+        return interaction, (row, earlier[row, column]), positive_u, positive_i
+
+
+def evaluate_unseen(trainer: Trainer, config: Config, dataset: Dataset, rows: Rows) -> dict[str, float] | None:
+    """Metrics with the user's earlier items left out, or None where RecBole's own numbers are that already.
+
+    Args:
+        trainer: holds the model to evaluate, with its weights in place.
+        dataset: the validation or test part.
+        rows: the same rows with their whole histories.
+    """
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        return None
+    return plain(trainer.evaluate(UnseenEvalDataLoader(config, dataset, rows), load_best_model=False))
+
+
+def plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers under RecBole's own keys (`ndcg@10`)."""
+    return {key: float(value) for key, value in metrics.items()}

@@ -1,0 +1,169 @@
+"""The knowledge cache: what the teachers know about a training split, made once, looked up by row number.
+
+Per teacher two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order and
+unit vectors of the training rows' histories [N, D] in the student's row order. Scores of any candidates are their
+product, so nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the
+teacher knows nothing of that row or item.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.dataset import ROW, Rows
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.fit import FittedTeacher
+
+_PLACES = 1 << 15  # history places encoded at a time, padding included
+
+
+@dataclass(frozen=True)
+class TeacherKnowledge:
+    """One teacher's vectors; items on the device, rows on disk."""
+
+    name: str
+    temperature: float
+    holdout: float
+    items: Tensor  # [n_items, D] float16
+    rows: np.ndarray  # [N, D] float16, memory-mapped
+
+
+class Knowledge:
+    """Scores of T teachers for any training rows and candidates."""
+
+    def __init__(self, teachers: Sequence[TeacherKnowledge], canonical: Tensor, device: torch.device) -> None:
+        """canonical: [n_items] student's item id -> canonical id."""
+        self.teachers, self.device = teachers, device
+        self._canonical = canonical.to(device)
+        self._known_items = [(teacher.items != 0).any(dim=1) for teacher in teachers]
+        self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
+        self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
+
+    def scores(self, rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of the rows' histories with the candidates.
+
+        Args:
+            rows: [B] row numbers.
+            candidates: [C] for all rows or [B, C] per row, in the student's item ids.
+        Returns:
+            scores [T, B, C] float32, and known [T, B, C] bool: whether the teacher knows both row and item.
+        """
+        columns = self._canonical[candidates]
+        numbers = rows.cpu().numpy()
+        scores, known = [], []
+        for teacher, known_items in zip(self.teachers, self._known_items, strict=True):
+            history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
+            item = teacher.items[columns].float()  # [C, D] or [B, C, D]
+            product = history @ item.T if item.dim() == 2 else (item @ history.unsqueeze(-1)).squeeze(-1)
+            scores.append(product)  # [B, C]
+            known.append((history != 0).any(dim=1)[:, None] & known_items[columns])
+        return torch.stack(scores), torch.stack(known)
+
+
+def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) -> tuple[artifacts.Folder, bool]:
+    """The teacher's stored knowledge of the training rows, encoded now where none matches; and whether it was reused.
+
+    The identity records teacher weights and side information, item numbering, rows, and how histories were cut.
+    """
+    root = Path(student["kd_cache_dir"]) / student["dataset"]
+    identity = {
+        "teacher": teacher.digest,
+        "id_map": artifacts.digest(data.item_tokens),
+        "rows": data.train.digest(),
+        "longest": teacher.config["MAX_ITEM_LIST_LENGTH"],
+        "context": teacher.config["kd_window_context"],
+    }
+    kind = f"knowledge-{teacher.name}"
+    stored = None if student["kd_rebuild"] else artifacts.find(root, kind, identity)
+    if stored is not None:
+        return stored, True
+    started = time.time()
+    items, rows = _encode(teacher, data.train)
+    notes = {
+        "seconds": time.time() - started,
+        "unknown_rows": _unknown(rows),
+        "unknown_items": _unknown(items[1:]),
+    }
+    return artifacts.save(root, kind, identity, {"items": items, "rows": rows}, notes), False
+
+
+def open_knowledge(
+    teachers: Sequence[FittedTeacher],
+    folders: Sequence[artifacts.Folder],
+    data: TeacherData,
+    device: torch.device,
+) -> Knowledge:
+    """The knowledge of all teachers, mapped from disk."""
+    opened = [
+        TeacherKnowledge(
+            name=teacher.name,
+            temperature=teacher.model.temperature,
+            holdout=teacher.holdout,
+            items=torch.from_numpy(np.array(folder.array("items"))).to(device),
+            rows=folder.array("rows"),
+        )
+        for teacher, folder in zip(teachers, folders, strict=True)
+    ]
+    return Knowledge(opened, data.canonical, device)
+
+
+@torch.no_grad()
+def _encode(teacher: FittedTeacher, train: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors in half precision: items [n_items, D] and rows [N, D]; zero where the teacher knows nothing."""
+    model, config = teacher.model.eval(), teacher.config
+    device, amp = config["device"], bool(config["enable_amp"])
+    with torch.autocast(device_type=device.type, enabled=amp):
+        items = model.encode_items()  # [n_items, D]
+    rows = np.zeros((len(train), items.shape[1]), dtype=np.float16)
+    shared = why_not_shared(model, config, train) is None
+    with shared_prefixes(model) if shared else nullcontext():
+        batches = WindowLoader(config, None, train) if shared else _by_length(train, config)
+        with tqdm(total=int((train.lengths > 0).sum()), desc=f"{teacher.name} histories", unit="row") as bar:
+            for batch in batches:
+                with torch.autocast(device_type=device.type, enabled=amp):
+                    vectors = model.encode_batch(batch.to(device), items)  # [R, D]
+                rows[batch[ROW].numpy()] = _half(vectors)
+                bar.update(len(vectors))
+    table = _half(items)
+    table[~model.known_items().numpy()] = 0
+    return table, rows
+
+
+def _by_length(train: Rows, config: Config) -> Iterator[Interaction]:
+    """Batches of rows with a history, similar lengths together, each padded to its own longest."""
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    usable = usable[torch.argsort(train.lengths[usable], stable=True)]
+    for index in usable.split(max(1, _PLACES // longest)):
+        item_seq, item_seq_len = train.histories(index, longest)
+        item = config["ITEM_ID_FIELD"]
+        yield Interaction(
+            {
+                item + config["LIST_SUFFIX"]: item_seq,
+                config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len,
+                ROW: index,
+            }
+        )
+
+
+def _half(vectors: Tensor) -> np.ndarray:
+    """Unit vectors in half precision; a non-finite vector becomes zero, that is unknown."""
+    unit = functional.normalize(vectors.float(), dim=-1)
+    unit[~torch.isfinite(unit).all(dim=-1)] = 0
+    return unit.cpu().numpy().astype(np.float16)
+
+
+def _unknown(vectors: np.ndarray) -> int:
+    return int((vectors == 0).all(axis=1).sum())

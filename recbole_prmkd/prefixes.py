@@ -1,0 +1,218 @@
+"""Shared prefixes: one pass over a window of a user's items gives the vectors of all its prefixes.
+
+RecBole trains a sequential model on one row per prefix, each padded to the maximum length. A causal model's state
+at position p depends on the items up to p alone, so one window serves all rows whose target lies in it. The model
+is not edited: `gather_indexes`, which every such model calls to pick the last state, is replaced on the instance
+and returns all wanted positions; `calculate_loss` then works unmodified.
+
+What differs from RecBole: which rows share a batch (windows, packed by length), and that a target deep in a long
+history sees at least `context` items before it, not always the maximum.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from torch import Tensor, nn
+
+from recbole_prmkd.dataset import ROW, Rows
+
+WINDOW, OFFSET = "kd_window", "kd_offset"  # a row's window in the batch, and its last item's place there
+_POOL = 32  # batches whose windows are sorted by length together
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows over the flat items, and each row's place in them.
+
+    start, length: [W]; window, offset: [N], the row's window and the place of its newest history item in it.
+    """
+
+    start: Tensor
+    length: Tensor
+    window: Tensor
+    offset: Tensor
+
+
+def windows(rows: Rows, longest: int, context: float) -> Windows:
+    """Tile each user's items so that every row with a history lies in exactly one window.
+
+    Args:
+        rows: rows with at least one item of history; rows of one user that share a history block share windows.
+        longest: maximum items of a window.
+        context: share of `longest` that a row keeps as history at least (all of it where the history is shorter).
+    """
+    keep = min(int(longest * context), longest - 1)
+    step = longest - keep
+    length = rows.lengths
+    turn = (length - longest + step - 1).div(step, rounding_mode="floor").clamp(min=0)  # [N] windows further on
+    first = rows.start + turn * step  # [N] where the row's window starts
+    start, window = torch.unique(first, return_inverse=True)
+    offset = rows.stop - first - 1
+    size = torch.zeros_like(start).scatter_reduce(0, window, offset + 1, "amax")
+    return Windows(start, size, window, offset)
+
+
+class WindowLoader:
+    """Batches of windows for RecBole's training loop; stands in for its TrainDataLoader.
+
+    Each batch holds item_id_list [W, L], item_length [W] and user_id [W] per window, and item_id [R], kd_row [R],
+    kd_window [R], kd_offset [R] per row. The batches are a pure function of (seed, epoch, scheduled rows).
+    """
+
+    def __init__(self, config: Config, dataset: Dataset | None, rows: Rows) -> None:
+        self.config, self.dataset, self._dataset, self.rows = config, dataset, dataset, rows
+        self.shuffle, self.epoch = True, 0
+        self._usable = torch.nonzero(rows.lengths > 0).squeeze(1)  # [N']
+        self._tiles = windows(rows.select(self._usable), config["MAX_ITEM_LIST_LENGTH"], config["kd_window_context"])
+        self._scheduled: Tensor | None = None
+
+    def schedule(self, index: Tensor | None) -> None:
+        """Use these rows only (a curriculum's); None: all."""
+        self._scheduled = index
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[Interaction]:
+        batches = self._batches()
+        self.epoch += 1
+        return map(self.batch, batches)
+
+    def _rows_in_use(self) -> Tensor:
+        if self._scheduled is None:
+            return torch.arange(len(self._usable))
+        chosen = torch.zeros(len(self.rows), dtype=torch.bool)
+        chosen[self._scheduled] = True
+        return torch.nonzero(chosen[self._usable]).squeeze(1)
+
+    def _batches(self) -> list[Tensor]:
+        """Row places (in the usable rows) of each batch: whole windows, similar lengths together."""
+        generator = torch.Generator().manual_seed(self.config["seed"] + 7919 * self.epoch)
+        places = self._rows_in_use()
+        order = torch.randperm(len(self._tiles.start), generator=generator)
+        count = torch.bincount(self._tiles.window[places], minlength=len(order))  # rows per window
+        # Windows in random order, sorted by length inside each pool, so that a batch pads little.
+        pool = (count[order].cumsum(0) - 1).div(_POOL * self.config["kd_rows_per_batch"], rounding_mode="floor")
+        order = order[torch.argsort(pool * (1 << 20) + self._tiles.length[order], stable=True)]
+        turn = torch.empty_like(order)
+        turn[order] = torch.arange(len(order))
+        places = places[torch.argsort(turn[self._tiles.window[places]], stable=True)]
+        batch = (count[order].cumsum(0) - count[order]).div(self.config["kd_rows_per_batch"], rounding_mode="floor")
+        sizes = torch.unique_consecutive(batch[turn[self._tiles.window[places]]], return_counts=True)[1]
+        batches = list(places.split(sizes.tolist()))
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def batch(self, places: Tensor) -> Interaction:
+        """The windows of these rows; `places` number the rows with a history, [R]."""
+        tiles, rows = self._tiles, self.rows
+        used, window = torch.unique(tiles.window[places], return_inverse=True)
+        length = tiles.length[used]  # [W]
+        columns = torch.arange(int(length.max()))
+        items = rows.items[(tiles.start[used][:, None] + columns).clamp(max=len(rows.items) - 1)]  # [W, L]
+        index = self._usable[places]  # [R]
+        user = torch.empty_like(used)
+        user[window] = rows.users[index]
+        item = self.config["ITEM_ID_FIELD"]
+        return Interaction(
+            {
+                item + self.config["LIST_SUFFIX"]: torch.where(columns < length[:, None], items, 0),
+                self.config["ITEM_LIST_LENGTH_FIELD"]: length,
+                self.config["USER_ID_FIELD"]: user,
+                item: rows.targets[index],
+                ROW: index,
+                WINDOW: window,
+                OFFSET: tiles.offset[places],
+            }
+        )
+
+
+_ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
+
+
+@contextmanager
+def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
+    """Inside, the model's loss, scores and vectors of a batch of windows cover all rows of the batch.
+
+    Batches without a window column (evaluation) pass through unchanged.
+    """
+    gather = model.gather_indexes
+    wanted: list[tuple[Tensor, Tensor]] = []
+
+    def gather_indexes(output: Tensor, gather_index: Tensor) -> Tensor:
+        if not wanted:
+            return gather(output, gather_index)
+        window, offset = wanted[-1]
+        return output[window, offset]  # [R, D]
+
+    def on_windows(function: Any) -> Any:
+        def call(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
+            if WINDOW not in interaction:
+                return function(interaction, *args, **kwargs)
+            wanted.append((interaction[WINDOW], interaction[OFFSET]))
+            try:
+                return function(interaction, *args, **kwargs)
+            finally:
+                wanted.pop()
+
+        return call
+
+    entries = [name for name in _ENTRIES if hasattr(model, name)]
+    model.gather_indexes = gather_indexes
+    for name in entries:
+        setattr(model, name, on_windows(getattr(model, name)))
+    try:
+        yield
+    finally:
+        for name in ("gather_indexes", *entries):
+            del model.__dict__[name]
+
+
+def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> str | None:
+    """None where shared prefixes give the model's own loss and scores on a few real rows; else the reason.
+
+    The live model is run in evaluation mode on some users' prefixes as RecBole would feed them and as windows:
+    a model that looks at later items, or does not use `gather_indexes`, gives other numbers.
+    """
+    if not hasattr(model, "gather_indexes"):
+        return "it is no sequential model of RecBole"
+    if config["loss_type"] != "CE":
+        return "its loss_type is not CE"
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    usable = torch.nonzero((rows.lengths > 0) & (rows.lengths <= longest)).squeeze(1)[:64]
+    if len(usable) == 0:
+        return "no row has a history"
+    sample = rows.select(usable)
+    item_seq, item_seq_len = sample.histories(torch.arange(len(sample)), longest)
+    prefixes = Interaction(
+        {
+            config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]: nn.functional.pad(
+                item_seq, (0, longest - item_seq.shape[1])
+            ),
+            config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len,
+            config["USER_ID_FIELD"]: sample.users,
+            config["ITEM_ID_FIELD"]: sample.targets,
+        }
+    ).to(config["device"])
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            loss, scores = model.calculate_loss(prefixes), model.full_sort_predict(prefixes)
+            batch = WindowLoader(config, None, sample).batch(torch.arange(len(sample))).to(config["device"])
+            with shared_prefixes(model):
+                shared_loss, shared_scores = model.calculate_loss(batch), model.full_sort_predict(batch)
+            same = torch.allclose(loss, shared_loss, rtol=1e-4, atol=1e-5) and torch.allclose(
+                scores.view(len(sample), -1), shared_scores.view(len(sample), -1), rtol=1e-3, atol=1e-4
+            )
+        return None if same else "its state at a position depends on later items"
+    except Exception as error:  # whatever a foreign model raises on windows means that it cannot share
+        return f"it does not accept windows ({type(error).__name__})"
+    finally:
+        model.train(training)

@@ -1,0 +1,248 @@
+"""The whole run, as visible steps:
+
+config -> data -> item text -> teachers -> knowledge cache -> student -> distillation -> evaluation -> result
+
+The order of RecBole's own `run_recbole` is kept call by call, so that `kd: none` gives its metrics and weights bit
+for bit. What is made on the way (item vectors, teachers, knowledge) is reused where it still matches; the student is
+seeded after it, so a cold and a warm run give the same student.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+from recbole.data.transform import construct_transform
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import get_environment, get_flops, get_model, get_trainer, init_seed, set_color
+
+from recbole_prmkd import result as results
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.config import data_folder, host_view, load_config
+from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.evaluation import evaluate_unseen, plain
+from recbole_prmkd.host import quiet_trainer, run_logging
+from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge
+from recbole_prmkd.objective import Objective
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.result import RunResult, StepResult, StudentResult, TeacherResult
+from recbole_prmkd.student import StudentScorer, clear_graph_cache
+from recbole_prmkd.teachers.data import TeacherData, teacher_data
+from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.text import prepare_item_text
+from recbole_prmkd.trainer import Curriculum, distillation_trainer
+
+
+class Steps:
+    """Times each step and says when it starts and whether it was reused."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, StepResult] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[dict[str, Any]]:
+        """Run a step; set `reused` in the dict that it yields."""
+        started, state = time.time(), {"reused": None}
+        getLogger().info(set_color(f"Step: {name}", "green"))
+        yield state
+        seconds = time.time() - started
+        self.results[name] = StepResult(seconds=seconds, reused=state["reused"])
+        how = {None: "done", True: "reused", False: "made"}[state["reused"]]
+        getLogger().info(f"Step: {name} {how} in {seconds:.1f} s")
+
+
+def run_recbole_prmkd(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train and test a RecBole model, distilled from pre-trained recommendation models if `kd` says so.
+
+    The arguments are those of `recbole.quick_start.run_recbole`, and like it this reads the command line.
+
+    Returns:
+        RecBole's result dict (best_valid_score, valid_score_bigger, best_valid_result, test_result), and beside it
+        `output_dir` and `result`, the content of result.json.
+    Raises:
+        UserError: bad input, in one sentence; nothing was written.
+    """
+    config = load_config(model, dataset, config_file_list, config_dict)
+    output = _output_dir(config)
+    check_run(config, data_folder(host_view(model, dataset, config_file_list, config_dict)), output)
+    with results.output_folder(output) as folder, run_logging(config, folder):
+        returned, run = _run(config, folder, saved)
+        results.write(folder, run)
+    getLogger().info(f"Result: {output / results.RESULT}")
+    return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
+
+
+def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], RunResult]:
+    steps = Steps()
+    init_seed(config["seed"], config["reproducibility"])
+    getLogger().info(config)
+    with steps("data"):
+        split = load_split(config)
+
+    teachers: list[FittedTeacher] = []
+    knowledge = None
+    unknown: dict[str, dict[str, int]] = {}
+    if config["kd"] != "none":
+        teachers, knowledge, unknown = _knowledge(config, split, steps)
+
+    with steps("student"):
+        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+        student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+        getLogger().info(student)
+        flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
+        getLogger().info(f"FLOPs: {flops}")
+        trainer = quiet_trainer(_trainer_class(config), config, student, folder)
+
+    with steps("distillation" if knowledge and config["kd_weight"] else "training"), ExitStack() as stack:
+        train_data = _training_data(config, split, student, stack)
+        if knowledge is not None:
+            _distil(config, split, knowledge, student, trainer)
+        started = time.time()
+        best_score, best_valid = trainer.fit(
+            train_data, split.valid_data, saved=saved, show_progress=config["show_progress"]
+        )
+        seconds = time.time() - started
+
+    with steps("evaluation"):
+        test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
+        unseen = {
+            part: evaluate_unseen(trainer, config, data._dataset, rows) or plain(metrics)
+            for part, data, rows, metrics in (
+                ("valid", split.valid_data, split.valid, best_valid),
+                ("test", split.test_data, split.test, test),
+            )
+        }
+        clear_graph_cache(student)
+    getLogger().info(get_environment(config).draw())
+    getLogger().info(set_color("best valid ", "yellow") + f": {best_valid}")
+    getLogger().info(set_color("test result", "yellow") + f": {test}")
+
+    returned = {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid,
+        "test_result": test,
+    }
+    run = RunResult(
+        config=_plain_config(config),
+        versions=results.versions(),
+        seed=config["seed"],
+        device=str(config["device"]),
+        dataset=_counts(config, split),
+        student=StudentResult(
+            model=config["model"],
+            valid=plain(best_valid),
+            test=plain(test),
+            valid_unseen=unseen["valid"],
+            test_unseen=unseen["test"],
+            parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
+            train_seconds=seconds,
+            epochs=len(trainer.train_loss_dict),
+            checkpoint=Path(trainer.saved_model_file).name if saved else None,
+            train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
+        ),
+        teachers={teacher.name: _teacher_result(teacher, unknown[teacher.name]) for teacher in teachers},
+        steps=steps.results,
+        distillation=getattr(trainer, "history", []),
+    )
+    return returned, run
+
+
+def _knowledge(
+    config: Config, split: Split, steps: Steps
+) -> tuple[list[FittedTeacher], Knowledge, dict[str, dict[str, int]]]:
+    """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
+    with steps("text") as state:
+        state["reused"] = prepare_item_text(config, split.item_tokens)
+    data: TeacherData = teacher_data(split, config["seed"])
+    teachers, folders = [], []
+    for name in config["kd_teachers"]:
+        with steps(f"teacher {name}") as state:
+            teacher = fit_or_load(name, config, data)
+            teachers.append(teacher)
+            state["reused"] = teacher.reused
+        with steps(f"knowledge {name}") as state:
+            stored, state["reused"] = build_or_load(teacher, data, config)
+            folders.append(stored)
+            _warn_of_unknown(name, stored.notes, split)
+    knowledge = open_knowledge(teachers, folders, data, config["device"])
+    return teachers, knowledge, {t.name: folder.notes for t, folder in zip(teachers, folders, strict=True)}
+
+
+def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:
+    if notes["unknown_rows"] or notes["unknown_items"]:
+        getLogger().warning(
+            f"{name} knows nothing of {notes['unknown_rows']} of {len(split.train)} training rows (no history) and of "
+            f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text): its weight is zero there."
+        )
+
+
+def _trainer_class(config: Config) -> type:
+    host = get_trainer(config["MODEL_TYPE"], config["model"])
+    return host if config["kd"] == "none" else distillation_trainer(host)
+
+
+def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:
+    """RecBole's training loader, or windows where shared prefixes are wanted and the student allows them."""
+    if not config["kd_shared_prefixes"]:
+        return split.train_data
+    reason = why_not_shared(student, config, split.train)
+    if reason is not None:
+        getLogger().warning(f"{config['model']} is trained row by row, as in RecBole: {reason}.")
+        return split.train_data
+    stack.enter_context(shared_prefixes(student))
+    return WindowLoader(config, split.train_data._dataset, split.train)
+
+
+def _distil(config: Config, split: Split, knowledge: Knowledge, student: AbstractRecommender, trainer: Any) -> None:
+    if config["kd_weight"] == 0:
+        getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
+        return
+    scorer = StudentScorer(student, config, split.train_data._dataset)
+    objective = Objective(config, knowledge, split.train, split.later, scorer)
+    trainer.distil(objective, Curriculum(config, split.train) if config["kd_curriculum"] != "none" else None)
+
+
+def _output_dir(config: Config) -> Path:
+    if config["kd_output_dir"]:
+        return Path(config["kd_output_dir"])
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    return Path("runs") / f"{config['model']}-{config['dataset']}-{config['kd']}-{now}"
+
+
+def _plain_config(config: Config) -> dict[str, Any]:
+    """Every setting as JSON can hold it."""
+    simple = (str, int, float, bool, type(None), list, dict)
+    return {key: value if isinstance(value, simple) else str(value) for key, value in config.final_config_dict.items()}
+
+
+def _counts(config: Config, split: Split) -> dict[str, Any]:
+    return {
+        "name": config["dataset"],
+        "users": len(split.user_tokens),
+        "items": len(split.item_tokens),
+        "train_rows": len(split.train),
+        "valid_rows": len(split.valid),
+        "test_rows": len(split.test),
+    }
+
+
+def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> TeacherResult:
+    return TeacherResult(
+        **teacher.metrics,
+        parameters=teacher.parameters,
+        seconds=teacher.seconds,
+        holdout=teacher.holdout,
+        unknown_rows=notes["unknown_rows"],
+        unknown_items=notes["unknown_items"],
+    )

@@ -1,0 +1,152 @@
+"""What a run leaves: result.json with a versioned schema, the student's checkpoint, its logs; all or nothing.
+
+Everything is written in `unfinished/` inside the output folder and moved out at the end, result.json last.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.errors import UserError
+
+SCHEMA = "recbole_prmkd/1"
+RESULT = "result.json"
+_PACKAGES = (
+    "recbole_prmkd",
+    "recbole",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "numpy",
+    "pandas",
+    "scipy",
+    "ray",
+)
+
+Metrics = dict[str, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StudentResult(_Part):
+    """The student: RecBole's own ranking, and the one without the user's earlier items (`*_unseen`)."""
+
+    model: str
+    valid: Metrics
+    test: Metrics
+    valid_unseen: Metrics
+    test_unseen: Metrics
+    parameters: int = Field(description="trainable numbers, equal to the stock model's")
+    train_seconds: float = Field(description="wall time of RecBole's fit, validation included")
+    epochs: int
+    checkpoint: str | None = Field(description="file beside result.json; None if it was not to be saved")
+    train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
+
+
+class TeacherResult(_Part):
+    """One teacher: its own metrics on the student's validation and test rows."""
+
+    valid: Metrics
+    test: Metrics
+    valid_unseen: Metrics
+    test_unseen: Metrics
+    parameters: int
+    seconds: float = Field(description="fine-tuning, as first measured")
+    holdout: float = Field(description="its valid_metric on the holdout of the training split")
+    unknown_rows: int = Field(description="training rows it knows nothing of (no history)")
+    unknown_items: int = Field(description="items it knows nothing of (no text)")
+
+
+class StepResult(_Part):
+    """Wall time of one step, and whether its product was taken from an earlier run (None: it makes none)."""
+
+    seconds: float
+    reused: bool | None
+
+
+class RunResult(BaseModel):
+    """result.json."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    config: dict[str, Any] = Field(description="every setting in force")
+    versions: dict[str, str]
+    seed: int
+    device: str
+    dataset: dict[str, Any] = Field(description="name and counts after filtering and splitting")
+    student: StudentResult
+    teachers: dict[str, TeacherResult]
+    steps: dict[str, StepResult]
+    distillation: list[dict[str, float]] = Field(description="one entry per epoch; empty without distillation")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that shape a result."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """A folder to work in, `path`/unfinished; on success its content moves into `path`.
+
+    A run that fails leaves its log in there, one refused for bad input leaves nothing; the next run clears it. An
+    older result in `path` stays until the new one is complete.
+    """
+    work = path / "unfinished"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {path}: {error}; name another folder with --kd_output_dir.") from error
+    try:
+        yield work
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    _move_out(work, path)
+    work.rmdir()
+
+
+def write(folder: Path, result: RunResult) -> None:
+    """Write result.json."""
+    artifacts.write_json(folder / RESULT, result.model_dump(mode="json", by_alias=True))
+
+
+def read(folder: Path) -> RunResult:
+    """The result in a run's folder.
+
+    Raises:
+        UserError: there is none, or it is of another schema.
+    """
+    try:
+        result = RunResult.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"There is no {folder / RESULT}: the run has not ended; start it again.") from error
+    except ValueError as error:
+        raise UserError(f"{folder / RESULT} is no result of schema {SCHEMA}: {error}.") from error
+    return result
+
+
+def _move_out(work: Path, path: Path) -> None:
+    (path / RESULT).unlink(missing_ok=True)  # from here to the last line there is no result to trust
+    for item in sorted(work.iterdir(), key=lambda item: item.name == RESULT):
+        target = path / item.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(item, target)

@@ -1,0 +1,165 @@
+"""Reads other people's checkpoints without running their code.
+
+Three kinds of file: safetensors; torch files that hold tensors only (`.bin`, `.pth`, read by torch's own
+weights-only reader); and the released UniSRec pickles, which also hold a configuration object of a class that
+is not installed here. For those, this file has a reader of its own that knows every name that they mention:
+data become data, classes become empty stubs, any other name ends the reading. Nothing is imported, and all
+that a pickle can call is what makes a dictionary, a tensor or a stub.
+"""
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recbole_prmkd.errors import UserError
+
+# Kinds of storage that a tensor's numbers may lie in.
+_STORAGES = {
+    ("torch", "DoubleStorage"): torch.float64,
+    ("torch", "FloatStorage"): torch.float32,
+    ("torch", "HalfStorage"): torch.float16,
+    ("torch", "BFloat16Storage"): torch.bfloat16,
+    ("torch", "LongStorage"): torch.int64,
+    ("torch", "IntStorage"): torch.int32,
+    ("torch", "BoolStorage"): torch.bool,
+}
+# What the configuration object of a UniSRec checkpoint is made of; none of it is needed.
+_STUBS = {
+    ("config", "Config"),
+    ("recbole.config.configurator", "Config"),
+    ("recbole.utils.enum_type", "ModelType"),
+    ("recbole.utils.enum_type", "InputType"),
+    ("recbole.utils.enum_type", "EvaluatorType"),
+    ("torch", "device"),
+    ("unisrec", "UniSRec"),
+    ("yaml.loader", "FullLoader"),
+}
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU; those under `state_dict` where the file has that key.
+
+    Raises:
+        UserError: no such file, not one of the three kinds, or a pickle with a name that is not on the list.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"Cannot read the checkpoint {path} as safetensors: {error}.") from error
+    content = _torch_file(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name: name a file with a state dict.")
+    return tensors
+
+
+def recformer_weights(path: Path) -> dict[str, Tensor]:
+    """The encoder's tensors of a Recformer or Longformer file, named as in the authors' RecformerModel.
+
+    Any of the authors' prefixes is taken off; the language model's head, poolers and item tables are left out, and so
+    is `position_ids`, which is no weight. A Longformer's one row of token types is repeated for all four.
+
+    Raises:
+        UserError: as `read_checkpoint`.
+    """
+    weights = {}
+    for name, tensor in read_checkpoint(path).items():
+        name = name.removeprefix("_forward_module.model.").removeprefix("longformer.")
+        if name.startswith(("embeddings.", "encoder.")) and name != "embeddings.position_ids":
+            weights[name] = tensor
+    types = "embeddings.token_type_embeddings.weight"
+    if types in weights and len(weights[types]) == 1:
+        weights[types] = weights[types].repeat(4, 1)
+    return weights
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        # Said outright, since an environment variable can turn off a default.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} cannot be read safely: save it as safetensors.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"Cannot read the checkpoint {path}: {_first_line(error)}.") from error
+    return _unisrec_pickle(path)
+
+
+def _unisrec_pickle(path: Path) -> Any:
+    """The content of a torch zip file by the list of names above."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise UserError(f"{path} is no torch file: name a checkpoint.")
+            return _ListedUnpickler(archive, pickles[0], path).load()
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or a forged pickle can raise anything
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {_first_line(error)}).") from error
+
+
+class _ListedUnpickler(pickle.Unpickler):
+    """Knows the listed names and no other; makes tensors itself from the archive's bytes."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str, path: Path) -> None:
+        super().__init__(BytesIO(archive.read(name)))
+        self.archive, self.path = archive, path
+        self.folder = name.rpartition("/")[0]
+        self.storages: dict[str, Tensor] = {}
+        order = f"{self.folder}/byteorder"
+        if order in archive.namelist() and archive.read(order).decode() != sys.byteorder:
+            raise UserError(f"{path} was written on a machine of another byte order: save it as safetensors.")
+
+    def find_class(self, module: str, name: str) -> Any:
+        pair = (module, name)
+        if pair in _STORAGES:
+            return _STORAGES[pair]
+        if pair in _STUBS:
+            # Made anew at each mention: a pickle can set attributes, and they must not outlive it.
+            return type(name, (_Stub,), {})
+        if pair == ("collections", "OrderedDict"):
+            return OrderedDict
+        if pair == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._tensor
+        raise UserError(
+            f"{self.path} is refused: it refers to {module}.{name}, which is on no list of harmless names; "
+            "save its state dict as safetensors where you trust it."
+        )
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The numbers of one storage, [N]; pid: ("storage", kind, key, device, N)."""
+        _, dtype, key, _, _ = pid
+        if key not in self.storages:
+            data = bytearray(self.archive.read(f"{self.folder}/data/{key}"))
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+    def _tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+        # as_strided refuses to leave the storage; the copy frees a tensor from its neighbours.
+        return torch.as_strided(storage, size, stride, offset).clone()
+
+
+class _Stub:
+    """Stands for an object that is not needed: takes any arguments, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

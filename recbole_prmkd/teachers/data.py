@@ -1,0 +1,160 @@
+"""A teacher's view of the data: canonical item numbers, and a RecBole data set made of rows.
+
+Teachers number items and order users by their external tokens, not by first appearance in a file. So nothing of a
+teacher, and nothing of its knowledge, depends on rows that it must not see: changing a validation or test item
+cannot even renumber what a teacher was trained on.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils.argument_list import dataset_arguments
+from torch import Tensor
+
+from recbole_prmkd.dataset import Rows, Split
+from recbole_prmkd.keys import key_table, teacher_settings
+
+# What a teacher shares with the student's run, beside the data arguments and every kd_ key.
+_SHARED = (
+    "seed",
+    "reproducibility",
+    "gpu_id",
+    "use_gpu",
+    "state",
+    "show_progress",
+    "eval_batch_size",
+    "metrics",
+    "topk",
+    "metric_decimal_place",
+    "enable_amp",
+    "encoding",
+    "worker",
+)
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """Canonical rows for all teachers of a run.
+
+    fit, holdout: rows of the training split that a teacher learns from, and a few last rows of it that tell when to
+    stop. train: all training rows in the student's order. valid, test: for reporting only.
+    canonical: [n_items] student's item id -> canonical id.
+    """
+
+    item_tokens: list[str]
+    canonical: Tensor
+    fit: Rows
+    holdout: Rows
+    train: Rows
+    valid: Rows
+    test: Rows
+
+
+def teacher_data(split: Split, seed: int) -> TeacherData:
+    """The split in canonical numbering. The holdout is at most 5 % of the training rows, at most one per user."""
+    order = sorted(range(len(split.item_tokens)), key=split.item_tokens.__getitem__)
+    canonical = torch.zeros(len(order) + 1, dtype=torch.int64)
+    canonical[1 + torch.tensor(order)] = 1 + torch.arange(len(order))
+    train = split.train.renumbered(canonical)
+    learnable = train.select(_by_user_token(train, split.user_tokens)).compact()
+    last = torch.ones(len(learnable), dtype=torch.bool)
+    last[:-1] = learnable.users[1:] != learnable.users[:-1]
+    several = learnable.lengths > 1  # a user keeps at least one row to learn from
+    candidates = torch.nonzero(last & several).squeeze(1)
+    number = min(len(candidates), max(1, len(learnable) // 20))
+    drawn = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:number]
+    held = torch.zeros(len(learnable), dtype=torch.bool)
+    held[candidates[drawn]] = True
+    return TeacherData(
+        item_tokens=[split.item_tokens[i] for i in order],
+        canonical=canonical,
+        fit=learnable.select(torch.nonzero(~held).squeeze(1)),
+        holdout=learnable.select(torch.nonzero(held).squeeze(1)),
+        train=train,
+        valid=split.valid.renumbered(canonical),
+        test=split.test.renumbered(canonical),
+    )
+
+
+def _by_user_token(rows: Rows, user_tokens: list[str]) -> Tensor:
+    """Numbers of the rows with a history, users in the order of their tokens, each user's rows in time order."""
+    rank = np.empty(len(user_tokens) + 1, dtype=np.int64)
+    rank[0] = 0
+    rank[1 + np.argsort(np.array(user_tokens), kind="stable")] = 1 + np.arange(len(user_tokens))
+    usable = torch.nonzero(rows.lengths > 0).squeeze(1)
+    return usable[torch.argsort(torch.from_numpy(rank)[rows.users[usable]], stable=True)]
+
+
+def teacher_config(name: str, student: Config) -> Config:
+    """RecBole's Config of a teacher: its own properties, the student's data arguments, no command line."""
+    shared = {key: student[key] for key in (*dataset_arguments, *_SHARED) if key in student}
+    own = teacher_settings(name, student.final_config_dict)
+    fixed = {
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+        "repeatable": True,
+        "load_col": None,
+        "unused_col": None,
+        "threshold": None,
+    }
+    with _no_command_line():
+        config = Config(model=name, dataset=student["dataset"], config_dict={**shared, **own, **fixed})
+    for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
+        config[key] = student[key]
+    # The metric that a teacher stops on is computed whatever the student reports.
+    metric, _, cutoff = config["valid_metric"].partition("@")
+    if metric.lower() not in (known.lower() for known in config["metrics"]):
+        config["metrics"] = [*config["metrics"], metric]
+    config["topk"] = sorted({*config["topk"], *([int(cutoff)] if cutoff else [])})
+    return config
+
+
+@contextlib.contextmanager
+def _no_command_line() -> Iterator[None]:
+    """Config reads sys.argv, whose --learning_rate and --epochs are meant for the student."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
+class RowsDataset(SequentialDataset):
+    """Rows as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files."""
+
+    def __init__(self, config: Config, rows: Rows, item_tokens: list[str]) -> None:
+        self.config, self.rows, self.logger = config, rows, getLogger()
+        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
+        self.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
+        self.field2id_token = {self.iid_field: np.array(["[PAD]", *item_tokens])}
+        self.user_feat = self.item_feat = None
+        self.inter_feat = Interaction({self.uid_field: rows.users, self.iid_field: rows.targets})
+
+    def num(self, field: str) -> int:
+        """Number of items, PAD included."""
+        return len(self.field2id_token[field])
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        numbers = torch.as_tensor(np.asarray(index)).reshape(-1)
+        item_seq, item_seq_len = self.rows.histories(numbers, self.max_item_list_len)
+        pad = (0, self.max_item_list_len - item_seq.shape[1])
+        return Interaction(
+            {
+                self.uid_field: self.rows.users[numbers],
+                self.iid_field: self.rows.targets[numbers],
+                self.iid_field + self.config["LIST_SUFFIX"]: torch.nn.functional.pad(item_seq, pad),
+                self.item_list_length_field: item_seq_len,
+            }
+        )
+
+    def __str__(self) -> str:
+        return f"{len(self.rows)} rows, {self.num(self.iid_field) - 1} items"

@@ -1,0 +1,153 @@
+"""Fine-tune a teacher on the training split with RecBole's own trainer, or take the one that is stored.
+
+A stored teacher is reused when everything that its weights depend on is equal: its settings, the seed, the text (and
+image) vectors, the item numbering, the rows it learnt from and the checkpoint it started from. Validation and test
+rows are not among them: when to stop is decided on a holdout of the training split.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.trainer import Trainer
+from recbole.utils import get_trainer, init_seed
+from torch import Tensor
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.evaluation import evaluate_unseen, plain
+from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.keys import teacher_settings
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teachers import TEACHERS, Teacher
+from recbole_prmkd.teachers.data import RowsDataset, TeacherData, teacher_config
+
+
+@dataclass
+class FittedTeacher:
+    """A frozen teacher, ready to encode; what it cost and how good it is.
+
+    digest: hash of its weights and side information. seconds: fine-tuning, as first measured.
+    valid, test and their unseen twins: its own metrics under RecBole's keys.
+    """
+
+    name: str
+    model: Teacher
+    config: Config
+    digest: str
+    seconds: float
+    reused: bool
+    holdout: float
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def parameters(self) -> int:
+        """All numbers it holds, its frozen text table included."""
+        return sum(tensor.numel() for tensor in self.model.parameters())
+
+
+def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
+    """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
+    config = teacher_config(name, student)
+    root = Path(student["kd_teacher_dir"]) / student["dataset"]
+    init_seed(config["seed"], config["reproducibility"])
+    model = TEACHERS[name](config, RowsDataset(config, data.fit, data.item_tokens)).to(config["device"])
+    checkpoint = student[f"kd_{name}_checkpoint".lower()]
+    if checkpoint:
+        model.load_checkpoint(Path(checkpoint))
+    identity = _identity(name, config, data, model, checkpoint)
+    stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{name}", identity)
+    reused = stored is not None
+    if stored is None:
+        seconds, score = _fit(model, config, data)
+        notes = {"seconds": seconds, "holdout": score}
+        stored = artifacts.save(root, f"teacher-{name}", identity, {"weights": _learnt(model)}, notes)
+    model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
+    model.eval().requires_grad_(False)
+    digest = artifacts.digest([identity, stored.files["weights.safetensors"]["sha256"]])
+    return FittedTeacher(
+        name=name,
+        model=model,
+        config=config,
+        digest=digest,
+        seconds=stored.notes["seconds"],
+        reused=reused,
+        holdout=stored.notes["holdout"],
+        metrics=_metrics(name, model, config, data, root, digest),
+    )
+
+
+def _identity(
+    name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: str | None
+) -> Mapping[str, Any]:
+    return {
+        "teacher": name,
+        "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
+        "batches": [config["kd_rows_per_batch"], config["kd_window_context"]],
+        "seed": config["seed"],
+        "checkpoint": artifacts.file_digest(Path(checkpoint)) if checkpoint else None,
+        "side_information": artifacts.digest(tensor for _, tensor in sorted(_given(model).items())),
+        "items": artifacts.digest(data.item_tokens),
+        "rows": data.fit.digest(),
+        "holdout": data.holdout.digest(),
+    }
+
+
+def _given(model: Teacher) -> dict[str, Tensor]:
+    """Frozen tables that come from the data set's text or images, not from training."""
+    return {name: p for name, p in model.named_parameters() if name.split(".")[0] in model.side_information}
+
+
+def _learnt(model: Teacher) -> dict[str, Tensor]:
+    given = _given(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in given}
+
+
+def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, float]:
+    """Train with RecBole's trainer; returns seconds and the best holdout score."""
+    dataset = RowsDataset(config, data.fit, data.item_tokens)
+    holdout = FullSortEvalDataLoader(config, RowsDataset(config, data.holdout, data.item_tokens), None)
+    reason = why_not_shared(model, config, data.fit)
+    if reason is not None:
+        getLogger().info(f"{config['model']} is trained row by row: {reason}.")
+    started = time.time()
+    with tempfile.TemporaryDirectory() as folder, nullcontext() if reason else shared_prefixes(model):
+        train = (
+            TrainDataLoader(config, dataset, None, shuffle=True) if reason else WindowLoader(config, dataset, data.fit)
+        )
+        trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
+        score, _ = trainer.fit(train, holdout, show_progress=config["show_progress"])
+        # The best epoch's weights, read back as RecBole does before a test.
+        trainer.evaluate(holdout, load_best_model=True)
+    return time.time() - started, float(score)
+
+
+def _metrics(
+    name: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
+) -> dict[str, dict[str, float]]:
+    """The teacher's own metrics on the student's validation and test rows; stored apart from its weights."""
+    parts = {"valid": data.valid, "test": data.test}
+    identity = {
+        "teacher": digest,
+        "metrics": [config["metrics"], config["topk"], config["metric_decimal_place"]],
+        **{part: rows.digest() for part, rows in parts.items()},
+    }
+    stored = artifacts.find(root, f"metrics-{name}", identity)
+    if stored is None:
+        metrics = {}
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            trainer = quiet_trainer(Trainer, config, model, Path(folder))
+            for part, rows in parts.items():
+                dataset = RowsDataset(config, rows, data.item_tokens)
+                loader = FullSortEvalDataLoader(config, dataset, None)
+                metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
+                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
+        stored = artifacts.save(root, f"metrics-{name}", identity, {}, metrics)
+    return stored.notes

@@ -1,0 +1,289 @@
+"""Recformer (Li et al., KDD 2023, arXiv 2305.13731): items and histories are read as text by one Longformer.
+
+An item is its attributes as key-value tokens, a history the tokens of its items, newest first; the state of <s> is
+the vector, for items and histories alike (`recformer_text` makes the tokens). Written from the paper; names and
+shapes of the state dict are those of the authors' files, so these load by name. Our choices:
+
+- it starts from any BERT-type encoder, by default a MiniLM that a CPU can train; as the authors do with Longformer,
+  one row of token types serves all four at first; item positions start at zero (theirs: random), so that a converted
+  encoder gives at first what it gave before;
+- such an encoder was trained to be read by the mean of its states, so that is its pooling (`pooler_type`);
+- word embeddings stay fixed by default (the authors: in pre-training);
+- histories are short by default: the paper's sizes stand in `properties/model/Recformer.yaml`.
+"""
+
+import time
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer, LongformerConfig
+from transformers.models.longformer.modeling_longformer import LongformerEncoder
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.checkpoints import recformer_weights
+from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch, by_length
+from recbole_prmkd.text import encoder_digest, encoder_folder, item_texts
+
+_TOKEN_TYPES = 4  # <s>, key, value, padding
+# Encoders with BERT's layers, and whether their position table starts with rows for padding.
+_LEADING_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "longformer": True}
+# What a checkpoint may lack: DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions.
+_MAY_LACK = {
+    f"longformer.embeddings.{name}"
+    for name in ("position_ids", "word_embeddings.weight", "item_position_embeddings.weight")
+}
+
+
+class RecformerEmbeddings(nn.Module):
+    """Word + position + token type + item position, normalised: section 2.2.1 of the paper."""
+
+    position_ids: Tensor
+
+    def __init__(self, config: LongformerConfig, item_positions: int) -> None:
+        super().__init__()
+        width, pad = config.hidden_size, config.pad_token_id
+        self.pad_id = int(pad)
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=pad)
+        self.token_type_embeddings = nn.Embedding(_TOKEN_TYPES, width)
+        self.item_position_embeddings = nn.Embedding(item_positions, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Not needed, but the authors' files hold it.
+        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None])
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """[B, T] tokens -> [B, T, D]; positions count from pad_id + 1, as in RoBERTa."""
+        real = (batch.input_ids != self.pad_id).long()
+        x = (
+            self.word_embeddings(batch.input_ids)
+            + self.position_embeddings(real.cumsum(1) * real + self.pad_id)
+            + self.token_type_embeddings(batch.token_type_ids)
+            + self.item_position_embeddings(batch.item_position_ids)
+        )  # [B, T, D]
+        return self.dropout(self.LayerNorm(x))
+
+
+class RecformerModel(nn.Module):
+    """Embeddings and the stock Longformer encoder; <s> alone attends, and is attended to, everywhere."""
+
+    def __init__(self, config: LongformerConfig, item_positions: int) -> None:
+        super().__init__()
+        self.window = max(config.attention_window)
+        self.embeddings = RecformerEmbeddings(config, item_positions)
+        self.encoder = LongformerEncoder(config)
+
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Hidden states, [B, T, D]."""
+        x = self.embeddings(batch)  # [B, T, D]
+        # The encoder's code: negative = padding, 0 = local, positive = global; whole windows only.
+        mask = (batch.attention_mask + batch.global_attention_mask - 1).to(x.dtype) * 1e4  # [B, T]
+        extra = -x.shape[1] % self.window
+        return self.encoder(
+            functional.pad(x, (0, 0, 0, extra)),
+            attention_mask=functional.pad(mask, (0, extra), value=-1e4),
+            padding_len=extra,
+            return_dict=True,
+        ).last_hidden_state
+
+
+class Recformer(Teacher):
+    """Recformer as a RecBole model; items are scored against a stored table, as in two-stage fine-tuning.
+
+    `RecformerTrainer` encodes the table anew before each epoch of the first stage and leaves it alone in the second.
+    The table is part of the state dict, since in the second stage it is older than the encoder.
+    """
+
+    side_information = ("item_tokens", "encoder_hash")
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        item_positions, window = int(config["max_item_embeddings"]), int(config["attention_window"])
+        if self.max_seq_length >= item_positions:
+            raise UserError(
+                f"MAX_ITEM_LIST_LENGTH {self.max_seq_length} needs max_item_embeddings of at least "
+                f"{self.max_seq_length + 1}, not {item_positions}."
+            )
+        if window < 2 or window % 2:
+            raise UserError(f"attention_window {window} is not an even number of at least 2.")
+        folder = encoder_folder(config["kd_text_encoder"])
+        kind, encoder, weights = read_encoder(folder, window, config["max_token_num"], item_positions)
+        self.longformer = RecformerModel(encoder, item_positions)
+        self.longformer.load_state_dict(weights, strict=False)  # position_ids is all that is lacking
+        self.longformer.embeddings.word_embeddings.requires_grad_(config["train_word_embeddings"])
+        self.pooler_type = _pooler_type(config["pooler_type"], kind)
+        self.batch_tokens = int(config["encode_batch_tokens"])
+        self.tokens_per_second = 0.0  # of the last pass over the items
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        if len(tokenizer) > encoder.vocab_size:
+            raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its encoder {encoder.vocab_size}.")
+        tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+        self.item_tokens = ItemTokens(
+            tokenizer,
+            item_texts(config, tokens),
+            max_attr_num=config["max_attr_num"],
+            max_attr_length=config["max_attr_length"],
+            max_items=self.max_seq_length,
+            max_tokens=config["max_token_num"],
+            item_positions=item_positions,
+        )
+        digest = torch.tensor(list(bytes.fromhex(encoder_digest(folder))), dtype=torch.uint8)
+        self.encoder_hash = nn.Parameter(digest, requires_grad=False)
+        table = torch.zeros(self.n_items, encoder.hidden_size)
+        self.item_embedding = nn.Embedding.from_pretrained(table, freeze=True)
+
+    def known_items(self) -> Tensor:
+        """Items with text, [n_items]."""
+        return self.item_tokens.known().cpu()
+
+    def encode_items(self) -> Tensor:
+        """The stored table, [n_items, D], without gradient; encoded now if it never was. PAD is zero."""
+        if not self.item_embedding.weight.any():
+            self.refresh_items()
+        return self.item_embedding.weight
+
+    @torch.no_grad()
+    def refresh_items(self) -> None:
+        """Encode every item with the present weights, without dropout, into the stored table."""
+        training = self.training
+        self.eval()
+        items = torch.arange(1, self.n_items, device=self.item_embedding.weight.device)[:, None]
+        started = time.time()
+        with tqdm(total=len(items), desc="Recformer items", unit="item", leave=False) as bar:
+            self.item_embedding.weight[1:] = self._encode(items, torch.ones_like(items[:, 0]), bar)
+        seconds = time.time() - started
+        self.tokens_per_second = (len(self.item_tokens.ids) + len(items)) / seconds
+        getLogger().info(
+            f"Recformer encoded {len(items)} items in {seconds:.1f} s "
+            f"({len(items) / seconds:.0f} items/s, {self.tokens_per_second:.0f} tokens/s)."
+        )
+        self.train(training)
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """The vector of each history's text, [B, D]; the item vectors are not used."""
+        if torch.is_grad_enabled():
+            return self._pooled(self.item_tokens.batch(item_seq, item_seq_len))
+        return self._encode(item_seq, item_seq_len)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Cross-entropy of cosine / temperature over all items; PAD is none of them, unlike in UniSRec."""
+        histories, items = self._vectors(interaction)
+        scores = self.cosine(histories, items[1:]) / self.temperature  # [B, n_items - 1]
+        return self.loss_fct(scores, interaction[self.POS_ITEM_ID] - 1)
+
+    def _pooled(self, batch: TokenBatch) -> Tensor:
+        """[B, T] tokens -> [B, D]."""
+        hidden = self.longformer(batch)  # [B, T, D]
+        if self.pooler_type == "cls":
+            return hidden[:, 0]
+        mask = batch.attention_mask[..., None].to(hidden.dtype)  # [B, T, 1]
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def _encode(self, item_seq: Tensor, item_seq_len: Tensor, bar: "tqdm | None" = None) -> Tensor:
+        """Vectors of any number of sequences, in batches of similar length: [N, L] -> [N, D]."""
+        lengths = self.item_tokens.lengths(item_seq, item_seq_len).cpu()
+        order, vectors = [], []
+        for index in by_length(lengths, self.longformer.window, self.batch_tokens):
+            rows = index.to(item_seq.device)
+            vectors.append(self._pooled(self.item_tokens.batch(item_seq[rows], item_seq_len[rows])))
+            order.append(rows)
+            if bar is not None:
+                bar.update(len(index))
+        return torch.cat(vectors)[torch.cat(order).argsort()]
+
+    def load_checkpoint(self, path: Path) -> None:
+        """As the parent; the item table is encoded anew when it is next wanted."""
+        super().load_checkpoint(path)
+        nn.init.zeros_(self.item_embedding.weight)
+
+    def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
+        """The encoder's tensors of any of the authors' files, or of a plain Longformer, under our names.
+
+        Raises:
+            UserError: unreadable file, or layers that only one of the two has.
+        """
+        tensors = {f"longformer.{name}": tensor for name, tensor in recformer_weights(path).items()}
+        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("longformer.")}
+        if not tensors.keys() & own.keys():
+            return {}
+        for name in sorted(own.keys() - tensors.keys() - _MAY_LACK):
+            raise UserError(f"{path} lacks {name}, which is {tuple(own[name].shape)} in this model.")
+        for name in sorted(tensors.keys() - own.keys()):
+            raise UserError(
+                f"{path} holds {name} of shape {tuple(tensors[name].shape)}, which this model lacks: "
+                "start it from the encoder that the checkpoint was made from (--kd_text_encoder)."
+            )
+        return tensors
+
+
+def read_encoder(
+    folder: Path, window: int, max_tokens: int, item_positions: int
+) -> tuple[str, LongformerConfig, dict[str, Tensor]]:
+    """An encoder's kind, and its sizes and weights as a `RecformerModel` has them.
+
+    A Longformer's weights are taken by name. Of other BERT-type encoders the query, key and value projections serve
+    for <s> (the global ones) too, so that on texts shorter than half a window the output is the encoder's own.
+    Positions beyond the encoder's are a repetition of its own, as Longformer was made from RoBERTa.
+
+    Raises:
+        UserError: no such encoder, or one of another kind.
+    """
+    try:
+        source = AutoModel.from_pretrained(str(folder), add_pooling_layer=False, dtype=torch.float32)
+        kind = source.config.model_type
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"Recformer cannot start from {folder}: {str(error).splitlines()[0]}") from error
+    if kind not in _LEADING_POSITIONS:
+        raise UserError(
+            f"Recformer cannot start from {folder}, a {kind} model: name a {', '.join(_LEADING_POSITIONS)} "
+            "encoder with --kd_text_encoder."
+        )
+    given, weights = source.config, dict(source.state_dict())
+    for name in [name for name in weights if kind != "longformer" and ".attention.self." in name]:
+        layer, projection, part = name.rsplit(".", 2)
+        weights[f"{layer}.{projection}_global.{part}"] = weights[name]
+    pad = int(given.pad_token_id or 0)
+    positions = weights["embeddings.position_embeddings.weight"]  # [P, D]
+    if not _LEADING_POSITIONS[kind]:
+        positions = torch.cat([positions.new_zeros(pad + 1, positions.shape[1]), positions])
+    missing = max_tokens + pad + 1 - len(positions)
+    if missing > 0:
+        own = positions[pad + 1 :]
+        positions = torch.cat([positions, own.repeat(-(-missing // len(own)), 1)[:missing]])
+    embeddings = {
+        "position_embeddings.weight": positions,
+        "token_type_embeddings.weight": weights["embeddings.token_type_embeddings.weight"][:1].repeat(_TOKEN_TYPES, 1),
+        "item_position_embeddings.weight": positions.new_zeros(item_positions, positions.shape[1]),
+    }
+    weights.update({f"embeddings.{name}": tensor for name, tensor in embeddings.items()})
+    config = LongformerConfig(
+        attention_window=[window] * given.num_hidden_layers,
+        vocab_size=given.vocab_size,
+        hidden_size=given.hidden_size,
+        num_hidden_layers=given.num_hidden_layers,
+        num_attention_heads=given.num_attention_heads,
+        intermediate_size=given.intermediate_size,
+        hidden_act=given.hidden_act,
+        hidden_dropout_prob=given.hidden_dropout_prob,
+        attention_probs_dropout_prob=given.attention_probs_dropout_prob,
+        max_position_embeddings=len(positions),
+        layer_norm_eps=given.layer_norm_eps,
+        pad_token_id=pad,
+    )
+    return kind, config, weights
+
+
+def _pooler_type(wanted: str, kind: str) -> str:
+    if wanted == "auto":
+        return "cls" if kind == "longformer" else "mean"
+    if wanted not in {"cls", "mean"}:
+        raise UserError(f"pooler_type {wanted!r} is not legal: auto, cls or mean.")
+    return wanted

@@ -1,0 +1,109 @@
+"""The multi-teacher distillation trainer: a mixin over any RecBole trainer, whose loop stays its own.
+
+The model's loss is wrapped on the instance, so every RecBole trainer carries distillation; the teachers are never
+part of the student, so its parameters, checkpoint and serving cost are the stock model's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.trainer import Trainer
+from torch import Tensor
+
+from recbole_prmkd.curriculum import PACING, difficulty, scheduled_rows
+from recbole_prmkd.dataset import Rows
+from recbole_prmkd.objective import Objective, described
+from recbole_prmkd.prefixes import WindowLoader
+
+
+class DistillationMixin:
+    """Adds to a RecBole trainer: the kd_loss, the curriculum, and a record of each epoch.
+
+    Without `distil` it is the host trainer unchanged. `history` holds one dict of numbers per epoch.
+    """
+
+    config: Config
+    model: AbstractRecommender
+    tensorboard: Any
+    logger: Any
+
+    objective: Objective | None = None
+    curriculum: "Curriculum | None" = None
+
+    def distil(self, objective: Objective, curriculum: "Curriculum | None") -> None:
+        """Train with this objective and curriculum from now on."""
+        self.objective, self.curriculum = objective, curriculum
+        self.history: list[dict[str, float]] = []
+        self.model.calculate_loss = with_kd(self.model.calculate_loss, objective, self.config["kd_weight"])
+        self.logger.info(str(objective))
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """The host's epoch on the scheduled rows, then the epoch's record."""
+        if isinstance(train_data, WindowLoader):
+            train_data.epoch = epoch_idx
+        share = self.curriculum.schedule(train_data, epoch_idx) if self.curriculum else 1.0
+        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
+        if self.objective is not None:
+            _, *rec = losses
+            numbers = {"rec_loss": sum(rec) / len(train_data), **self.objective.epoch_means(), "share": share}
+            self.history.append({"epoch": epoch_idx, **numbers})
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
+            self.logger.info(f"epoch {epoch_idx} distillation [{described(numbers)}]")
+        return losses
+
+
+class PRMKDTrainer(DistillationMixin, Trainer):
+    """The trainer of students that RecBole trains with its plain `Trainer`."""
+
+
+def distillation_trainer(host: type) -> type:
+    """The host trainer class with distillation: PRMKDTrainer for the plain one, a subclass for any other."""
+    return PRMKDTrainer if host is Trainer else type(f"PRMKD{host.__name__}", (DistillationMixin, host), {})
+
+
+def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: float) -> Callable[..., Any]:
+    """The student's loss with kd_loss in front: (weight x kd_loss, rec_loss...), summed and logged apart by RecBole.
+
+    In front, since one RecBole trainer (NCL) drops the last part during its warm-up.
+    """
+
+    def loss(interaction: Interaction, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        with objective.scorer.watching():
+            rec_loss = calculate_loss(interaction, *args, **kwargs)
+        parts = rec_loss if isinstance(rec_loss, tuple) else (rec_loss,)
+        return (weight * objective(interaction), *parts)
+
+    return loss
+
+
+class Curriculum:
+    """Which training rows an epoch shows: a pure function of (seed, epoch)."""
+
+    def __init__(self, config: Config, train: Rows) -> None:
+        self.config = config
+        self.difficulty = difficulty(train.lengths, mean_popularity(train), config["kd_curriculum_mix"])
+
+    def schedule(self, train_data: Any, epoch: int) -> float:
+        """Let the loader show this epoch's rows to both losses; returns their share of all rows."""
+        config = self.config
+        share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
+        rows = scheduled_rows(self.difficulty, share, config["kd_curriculum"], config["seed"])
+        if isinstance(train_data, WindowLoader):
+            train_data.schedule(rows)
+        else:
+            # RecBole's loaders draw from this list of row numbers; a sampler made from it follows its length.
+            vars(train_data)["dataset"][:] = rows.tolist()
+        return share
+
+
+def mean_popularity(train: Rows) -> Tensor:
+    """Mean training count of the items of each row's history (of its target where it has none), [N]."""
+    count = torch.bincount(train.targets, minlength=int(train.items.max()) + 1).double().clamp(min=1)
+    total = torch.cat([torch.zeros(1, dtype=torch.double), count[train.items].cumsum(0)])
+    mean = (total[train.stop] - total[train.start]) / train.lengths.clamp(min=1)
+    return torch.where(train.lengths > 0, mean, count[train.targets])

@@ -1,0 +1,41 @@
+"""Command line of recbole_prmkd, with RecBole's habits:
+
+python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd
+python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config_files="my.yaml" --kd_weight=5
+"""
+
+import argparse
+import sys
+
+from recbole_prmkd import UserError, run_recbole_prmkd
+
+
+def main() -> None:
+    """Read the command line, run, and end with exit code 2 and one sentence where the input is wrong."""
+    parser = argparse.ArgumentParser(
+        description="Distil pre-trained recommendation models into any RecBole model.",
+        epilog="Every key of RecBole and of properties/kd.yaml is an option: --key=value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", "-m", default=None, help="name of the student, such as SASRec")
+    parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
+    parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
+    arguments, others = parser.parse_known_args()
+    try:
+        for other in others:
+            name, equals, value = other.partition("=")
+            if not (name.startswith("--") and equals) or "=" in value:
+                raise UserError(
+                    f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file."
+                )
+        run_recbole_prmkd(
+            model=arguments.model,
+            dataset=arguments.dataset,
+            config_file_list=arguments.config_files.split() if arguments.config_files else None,
+        )
+    except UserError as error:
+        sys.exit(f"recbole_prmkd: {error}")
+
+
+if __name__ == "__main__":
+    main()
