@@ -46,8 +46,8 @@ def _dok_update() -> None:
         return
 
     def _update(self: dok_matrix, data: Mapping[tuple[int, int], float]) -> None:
-        for key, value in data.items():
-            self[key] = value
+        # What the removed method did: no check of each index, which costs LightGCN 10 s on ml-100k.
+        self._dict.update(data)
 
     dok_matrix._update = _update
 

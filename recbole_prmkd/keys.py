@@ -106,11 +106,10 @@ def _nearest(word: str, legal: Iterable[str]) -> str:
 
 def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
     """`value` as the entry's type, or a UserError that names type and range."""
-    if value is None or (isinstance(value, str) and value.lower() in {"none", "~", "null"}):
-        if entry.get("optional"):
-            return None
-        if entry["type"] == "choice" and "none" in entry["choices"]:
-            return "none"
+    if value is None and entry.get("optional"):
+        return None
+    if value is None and "none" in entry.get("choices", []):  # YAML and the command line read None
+        return "none"
     converted = _CONVERTERS[entry["type"]](value)
     if converted is None:
         raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")

@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.recformer_text import TOKEN_TYPES
 
+if TYPE_CHECKING:
+    from transformers import LongformerConfig
+
+# Encoders with BERT's layers, and whether their position table starts with rows for padding.
+_LEADING_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "longformer": True}
 # Kinds of storage that a tensor's numbers may lie in.
 _STORAGES = {
     ("torch", "DoubleStorage"): torch.float64,
@@ -83,8 +89,73 @@ def recformer_weights(path: Path) -> dict[str, Tensor]:
             weights[name] = tensor
     types = "embeddings.token_type_embeddings.weight"
     if types in weights and len(weights[types]) == 1:
-        weights[types] = weights[types].repeat(4, 1)
+        weights[types] = weights[types].repeat(TOKEN_TYPES, 1)
     return weights
+
+
+def read_encoder(
+    folder: Path, window: int, max_tokens: int, item_positions: int
+) -> tuple[str, "LongformerConfig", dict[str, Tensor]]:
+    """An encoder's kind, and its sizes and weights as a `RecformerModel` has them.
+
+    A Longformer's weights are taken by name. Of other BERT-type encoders the query, key and value projections serve
+    for <s> (the global ones) too, so that on texts shorter than half a window the output is the encoder's own.
+    Positions beyond the encoder's are a repetition of its own, as Longformer was made from RoBERTa.
+
+    Raises:
+        UserError: no such encoder, or one of another kind.
+    """
+    from transformers import AutoModel, LongformerConfig, logging  # takes seconds to import
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else a table of the weights that are not needed
+    try:
+        source = AutoModel.from_pretrained(str(folder), add_pooling_layer=False, dtype=torch.float32)
+        kind = source.config.model_type
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"Recformer cannot start from {folder}: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if kind not in _LEADING_POSITIONS:
+        raise UserError(
+            f"Recformer cannot start from {folder}, a {kind} model: name a {', '.join(_LEADING_POSITIONS)} "
+            "encoder with --kd_text_encoder."
+        )
+    given = source.config
+    weights = {name: tensor for name, tensor in source.state_dict().items() if not name.endswith("_ids")}
+    for name in [name for name in weights if kind != "longformer" and ".attention.self." in name]:
+        layer, projection, part = name.rsplit(".", 2)
+        weights[f"{layer}.{projection}_global.{part}"] = weights[name]
+    pad = int(given.pad_token_id or 0)
+    positions = weights["embeddings.position_embeddings.weight"]  # [P, D]
+    if not _LEADING_POSITIONS[kind]:
+        positions = torch.cat([positions.new_zeros(pad + 1, positions.shape[1]), positions])
+    missing = max_tokens + pad + 1 - len(positions)
+    if missing > 0:
+        own = positions[pad + 1 :]
+        positions = torch.cat([positions, own.repeat(-(-missing // len(own)), 1)[:missing]])
+    embeddings = {
+        "position_ids": torch.arange(len(positions))[None],
+        "position_embeddings.weight": positions,
+        "token_type_embeddings.weight": weights["embeddings.token_type_embeddings.weight"][:1].repeat(TOKEN_TYPES, 1),
+        "item_position_embeddings.weight": positions.new_zeros(item_positions, positions.shape[1]),
+    }
+    weights.update({f"embeddings.{name}": tensor for name, tensor in embeddings.items()})
+    config = LongformerConfig(
+        attention_window=[window] * given.num_hidden_layers,
+        vocab_size=given.vocab_size,
+        hidden_size=given.hidden_size,
+        num_hidden_layers=given.num_hidden_layers,
+        num_attention_heads=given.num_attention_heads,
+        intermediate_size=given.intermediate_size,
+        hidden_act=given.hidden_act,
+        hidden_dropout_prob=given.hidden_dropout_prob,
+        attention_probs_dropout_prob=given.attention_probs_dropout_prob,
+        max_position_embeddings=len(positions),
+        layer_norm_eps=given.layer_norm_eps,
+        pad_token_id=pad,
+    )
+    return kind, config, weights
 
 
 def _torch_file(path: Path) -> Any:

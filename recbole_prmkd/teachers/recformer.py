@@ -15,6 +15,7 @@ shapes of the state dict are those of the authors' files, so these load by name.
 import time
 from logging import getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.config import Config
@@ -23,18 +24,17 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer, LongformerConfig
-from transformers.models.longformer.modeling_longformer import LongformerEncoder
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
-from recbole_prmkd.teachers.checkpoints import recformer_weights
-from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch, by_length
+from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
+from recbole_prmkd.teachers.recformer_text import TOKEN_TYPES, ItemTokens, TokenBatch, by_length
 from recbole_prmkd.text import encoder_digest, encoder_folder, item_texts
 
-_TOKEN_TYPES = 4  # <s>, key, value, padding
-# Encoders with BERT's layers, and whether their position table starts with rows for padding.
-_LEADING_POSITIONS = {"bert": False, "roberta": True, "xlm-roberta": True, "longformer": True}
+if TYPE_CHECKING:
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
 # What a checkpoint may lack: DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions.
 _MAY_LACK = {
     f"longformer.embeddings.{name}"
@@ -47,13 +47,13 @@ class RecformerEmbeddings(nn.Module):
 
     position_ids: Tensor
 
-    def __init__(self, config: LongformerConfig, item_positions: int) -> None:
+    def __init__(self, config: "LongformerConfig", item_positions: int) -> None:
         super().__init__()
-        width, pad = config.hidden_size, config.pad_token_id
-        self.pad_id = int(pad)
+        width, pad = config.hidden_size, config.pad_token_id or 0
+        self.pad_id = pad
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=pad)
-        self.token_type_embeddings = nn.Embedding(_TOKEN_TYPES, width)
+        self.token_type_embeddings = nn.Embedding(TOKEN_TYPES, width)
         self.item_position_embeddings = nn.Embedding(item_positions, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -73,17 +73,30 @@ class RecformerEmbeddings(nn.Module):
 
 
 class RecformerModel(nn.Module):
-    """Embeddings and the stock Longformer encoder; <s> alone attends, and is attended to, everywhere."""
+    """Embeddings and a Longformer encoder; <s> alone attends, and is attended to, everywhere.
 
-    def __init__(self, config: LongformerConfig, item_positions: int) -> None:
+    Sequences of few windows take a path of our own through the stock encoder's layers: attention under a band mask,
+    which on such lengths is the same sum by faster means, and without padding to whole windows.
+    """
+
+    # Windows up to which that path is the faster one, measured on a CPU; dropout makes it dearer in training.
+    dense_up_to = 8
+    dense_up_to_in_training = 4
+
+    def __init__(self, config: "LongformerConfig", item_positions: int, window: int) -> None:
+        from transformers.models.longformer.modeling_longformer import LongformerEncoder  # takes seconds
+
         super().__init__()
-        self.window = max(config.attention_window)
+        self.window = window
         self.embeddings = RecformerEmbeddings(config, item_positions)
         self.encoder = LongformerEncoder(config)
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Hidden states, [B, T, D]."""
         x = self.embeddings(batch)  # [B, T, D]
+        windows = self.dense_up_to_in_training if self.training else self.dense_up_to
+        if x.shape[1] <= windows * self.window:
+            return self._dense(x, batch.attention_mask.bool())
         # The encoder's code: negative = padding, 0 = local, positive = global; whole windows only.
         mask = (batch.attention_mask + batch.global_attention_mask - 1).to(x.dtype) * 1e4  # [B, T]
         extra = -x.shape[1] % self.window
@@ -93,6 +106,45 @@ class RecformerModel(nn.Module):
             padding_len=extra,
             return_dict=True,
         ).last_hidden_state
+
+    def _dense(self, x: Tensor, real: Tensor) -> Tensor:
+        """The encoder's layers on embedded tokens [B, T, D]; real: [B, T], False for padding."""
+        place = torch.arange(x.shape[1], device=x.device)
+        near = (place[:, None] - place).abs() <= self.window // 2  # [T, T]
+        near[:, 0] = True  # <s> is seen by all
+        seen = (near & real[:, None])[:, None]  # [B, 1, T, T]
+        for layer in self.encoder.layer:
+            attention = layer.attention.self
+            first = _global_attention(attention, x, real)  # [B, 1, D]
+            others = _local_attention(attention, x, seen)[:, 1:]
+            x = layer.ff_chunk(layer.attention.output(torch.cat([first, others], dim=1), x))
+        return x
+
+
+def _local_attention(attention: "LongformerSelfAttention", x: Tensor, seen: Tensor) -> Tensor:
+    """Attention of all tokens to those that they see: x [B, T, D], seen [B, 1, T, T] -> [B, T, D]."""
+    split = (attention.num_heads, attention.head_dim)
+    query, key, value = (
+        part(x).unflatten(-1, split).transpose(1, 2)  # [B, heads, T, D / heads]
+        for part in (attention.query, attention.key, attention.value)
+    )
+    dropout = attention.dropout if attention.training else 0.0
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def _global_attention(attention: "LongformerSelfAttention", x: Tensor, real: Tensor) -> Tensor:
+    """Attention of <s> to all tokens by its own projections: x [B, T, D], real [B, T] -> [B, 1, D]."""
+    split = (attention.num_heads, attention.head_dim)
+    # One query: projecting it back is cheaper than projecting all keys and values. The keys' bias drops out.
+    query = attention.query_global(x[:, 0]).unflatten(-1, split) / attention.head_dim**0.5  # [B, heads, D / heads]
+    back = torch.einsum("bhk,hkd->bhd", query, attention.key_global.weight.unflatten(0, split))  # [B, heads, D]
+    scores = (back @ x.transpose(1, 2)).masked_fill(~real[:, None], -torch.inf)  # [B, heads, T]
+    weights = functional.dropout(scores.softmax(dim=-1), attention.dropout, attention.training)
+    mixed = weights @ x  # [B, heads, D]
+    value = torch.einsum("bhd,hkd->bhk", mixed, attention.value_global.weight.unflatten(0, split))
+    bias = attention.value_global.bias.unflatten(0, split) * weights.sum(-1, keepdim=True)
+    return (value + bias).flatten(1)[:, None]
 
 
 class Recformer(Teacher):
@@ -105,6 +157,8 @@ class Recformer(Teacher):
     side_information = ("item_tokens", "encoder_hash")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
+        from transformers import AutoTokenizer  # takes seconds to import
+
         super().__init__(config, dataset)
         item_positions, window = int(config["max_item_embeddings"]), int(config["attention_window"])
         if self.max_seq_length >= item_positions:
@@ -116,8 +170,8 @@ class Recformer(Teacher):
             raise UserError(f"attention_window {window} is not an even number of at least 2.")
         folder = encoder_folder(config["kd_text_encoder"])
         kind, encoder, weights = read_encoder(folder, window, config["max_token_num"], item_positions)
-        self.longformer = RecformerModel(encoder, item_positions)
-        self.longformer.load_state_dict(weights, strict=False)  # position_ids is all that is lacking
+        self.longformer = RecformerModel(encoder, item_positions, window)
+        self.longformer.load_state_dict(weights)
         self.longformer.embeddings.word_embeddings.requires_grad_(config["train_word_embeddings"])
         self.pooler_type = _pooler_type(config["pooler_type"], kind)
         self.batch_tokens = int(config["encode_batch_tokens"])
@@ -191,7 +245,7 @@ class Recformer(Teacher):
         """Vectors of any number of sequences, in batches of similar length: [N, L] -> [N, D]."""
         lengths = self.item_tokens.lengths(item_seq, item_seq_len).cpu()
         order, vectors = [], []
-        for index in by_length(lengths, self.longformer.window, self.batch_tokens):
+        for index in by_length(lengths, self.batch_tokens):
             rows = index.to(item_seq.device)
             vectors.append(self._pooled(self.item_tokens.batch(item_seq[rows], item_seq_len[rows])))
             order.append(rows)
@@ -222,63 +276,6 @@ class Recformer(Teacher):
                 "start it from the encoder that the checkpoint was made from (--kd_text_encoder)."
             )
         return tensors
-
-
-def read_encoder(
-    folder: Path, window: int, max_tokens: int, item_positions: int
-) -> tuple[str, LongformerConfig, dict[str, Tensor]]:
-    """An encoder's kind, and its sizes and weights as a `RecformerModel` has them.
-
-    A Longformer's weights are taken by name. Of other BERT-type encoders the query, key and value projections serve
-    for <s> (the global ones) too, so that on texts shorter than half a window the output is the encoder's own.
-    Positions beyond the encoder's are a repetition of its own, as Longformer was made from RoBERTa.
-
-    Raises:
-        UserError: no such encoder, or one of another kind.
-    """
-    try:
-        source = AutoModel.from_pretrained(str(folder), add_pooling_layer=False, dtype=torch.float32)
-        kind = source.config.model_type
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"Recformer cannot start from {folder}: {str(error).splitlines()[0]}") from error
-    if kind not in _LEADING_POSITIONS:
-        raise UserError(
-            f"Recformer cannot start from {folder}, a {kind} model: name a {', '.join(_LEADING_POSITIONS)} "
-            "encoder with --kd_text_encoder."
-        )
-    given, weights = source.config, dict(source.state_dict())
-    for name in [name for name in weights if kind != "longformer" and ".attention.self." in name]:
-        layer, projection, part = name.rsplit(".", 2)
-        weights[f"{layer}.{projection}_global.{part}"] = weights[name]
-    pad = int(given.pad_token_id or 0)
-    positions = weights["embeddings.position_embeddings.weight"]  # [P, D]
-    if not _LEADING_POSITIONS[kind]:
-        positions = torch.cat([positions.new_zeros(pad + 1, positions.shape[1]), positions])
-    missing = max_tokens + pad + 1 - len(positions)
-    if missing > 0:
-        own = positions[pad + 1 :]
-        positions = torch.cat([positions, own.repeat(-(-missing // len(own)), 1)[:missing]])
-    embeddings = {
-        "position_embeddings.weight": positions,
-        "token_type_embeddings.weight": weights["embeddings.token_type_embeddings.weight"][:1].repeat(_TOKEN_TYPES, 1),
-        "item_position_embeddings.weight": positions.new_zeros(item_positions, positions.shape[1]),
-    }
-    weights.update({f"embeddings.{name}": tensor for name, tensor in embeddings.items()})
-    config = LongformerConfig(
-        attention_window=[window] * given.num_hidden_layers,
-        vocab_size=given.vocab_size,
-        hidden_size=given.hidden_size,
-        num_hidden_layers=given.num_hidden_layers,
-        num_attention_heads=given.num_attention_heads,
-        intermediate_size=given.intermediate_size,
-        hidden_act=given.hidden_act,
-        hidden_dropout_prob=given.hidden_dropout_prob,
-        attention_probs_dropout_prob=given.attention_probs_dropout_prob,
-        max_position_embeddings=len(positions),
-        layer_norm_eps=given.layer_norm_eps,
-        pad_token_id=pad,
-    )
-    return kind, config, weights
 
 
 def _pooler_type(wanted: str, kind: str) -> str:

@@ -11,13 +11,16 @@ Key and value are tokenised apart and joined without separator; nothing closes a
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 KEY, VALUE, PADDING = 1, 2, 3  # token types; 0 is <s>
+TOKEN_TYPES = 4
 
 
 class TokenBatch(NamedTuple):
@@ -45,7 +48,7 @@ class ItemTokens(nn.Module):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         texts: Sequence[dict[str, str]],
         *,
         max_attr_num: int,
@@ -132,12 +135,11 @@ class ItemTokens(nn.Module):
         return items, length.cumsum(1)
 
 
-def by_length(lengths: Tensor, multiple: int, budget: int) -> Iterator[Tensor]:
+def by_length(lengths: Tensor, budget: int) -> Iterator[Tensor]:
     """Batches of similar length, longest first, so that a batch too large for the memory fails at once.
 
     Args:
         lengths: [N] tokens of each sequence.
-        multiple: sequences are padded to a multiple of this.
         budget: tokens of a batch, padding included.
     Yields:
         [B] numbers of sequences, each once.
@@ -145,8 +147,7 @@ def by_length(lengths: Tensor, multiple: int, budget: int) -> Iterator[Tensor]:
     order = lengths.argsort(descending=True, stable=True)
     begin = 0
     while begin < len(order):
-        longest = -(-int(lengths[order[begin]]) // multiple) * multiple
-        size = max(1, budget // longest)
+        size = max(1, budget // int(lengths[order[begin]]))
         yield order[begin : begin + size]
         begin += size
 

@@ -1,0 +1,126 @@
+"""Recformer's two-stage fine-tuning (algorithm 1 of the paper), around RecBole's own trainer.
+
+Stage 1 encodes all items before each epoch and trains the encoder against that table, until the validation metric
+stops gaining. Stage 2 goes back to the best encoder and its table, leaves the table alone and trains on. Where the
+authors keep one optimizer and a learning rate that has decayed to zero by then, stage 2 goes on with the best
+epoch's optimizer and a constant rate.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from torch import Tensor
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.recformer import Recformer
+
+_TRAINING_COST = 3  # a training step against encoding alone: forward and twice that for backward
+
+
+class RecformerTrainer(Trainer):
+    """RecBole's trainer, run once per stage; both stages stop early and share the best score."""
+
+    epochs: int
+    start_epoch: int
+
+    def __init__(self, config: Config, model: Recformer) -> None:
+        super().__init__(config, model)
+        self.items_frozen = False
+        if config["rows_per_epoch"] not in {"user", "all"}:
+            raise UserError(f"rows_per_epoch {config['rows_per_epoch']!r} is not legal: user or all.")
+
+    def fit(
+        self,
+        train_data: AbstractDataLoader,
+        valid_data: AbstractDataLoader | None = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, dict[str, float] | None]:
+        """Both stages; without validation data, or where nothing may be saved, the first alone.
+
+        Returns:
+            best validation score and result of the two.
+        """
+        rest = (train_data, valid_data, verbose, saved, show_progress, callback_fn)
+        self.items_frozen = False
+        best = super().fit(*rest)
+        stage_two = self.config["stage_two_epochs"]
+        if not (self.epochs and stage_two and valid_data and saved):
+            return best
+        self.resume_checkpoint(self.saved_model_file)  # encoder, item table and optimizer of the best epoch
+        self.items_frozen = True
+        self.cur_step, self.stopping_step = 0, self.config["stage_two_stopping_step"]
+        self.epochs = self.start_epoch + stage_two
+        self.logger.info(f"Recformer stage 2: from epoch {self.start_epoch - 1}, item vectors frozen.")
+        return super().fit(*rest)
+
+    def _train_epoch(
+        self,
+        train_data: AbstractDataLoader,
+        epoch_idx: int,
+        loss_func: Callable[[Interaction], Tensor] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        if not self.config["single_spec"]:
+            rows: Any = train_data  # several processes: RecBole's own sampler must share the rows out
+        else:
+            rows = SampledRows(train_data, self.config["USER_ID_FIELD"], self.config["rows_per_epoch"])
+        if epoch_idx == 0:
+            self.model.encode_items()  # where a table was made already, it was by these same weights
+            self._say_cost(rows)
+        elif not self.items_frozen:
+            self.model.refresh_items()
+        return super()._train_epoch(rows, epoch_idx, loss_func, show_progress)
+
+    def _say_cost(self, rows: "SampledRows") -> None:
+        """What an epoch will cost, from the speed of the pass over the items and the length of one batch."""
+        model = self.model
+        interaction = next(iter(rows)).to(self.device)
+        lengths = model.item_tokens.lengths(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+        batches, tokens, items = len(rows), int(lengths.sum()), model.n_items - 1
+        work = len(model.item_tokens.ids) + _TRAINING_COST * batches * tokens
+        self.logger.info(
+            f"Recformer: an epoch encodes {items} items and trains on {batches} batches of {len(lengths)} rows, "
+            f"{tokens / len(lengths):.0f} tokens each; at {model.tokens_per_second:.0f} tokens/s about "
+            f"{work / model.tokens_per_second:.0f} s, at most {self.epochs} + {self.config['stage_two_epochs']} epochs."
+        )
+
+
+class SampledRows:
+    """A RecBole training loader that gives, in each pass, one random row of each user (or all rows).
+
+    The authors' way: one random prefix per user and epoch.
+    """
+
+    def __init__(self, loader: AbstractDataLoader, user_field: str, rows: str) -> None:
+        self.loader, self.step = loader, int(loader.step)
+        self.users: Tensor = loader._dataset.inter_feat[user_field]  # [N]
+        self.all = rows == "all"
+        self.number = len(self.users) if self.all else len(torch.unique(self.users))
+
+    def __len__(self) -> int:
+        return math.ceil(self.number / self.step)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        for index in self._drawn().split(self.step):
+            yield self.loader.collate_fn(index.tolist())
+
+    def _drawn(self) -> Tensor:
+        """Row numbers in random order."""
+        order = torch.randperm(len(self.users), generator=self.loader.generator)  # [N]
+        if self.all:
+            return order
+        by_user = order[torch.argsort(self.users[order], stable=True)]  # each user's rows, shuffled
+        users = self.users[by_user]
+        first = torch.ones_like(users, dtype=torch.bool)
+        first[1:] = users[1:] != users[:-1]
+        chosen = by_user[first]  # [users]
+        return chosen[torch.randperm(len(chosen), generator=self.loader.generator)]

@@ -1,0 +1,218 @@
+"""UniM2Rec (Sun et al., 2023, arXiv 2311.01831): items are text and image, transferable between domains.
+
+A reconstruction. Of the paper only the abstract and the start of the introduction could be read: no code,
+equations, sizes or weights are public. The paper's, as far as known: item representations from text and
+images in place of text alone; preferences learnt from all domains that a user visits; transfer to new target
+domains; it is said to be strongest where contents are missing or noisy. All below is our choice, most of it
+UniSRec's (same group), each a setting in `properties/model/UniM2Rec.yaml`:
+
+- text and image vectors, scaled to unit length (`unit_vectors`), pass one mixture-of-experts adaptor each;
+- fusion (`fusion`): a softmax gate over the modalities that the item HAS, which starts as their mean; a
+  missing modality has weight zero exactly, and an item with none is one learned vector (`missing_item`);
+- a causal Transformer over the fused items, cosine / 0.07, optionally an ID embedding (`train_stage`);
+- fine-tuning loss: cross-entropy over all items, plus two contrastive losses over the batch's target items
+  (`text_image_weight`, `modality_weight`);
+- not here: the view of the target domain beside all domains, since data of one domain has no such difference.
+
+Without images it is a text-only model with UniSRec's equations, and UniSRec's checkpoints load as its text
+side (made on vectors of another length than one, they want `unit_vectors: false`).
+"""
+
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.layers import TransformerEncoder
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.images import item_image_vectors
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.unisrec import MoEAdaptor
+from recbole_prmkd.text import item_text_vectors
+
+FUSIONS = ("gate", "mean", "text", "image")
+_TABLES = {"text": "plm_embedding", "image": "image_embedding"}  # modality -> its frozen vectors
+
+
+class UniM2Rec(Teacher):
+    """UniM2Rec as a RecBole model; `modalities` names those in use, in the order of axis M."""
+
+    side_information = tuple(_TABLES.values())
+    present: Tensor  # [n_items, M] bool, which item has which modality; False for PAD
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        width = config["hidden_size"]
+        self.text_image_weight = float(config["text_image_weight"])
+        self.modality_weight = float(config["modality_weight"])
+        tables = _side_tables(config, dataset)
+        self.modalities = tuple(tables)
+        if config["freeze_pretrained"]:
+            self.frozen_when_pretrained = ("position_embedding", "trm_encoder")
+        self.position_embedding = nn.Embedding(self.max_seq_length, width)
+        self.trm_encoder = TransformerEncoder(
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            hidden_size=width,
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=config["layer_norm_eps"],
+        )
+        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        transductive = config["train_stage"] == "transductive"
+        self.item_embedding = nn.Embedding(self.n_items, width, padding_idx=0) if transductive else None
+        self._initialise(config["initializer_range"])
+        self.missing = nn.Parameter(torch.zeros(width), requires_grad=config["missing_item"] == "learned")
+        if self.missing.requires_grad:
+            nn.init.normal_(self.missing, std=config["initializer_range"])
+        self.adaptors = nn.ModuleDict(
+            {
+                name: MoEAdaptor(config["n_exps"], table.shape[1], width, config["adaptor_dropout_prob"])
+                for name, table in tables.items()
+            }
+        )
+        # Zero at first: equal weights. With one modality, or the mean, there is nothing to learn.
+        gated = self.modalities if config["fusion"] == "gate" and len(tables) > 1 else ()
+        self.gates = nn.ModuleDict({name: nn.Linear(width, 1) for name in gated})
+        for parameter in self.gates.parameters():
+            nn.init.zeros_(parameter)
+        for name, table in tables.items():
+            embedding = nn.Embedding.from_pretrained(table, freeze=True, padding_idx=0)
+            self.add_module(_TABLES[name], embedding)
+        present = torch.stack([(table != 0).any(dim=1) for table in tables.values()], dim=1)  # [n_items, M]
+        self.register_buffer("present", present, persistent=False)
+
+    def _initialise(self, std: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.data.normal_(std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.data.zero_()
+
+    def adapted(self) -> Tensor:
+        """Vectors of all items in each modality, [n_items, M, D]; meaningless where `present` is False."""
+        tables = (self.get_parameter(f"{_TABLES[name]}.weight") for name in self.modalities)
+        return torch.stack([adapt(x) for adapt, x in zip(self.adaptors.values(), tables, strict=True)], dim=1)
+
+    def fuse(self, adapted: Tensor) -> Tensor:
+        """One vector per item from those of its modalities, [n_items, M, D] -> [n_items, D]."""
+        if self.gates:
+            logits = torch.cat([gate(adapted[:, m]) for m, gate in enumerate(self.gates.values())], dim=1)
+        else:
+            logits = torch.zeros_like(adapted[:, :, 0])  # [n_items, M]
+        weights = logits.masked_fill(~self.present, torch.finfo(logits.dtype).min).softmax(dim=1)
+        fused = (weights.unsqueeze(-1) * adapted).sum(dim=1)  # [n_items, D]
+        fused = torch.where(self.present.any(dim=1, keepdim=True), fused, self.missing)
+        return fused if self.item_embedding is None else fused + self.item_embedding.weight
+
+    def encode_items(self) -> Tensor:
+        """Fused text and image, plus the ID embedding in the transductive stage: [n_items, D]."""
+        return self.fuse(self.adapted())
+
+    def known_items(self) -> Tensor:
+        """Items with text or image, or all items where they have an ID embedding too: [n_items]."""
+        return self.present.any(dim=1).cpu() if self.item_embedding is None else super().known_items()
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """The causal Transformer's state at the last item, [B, D]."""
+        position = torch.arange(item_seq.shape[1], device=item_seq.device)
+        x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
+        x = self.dropout(self.LayerNorm(x))
+        hidden = self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
+        return self.gather_indexes(hidden, item_seq_len - 1)  # [B, D]
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""
+        adapted = self.adapted()  # [n_items, M, D]
+        items = self.fuse(adapted)  # [n_items, D]
+        histories = self.encode_batch(interaction, items)  # [R, D], one per target
+        targets = interaction[self.POS_ITEM_ID]  # [R]
+        loss = self.loss_fct(self.cosine(histories, items) / self.temperature, targets)
+        if len(self.modalities) == 1:  # nothing to align, and its own loss is the first term already
+            return loss
+        if self.text_image_weight:
+            loss = loss + self.text_image_weight * self.text_image_loss(adapted, targets)
+        if self.modality_weight:
+            loss = loss + self.modality_weight * self.modality_loss(adapted, histories, targets)
+        return loss
+
+    def text_image_loss(self, adapted: Tensor, targets: Tensor) -> Tensor:
+        """InfoNCE between text and image, both ways, over the distinct targets that have both; else 0.
+
+        Args:
+            adapted: [n_items, M, D].
+            targets: [R] item ids.
+        """
+        items = torch.unique(targets)
+        items = items[self.present[items].all(dim=1)]  # [U]
+        if len(items) == 0:
+            return adapted.new_zeros(())
+        text, image = adapted[items].unbind(dim=1)  # [U, D]
+        scores = self.cosine(text, image) / self.temperature  # [U, U]
+        own = torch.arange(len(items), device=items.device)
+        return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
+
+    def modality_loss(self, adapted: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
+        """InfoNCE of each history with its target's text, and with its image, over the distinct targets.
+
+        A modality that the target lacks is left out, for that row as well as among the candidates.
+
+        Args:
+            adapted: [n_items, M, D].
+            histories: [R, D].
+            targets: [R] item ids.
+        Returns:
+            the mean over modalities.
+        """
+        losses = []
+        for m in range(len(self.modalities)):
+            rows = self.present[targets, m]  # [R]
+            if rows.any():
+                items, own = torch.unique(targets[rows], return_inverse=True)  # [U], [R']
+                scores = self.cosine(histories[rows], adapted[items, m]) / self.temperature  # [R', U]
+                losses.append(functional.cross_entropy(scores, own))
+        return torch.stack(losses).mean() if losses else adapted.new_zeros(())
+
+    def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
+        """Tensors of a UniM2Rec or UniSRec checkpoint; its image vectors belong to another data set."""
+        return {
+            name.replace("moe_adaptor.", "adaptors.text.", 1): tensor
+            for name, tensor in super().checkpoint_tensors(path).items()
+            if not name.startswith("image_embedding.")
+        }
+
+
+def _side_tables(config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """Modality -> its vectors [n_items, D_m], zero where an item lacks it; those that `fusion` uses.
+
+    With `gate` and `mean` images are left out where the data has none.
+
+    Raises:
+        UserError: unknown setting, or fusion of images alone without any.
+    """
+    for key, legal in (("fusion", FUSIONS), ("missing_item", ("learned", "zero"))):
+        if config[key] not in legal:
+            raise UserError(f"UniM2Rec: {key} = {config[key]!r} is not legal: use one of {', '.join(legal)}.")
+    fusion = config["fusion"]
+    tables = {}
+    if fusion != "image":
+        tables["text"] = item_text_vectors(config, dataset)
+    if fusion != "text":
+        image, present = item_image_vectors(config, dataset)
+        if present.any():
+            tables["image"] = torch.where(present.unsqueeze(1), image, 0.0)
+        elif fusion == "image":
+            raise UserError("UniM2Rec: fusion = 'image' needs images: name them with --kd_item_images.")
+        else:
+            getLogger().info("UniM2Rec: no item has an image, so it is a text-only model.")
+    if config["unit_vectors"]:
+        tables = {name: functional.normalize(table, dim=1) for name, table in tables.items()}
+    return tables

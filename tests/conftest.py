@@ -1,0 +1,97 @@
+"""One seed fixture, and a small data set with a known pattern: item i is followed by item i + 1."""
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
+torch.set_num_threads(1)
+
+import recbole_prmkd  # noqa: E402, F401
+
+USERS, ITEMS = 40, 30
+
+TINY = {
+    "epochs": 2,
+    "train_batch_size": 128,
+    "eval_batch_size": 1024,
+    "MAX_ITEM_LIST_LENGTH": 6,
+    "hidden_size": 16,
+    "inner_size": 16,
+    "embedding_size": 8,
+    "mlp_hidden_size": [8],
+    "show_progress": False,
+    "state": "INFO",
+}
+TINY_TEACHER = {
+    "kd_unisrec_epochs": 2,
+    "kd_unisrec_hidden_size": 16,
+    "kd_unisrec_inner_size": 16,
+    "kd_unisrec_n_exps": 2,
+    "kd_unisrec_max_item_list_length": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def seed(monkeypatch):
+    """The same random state before every test, and a command line without options."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+def write_tiny(folder, name="tiny", swap=None):
+    """Atomic files of the small data set; swap: (user, place, item) replaces one item of one user's sequence."""
+    rng = np.random.default_rng(0)
+    data = folder / name
+    data.mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for user in range(USERS):
+        start, length = rng.integers(ITEMS), rng.integers(6, 12)
+        sequence = [(start + step + (rng.random() < 0.2)) % ITEMS for step in range(length)]
+        if swap is not None and swap[0] == user:
+            sequence[swap[1]] = swap[2]
+        lines += [f"u{user}\ti{item}\t{3 + step % 3}\t{100 * step}" for step, item in enumerate(sequence)]
+    (data / f"{name}.inter").write_text("\n".join(lines) + "\n")
+    words = ["red", "green", "blue", "round", "flat", "tall"]
+    texts = [f"{words[item % 6]} thing number {item}" for item in range(ITEMS)]
+    (data / f"{name}.item").write_text(
+        "item_id:token\ttitle:token_seq\tbrand:token\n"
+        + "".join(f"i{item}\t{text}\tb{item % 4}\n" for item, text in enumerate(texts))
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    """data_path of the small data set."""
+    return write_tiny(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Folder whose cache and teachers all tests share, so that each is made once."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def settings(tiny_path, made, tmp_path):
+    """A config dict for a run of seconds; further settings as keyword arguments."""
+
+    def make(**more):
+        return {
+            **TINY,
+            **TINY_TEACHER,
+            "data_path": str(tiny_path),
+            "kd_cache_dir": str(made / "cache"),
+            "kd_teacher_dir": str(made / "teachers"),
+            "kd_output_dir": str(tmp_path / "out"),
+            **more,
+        }
+
+    return make
