@@ -34,10 +34,15 @@ _LOADERS = [
 
 
 def _numpy_aliases() -> None:
-    """numpy 2 removed three names that recbole's Config.compatibility_settings reads."""
+    """numpy 2 removed three names that recbole's Config.compatibility_settings reads.
+
+    That method puts back older ones (np.float, np.int) which models and metrics use; it runs only where a Config is
+    made, not where one is unpickled with a checkpoint, so it is called here once.
+    """
     for name, value in {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}.items():
         if name not in np.__dict__:
             setattr(np, name, value)
+    importlib.import_module("recbole.config").Config.compatibility_settings(None)
 
 
 def _dok_update() -> None:

@@ -14,6 +14,7 @@ from recbole.config import Config
 
 from recbole_prmkd.keys import defaults, properties_dir
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer
 from recbole_prmkd.trainer import PRMKDTrainer
 
 
@@ -23,6 +24,7 @@ def register() -> None:
         alias = f"recbole.model.sequential_recommender.{name.lower()}"
         sys.modules[alias] = sys.modules[teacher.__module__]
     recbole.trainer.PRMKDTrainer = PRMKDTrainer
+    recbole.trainer.RecformerTrainer = RecformerTrainer
     _read_teacher_properties()
 
 

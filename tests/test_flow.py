@@ -59,7 +59,9 @@ def test_result_is_complete_and_a_warm_run_equals_the_cold_one(model, settings, 
     assert [warm["result"]["steps"][step]["reused"] for step in made] == [True] * 3
     result = read(tmp_path / "1")
     assert json.loads((tmp_path / "1" / "result.json").read_text())["schema"] == "recbole_prmkd/1"
-    assert {"valid", "test", "valid_unseen", "test_unseen"} <= set(RunResult.model_json_schema()["$defs"]["StudentResult"]["properties"])
+    assert {"valid", "test", "valid_unseen", "test_unseen"} <= set(
+        RunResult.model_json_schema()["$defs"]["StudentResult"]["properties"]
+    )
     assert "ndcg@10" in result.student.test and "ndcg@10" in result.teachers["UniSRec"].test_unseen
     assert len(result.distillation) == 2 and result.distillation[0]["kd_loss"] > 0
     assert result.distillation[0]["share"] == pytest.approx(0.2) and result.student.parameters > 0
@@ -87,6 +89,8 @@ import sys, numpy as np, torch
 from scipy.sparse import dok_matrix
 np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
 dok_matrix._update = lambda self, data: self._dict.update(data)
+from recbole.config import Config
+Config.compatibility_settings(None)
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 config, model, dataset, train, valid, test = load_data_and_model({str(tmp_path / "out" / "LightGCN.pth")!r})
@@ -124,7 +128,12 @@ def test_no_validation_or_test_item_reaches_the_cache(settings, tmp_path):
                 kd_output_dir=str(folder / "out"),
             ),
         )
-        files = [f for part in ("cache", "teachers") for f in (folder / part).rglob("*") if f.suffix in {".npy", ".safetensors"}]
+        files = [
+            f
+            for part in ("cache", "teachers")
+            for f in (folder / part).rglob("*")
+            if f.suffix in {".npy", ".safetensors"}
+        ]
         made.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
     assert len(made[0]) == 4  # text vectors, teacher weights, item and row knowledge
     assert made[0] == made[1] == made[2]

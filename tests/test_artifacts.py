@@ -1,0 +1,81 @@
+"""Folders that a later run may trust: complete, unchanged and of the right identity, or made anew with a reason."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.errors import UserError
+
+IDENTITY = {"rows": "abc", "text": "def"}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    files = {"items": np.arange(6.0).reshape(2, 3), "weights": {"w": torch.ones(2)}}
+    return artifacts.save(tmp_path, "knowledge-A", IDENTITY, files, {"seconds": 1})
+
+
+def test_round_trip(stored, tmp_path):
+    found = artifacts.find(tmp_path, "knowledge-A", IDENTITY)
+    assert np.array_equal(found.array("items"), np.arange(6.0).reshape(2, 3))
+    assert torch.equal(found.weights("weights")["w"], torch.ones(2)) and found.notes == {"seconds": 1}
+    assert isinstance(found.array("items"), np.memmap) and not found.array("items").flags.writeable
+
+
+def test_what_differs_is_said(stored, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert artifacts.find(tmp_path, "knowledge-A", {**IDENTITY, "text": "new"}) is None
+    assert "differs in text" in caplog.text
+    assert artifacts.find(tmp_path, "knowledge-B", IDENTITY) is None
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest", "identity"])
+def test_a_harmed_folder_is_refused_with_the_reason(harm, stored, tmp_path, caplog):
+    file = stored.path / "items.npy"
+    if harm == "truncate":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif harm == "flip":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    elif harm == "remove":
+        file.unlink()
+    elif harm == "manifest":
+        (stored.path / artifacts.MANIFEST).write_text("{")
+    else:
+        manifest = (stored.path / artifacts.MANIFEST).read_text()
+        (stored.path / artifacts.MANIFEST).write_text(manifest.replace("abc", "xyz"))
+    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY) is None
+    assert "made anew" in caplog.text
+    artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY).array("items").shape == (1,)
+
+
+def test_a_killed_write_leaves_nothing_to_trust(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifacts, "_swap_in", killed)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY) is None
+    monkeypatch.undo()
+    assert artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)}).path.is_dir()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digest_tells_apart():
+    assert artifacts.digest(["a", "b"]) != artifacts.digest(["ab"]) != artifacts.digest(["b", "a"])
+    assert artifacts.digest([torch.zeros(2)]) != artifacts.digest([torch.zeros(1, 2)])

@@ -1,0 +1,139 @@
+"""Rows of histories: the same for every kind of student, from the training split alone, and nothing lost silently."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny
+
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import ROW, Rows, load_split
+from recbole_prmkd.teachers.data import RowsDataset, teacher_config, teacher_data
+
+
+def split_of(settings, model="SASRec", **more):
+    return load_split(load_config(model, "tiny", config_dict=settings(kd="mean", **more)))
+
+
+def as_sets(rows, split, longest=100):
+    """Rows as a set of (user, history, target) in external tokens."""
+    items, users = ["", *split.item_tokens], ["", *split.user_tokens]
+    seq, length = rows.histories(torch.arange(len(rows)), longest)
+    return {
+        (users[u], tuple(items[i] for i in seq[n, : length[n]]), items[t])
+        for n, (u, t) in enumerate(zip(rows.users.tolist(), rows.targets.tolist(), strict=True))
+    }
+
+
+EXAMPLE = Rows(
+    users=torch.tensor([1, 1, 1, 2]),
+    targets=torch.tensor([3, 9, 4, 7]),
+    start=torch.tensor([0, 0, 0, 4]),
+    stop=torch.tensor([1, 2, 3, 5]),
+    items=torch.tensor([7, 3, 9, 4, 5, 7, 2]),
+)
+
+
+def test_histories_of_the_documented_example():
+    seq, length = EXAMPLE.histories(torch.tensor([2, 0, 3]), longest=2)
+    assert seq.tolist() == [[3, 9], [7, 0], [5, 0]] and length.tolist() == [2, 1, 1]
+
+
+def test_compact_keeps_every_history_and_digest_sees_them_alone():
+    order = torch.tensor([3, 0, 1, 2])
+    compact = EXAMPLE.select(order).compact()
+    assert torch.equal(compact.histories(torch.arange(4), 9)[0], EXAMPLE.histories(order, 9)[0])
+    assert compact.items.tolist() == [5, 7, 3, 9]
+    other_users = Rows(EXAMPLE.users + 5, EXAMPLE.targets, EXAMPLE.start, EXAMPLE.stop, EXAMPLE.items)
+    assert other_users.digest() == EXAMPLE.digest() != EXAMPLE.select(order).digest()
+
+
+def test_all_kinds_of_student_have_the_same_rows(settings):
+    seq, context, graph = (split_of(settings, model) for model in ("SASRec", "DeepFM", "LightGCN"))
+    for part in ("train", "valid", "test"):
+        of_seq = as_sets(getattr(seq, part), seq)
+        assert as_sets(getattr(context, part), context) == as_sets(getattr(graph, part), graph)
+        rest = as_sets(getattr(graph, part), graph) - of_seq
+        assert of_seq <= as_sets(getattr(graph, part), graph)
+        assert all(history == () for _, history, _ in rest)  # a sequential student has no row without history
+        assert bool(rest) == (part == "train")
+
+
+def test_sequential_histories_are_longer_than_the_student_sees(settings):
+    split = split_of(settings, MAX_ITEM_LIST_LENGTH=3)
+    assert int(split.train.lengths.max()) > 3
+    seq, length = split.train.histories(torch.arange(len(split.train)), 3)
+    inter = split.train_data._dataset.inter_feat
+    assert torch.equal(seq, inter["item_id_list"]) and torch.equal(length, inter["item_length"])
+    assert torch.equal(inter[ROW], torch.arange(len(inter)))
+
+
+def test_later_items_are_the_rest_of_the_training_split(settings):
+    split = split_of(settings, "LightGCN")
+    for n in range(0, len(split.train), 7):
+        before = split.train.histories(torch.tensor([n]), 99)[0][0].tolist()
+        after = split.later.histories(torch.tensor([n]), 99)[0][0].tolist()
+        mine = split.train.targets[split.train.users == split.train.users[n]].tolist()
+        assert [i for i in [*before, int(split.train.targets[n]), *after] if i] == mine
+
+
+def test_pre_split_files_are_taken_as_they_are(settings, tmp_path):
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    for part, rows in {
+        "train": ["a\tx y\tz", "b\tz\tx", "a\ty\tx"],
+        "valid": ["a\tx z\ty"],
+        "test": ["b\tx y z\tx"],
+    }.items():
+        (data / f"tiny.{part}.inter").write_text(header + "\n".join(rows) + "\n")
+    split = split_of(
+        settings,
+        data_path=str(tmp_path / "data"),
+        benchmark_filename=["train", "valid", "test"],
+        alias_of_item_id=["item_id_list"],
+        load_col={"inter": ["user_id", "item_id", "item_id_list"]},
+    )
+    assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("y",), "x")}
+    assert as_sets(split.test, split) == {("b", ("x", "y", "z"), "x")}
+
+
+def test_lost_lines_are_said(settings, tmp_path, caplog):
+    data = write_tiny(tmp_path)
+    with (data / "tiny" / "tiny.inter").open("a") as file:
+        file.write('u1\ti"1\t3\t9000\n')
+        file.write('u2\t"i2\t3\t9000\nu3\ti3\t3\t9000"\n')
+    with caplog.at_level(logging.WARNING):
+        split_of(settings, data_path=str(data), item_inter_num_interval="[3,inf)")
+    assert "RecBole's reader made" in caplog.text and "filters kept" in caplog.text
+
+
+def test_teachers_number_items_by_token_and_hold_out_training_rows(settings):
+    split = split_of(settings, "LightGCN")
+    data = teacher_data(split, seed=1)
+    assert data.item_tokens == sorted(split.item_tokens)
+    canonical = ["", *data.item_tokens]
+    for item, token in enumerate(split.item_tokens, start=1):
+        assert canonical[data.canonical[item]] == token
+    assert len(data.fit) + len(data.holdout) == int((split.train.lengths > 0).sum())
+    assert 0 < len(data.holdout) <= len(data.fit) // 19 + 1
+    assert len(torch.unique(data.holdout.users)) == len(data.holdout)
+
+
+def test_rows_data_set_feeds_recbole_what_it_expects(settings):
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+    data = teacher_data(load_split(config), seed=1)
+    teacher = teacher_config("UniSRec", config)
+    dataset = RowsDataset(teacher, data.fit, data.item_tokens)
+    batch = dataset[np.array([0, 3])]
+    assert batch["item_id_list"].shape == (2, teacher["MAX_ITEM_LIST_LENGTH"]) and dataset.item_num == 31
+    assert len(dataset) == len(data.fit) and torch.equal(batch["item_id"], data.fit.targets[[0, 3]])
+
+
+def test_the_students_command_line_does_not_reach_the_teacher(settings, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run", "--learning_rate=0.5", "--epochs=9", "--kd_unisrec_epochs=4"])
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+    teacher = teacher_config("UniSRec", config)
+    assert config["learning_rate"] == 0.5 and config["epochs"] == 9
+    assert teacher["learning_rate"] == pytest.approx(0.001) and teacher["epochs"] == 4

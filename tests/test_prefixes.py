@@ -1,0 +1,85 @@
+"""Shared prefixes: every row once, enough context, and exactly the model's own loss and scores."""
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import get_model
+
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import ROW, Rows, load_split
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared, windows
+
+
+@pytest.fixture
+def student(settings):
+    def make(model, **more):
+        config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_rows_per_batch=64, **more))
+        split = load_split(config)
+        return get_model(model)(config, split.train_data._dataset), config, split
+
+    return make
+
+
+@pytest.mark.parametrize(("longest", "context"), [(50, 0.5), (50, 0.9), (7, 0.0), (3, 0.67), (1, 0.5)])
+def test_windows_hold_each_row_with_enough_context(longest, context):
+    sizes = [1, 2, 40, 51, 52, 333]
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    start = torch.cat([torch.full((size,), int(offset)) for size, offset in zip(sizes, offsets, strict=False)])
+    stop = torch.cat([offset + 1 + torch.arange(size) for size, offset in zip(sizes, offsets, strict=False)])
+    rows = Rows(start, start, start, stop, torch.arange(int(offsets[-1])))
+    tiles = windows(rows, longest, context)
+    first, last = tiles.start[tiles.window], tiles.start[tiles.window] + tiles.offset
+    assert torch.equal(last, rows.stop - 1)  # the place of the newest history item
+    assert bool((first >= rows.start).all()) and int(tiles.length.max()) <= longest
+    assert bool((tiles.offset < tiles.length[tiles.window]).all())
+    seen = tiles.offset + 1
+    assert bool((seen >= torch.minimum(rows.lengths, torch.tensor(int(longest * context) or 1))).all())
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "UniSRec"])
+def test_loss_and_scores_equal_the_models_own(model, student):
+    net, config, split = student(model, kd_unisrec_hidden_size=16, n_exps=2)
+    net.eval()
+    assert why_not_shared(net, config, split.train) is None
+    loader = WindowLoader(config, split.train_data._dataset, split.train)
+    short = split.train.lengths <= config["MAX_ITEM_LIST_LENGTH"]
+    for batch in loader:
+        index = batch[ROW]
+        seq, length = split.train.histories(index, config["MAX_ITEM_LIST_LENGTH"])
+        own = Interaction({"item_id_list": seq, "item_length": length, "item_id": split.train.targets[index]})
+        expected = net.full_sort_predict(own)
+        with shared_prefixes(net):
+            scores = net.full_sort_predict(batch)
+            loss = net.calculate_loss(batch)
+        exact = short[index]
+        torch.testing.assert_close(scores[exact], expected[exact], rtol=1e-4, atol=1e-5)
+        if exact.all():
+            torch.testing.assert_close(loss, net.calculate_loss(own), rtol=1e-4, atol=1e-5)
+    assert "gather_indexes" not in vars(net) and "calculate_loss" not in vars(net)
+
+
+def test_each_row_comes_once_an_epoch_and_a_pure_function_of_it(student):
+    _, config, split = student("SASRec")
+    loader = WindowLoader(config, split.train_data._dataset, split.train)
+    first = [batch[ROW].tolist() for batch in loader]
+    assert sorted(sum(first, [])) == list(range(len(split.train))) and len(first) == len(loader)
+    second = [batch[ROW].tolist() for batch in loader]
+    assert first != second
+    loader.epoch = 0
+    assert [batch[ROW].tolist() for batch in loader] == first
+    loader.schedule(torch.arange(5, 50))
+    assert sorted(sum((batch[ROW].tolist() for batch in loader), [])) == list(range(5, 50))
+
+
+@pytest.mark.parametrize("model", ["BERT4Rec", "NARM", "STAMP", "Caser"])
+def test_models_that_cannot_share_are_told_apart(model, student):
+    net, config, split = student(model, hidden_size=16, mask_ratio=0.2)
+    reason = why_not_shared(net, config, split.train)
+    assert reason and "gather_indexes" not in vars(net)
+
+
+def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):
+    net, config, split = student("SASRec")
+    mask = net.get_attention_mask
+    monkeypatch.setattr(net, "get_attention_mask", lambda item_seq: mask(item_seq, bidirectional=True))
+    assert why_not_shared(net, config, split.train) == "its state at a position depends on later items"

@@ -1,0 +1,87 @@
+"""The student's scores: those that evaluation ranks by, with gradient, no stale cache, positive rows only."""
+
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import get_model
+
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import ROW, load_split
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.student import StudentScorer
+
+
+@pytest.fixture
+def scorer_of(settings):
+    def make(model, **more):
+        config = load_config(model, "tiny", config_dict=settings(kd="mean", **more))
+        split = load_split(config)
+        net = get_model(model)(config, split.train_data._dataset)
+        return StudentScorer(net, config, split.train_data._dataset), net, next(iter(split.train_data)), split
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "more"),
+    [
+        ("SASRec", "loss", {}),
+        ("GRU4Rec", "loss", {}),
+        ("SASRec", "full", {"loss_type": "BPR"}),
+        ("BERT4Rec", "full", {}),
+        ("LightGCN", "full", {}),
+        ("BPR", "full", {}),
+        ("DeepFM", "pairs", {}),
+        ("FM", "pairs", {}),
+    ],
+)
+def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
+    scorer, net, batch, split = scorer_of(model, **more)
+    net.eval()  # no dropout: the same numbers twice
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    assert scorer.path == path
+    places = scorer.positives(batch)
+    candidates = torch.tensor([1, 5, 9])
+    wanted = candidates.expand(len(places), -1) if scorer.by_pairs else candidates
+    scores = scorer.scores(batch, places, wanted)  # [B, C]
+    assert scores.requires_grad and scores.shape == (len(places), 3)
+    for column, item in enumerate(candidates.tolist()):
+        row = {name: batch[name][places] for name in batch.columns}
+        row["item_id"] = torch.full((len(places),), item)
+        own = net.predict(Interaction(row))
+        ours = scores[:, column]
+        torch.testing.assert_close(ours.sigmoid() if scorer.by_pairs else ours, own, rtol=1e-4, atol=1e-5)
+    scores.sum().backward()
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())
+    scorer.release()
+    assert all(value is None for name, value in vars(net).items() if name.startswith("restore_"))
+    assert "forward" not in vars(net)
+
+
+def test_positive_rows_once_each(scorer_of):
+    scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
+    places = scorer.positives(batch)
+    assert bool((batch["label"][places] == 1).all())
+    assert len(torch.unique(batch[ROW][places])) == len(places) == len(batch) // 4
+    scorer, _, batch, _ = scorer_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
+    assert len(scorer.positives(batch)) == len(batch) // 3
+
+
+def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
+    scorer, net, batch, _ = scorer_of("LightGCN")
+    calls = []
+    forward = type(net).forward
+    monkeypatch.setattr(type(net), "forward", lambda self, *a: calls.append(1) or forward(self, *a))
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    scorer.scores(batch, scorer.positives(batch), torch.tensor([1, 2]))
+    assert len(calls) == 1
+
+
+def test_whole_user_batches_are_refused_by_name(scorer_of):
+    scorer, _, batch, _ = scorer_of("MultiVAE", train_neg_sample_args=None)
+    with pytest.raises(UserError, match="MultiVAE"):
+        scorer.positives(batch)

@@ -1,0 +1,72 @@
+"""Item text by external token: fields, cleaning, coverage, and vectors that follow the item, not its number."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny
+
+from recbole_prmkd import text
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.errors import UserError
+
+
+def config_of(settings, **more):
+    return load_config("SASRec", "tiny", config_dict=settings(kd="mean", **more))
+
+
+def test_fields_default_to_token_sequences(settings):
+    assert text.text_fields(config_of(settings)) == ["title"]
+    assert text.text_fields(config_of(settings, kd_text_fields=["brand", "title"])) == ["brand", "title"]
+
+
+def test_texts_are_cleaned_and_missing_items_are_empty(settings, tmp_path):
+    file = tmp_path / "own.item"
+    file.write_text('item_id:token\ttitle:token_seq\n1\t  Nuts &amp; "bolts"  now..\n2\t\n')
+    config = config_of(settings, kd_text_file=str(file))
+    assert text.item_texts(config, ["1", "2", "3"]) == [{"title": "Nuts & bolts now.."}, {"title": ""}, {"title": ""}]
+    assert text.as_sentence({"title": "Nuts & bolts now..", "brand": "", "kind": "x"}) == "Nuts & bolts now. x."
+    with pytest.raises(UserError, match="none of the data set's items"):
+        text.item_texts(config, ["7"])
+
+
+def test_vectors_follow_the_external_token(settings):
+    config = config_of(settings)
+    dataset = load_split(config).dataset
+    vectors = text.item_text_vectors(config, dataset)
+    assert vectors.shape[0] == dataset.item_num and not vectors[0].any()
+    model = text.load_encoder(config)
+    for item in (1, 9, 30):
+        token = dataset.field2id_token["item_id"][item]
+        sentence = text.as_sentence(text.item_texts(config, [token])[0])
+        np.testing.assert_allclose(vectors[item], model.encode([sentence])[0], atol=1e-5)
+    torch.testing.assert_close(vectors[1:].norm(dim=1), torch.ones(30))
+
+
+def test_coverage_and_cuts_are_said(settings, tmp_path, caplog):
+    data = write_tiny(tmp_path)
+    file = data / "tiny" / "tiny.item"
+    lines = file.read_text().splitlines()
+    lines[3] = "i2\t" + "long " * 40 + "\tb"
+    file.write_text("\n".join(line for line in lines if not line.startswith("i7\t")) + "\n")
+    config = config_of(settings, data_path=str(data), kd_text_max_tokens=16, kd_cache_dir=str(tmp_path / "cache"))
+    with caplog.at_level(logging.INFO):
+        assert text.prepare_item_text(config, [f"i{i}" for i in range(30)]) is False
+        assert text.prepare_item_text(config, [f"i{i}" for i in range(30)]) is True
+    assert "29 of 30 items" in caplog.text and "1 items have no text (zero vector), for example i7" in caplog.text
+    assert "1 of 30 item texts are longer than 16 tokens" in caplog.text
+
+
+def test_all_empty_text_is_refused(settings, tmp_path):
+    file = tmp_path / "own.item"
+    file.write_text("item_id:token\ttitle:token_seq\ni1\t\ni2\t.\n")
+    with pytest.raises(UserError, match="text is empty"):
+        text.prepare_item_text(config_of(settings, kd_text_file=str(file)), ["i1", "i2"])
+
+
+def test_encoder_weights_are_checked(settings, monkeypatch):
+    monkeypatch.setattr(text, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="not all-MiniLM-L6-v2"):
+        text.encoder_folder("all-MiniLM-L6-v2")
