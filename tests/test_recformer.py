@@ -241,6 +241,18 @@ def test_illegal_settings(changes, words, tiny, monkeypatch):
         build(tiny, monkeypatch, **changes)
 
 
+def test_tokenizer_that_does_not_fit(tiny, tmp_path, monkeypatch):
+    config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        build(tmp_path, monkeypatch)
+    for file in tiny.iterdir():
+        if file.name.startswith(("vocab", "tokenizer")):
+            shutil.copy(file, tmp_path)
+    with pytest.raises(UserError, match="30522 tokens, its encoder 99"):
+        build(tmp_path, monkeypatch)
+
+
 def test_other_encoders_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot start from"):
         read_encoder(tmp_path, 8, 64, 8)
@@ -324,12 +336,15 @@ def test_two_stages(run, monkeypatch):
 def test_one_random_row_of_each_user(run):
     _, (train, _, _) = run()
     users = train._dataset.inter_feat["user_id"]
-    some, every = SampledRows(train, "user_id", "user"), SampledRows(train, "user_id", "all")
+    some, every = SampledRows(train, "user_id", True, 0), SampledRows(train, "user_id", False, 0)
     passes = [torch.cat([batch["user_id"] for batch in some]) for _ in range(2)]
     assert all(sorted(p.tolist()) == sorted(set(users.tolist())) for p in passes)
     assert not torch.equal(*passes)
     assert len(list(some)) == len(some) == -(-len(set(users.tolist())) // 8)
     assert sorted(torch.cat([batch["user_id"] for batch in every]).tolist()) == sorted(users.tolist())
+    few = [torch.cat([batch["user_id"] for batch in SampledRows(train, "user_id", True, 9)]) for _ in range(2)]
+    assert len(SampledRows(train, "user_id", True, 9)) == 2
+    assert all(len(set(p.tolist())) == 9 for p in few) and set(few[0].tolist()) != set(few[1].tolist())
     lengths = torch.cat([batch["item_length"] for _ in range(5) for batch in some])
     assert len(set(lengths.tolist())) > 1  # not always the same prefix
 

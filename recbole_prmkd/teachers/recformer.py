@@ -32,13 +32,14 @@ from recbole_prmkd.teachers.recformer_text import TOKEN_TYPES, ItemTokens, Token
 from recbole_prmkd.text import encoder_digest, encoder_folder, item_texts
 
 if TYPE_CHECKING:
-    from transformers import LongformerConfig
+    from transformers import LongformerConfig, PreTrainedTokenizerBase
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 # What a checkpoint may lack: DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions.
 _MAY_LACK = {
-    f"longformer.embeddings.{name}"
-    for name in ("position_ids", "word_embeddings.weight", "item_position_embeddings.weight")
+    "longformer.embeddings.word_embeddings.weight",
+    "longformer.embeddings.item_position_embeddings.weight",
 }
 
 
@@ -157,8 +158,6 @@ class Recformer(Teacher):
     side_information = ("item_tokens", "encoder_hash")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
-        from transformers import AutoTokenizer  # takes seconds to import
-
         super().__init__(config, dataset)
         item_positions, window = int(config["max_item_embeddings"]), int(config["attention_window"])
         if self.max_seq_length >= item_positions:
@@ -176,12 +175,9 @@ class Recformer(Teacher):
         self.pooler_type = _pooler_type(config["pooler_type"], kind)
         self.batch_tokens = int(config["encode_batch_tokens"])
         self.tokens_per_second = 0.0  # of the last pass over the items
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        if len(tokenizer) > encoder.vocab_size:
-            raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its encoder {encoder.vocab_size}.")
         tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
         self.item_tokens = ItemTokens(
-            tokenizer,
+            _tokenizer(folder, encoder.vocab_size),
             item_texts(config, tokens),
             max_attr_num=config["max_attr_num"],
             max_attr_length=config["max_attr_length"],
@@ -266,16 +262,31 @@ class Recformer(Teacher):
         """
         tensors = {f"longformer.{name}": tensor for name, tensor in recformer_weights(path).items()}
         own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("longformer.")}
+        del own["longformer.embeddings.position_ids"]  # no weight
         if not tensors.keys() & own.keys():
             return {}
-        for name in sorted(own.keys() - tensors.keys() - _MAY_LACK):
-            raise UserError(f"{path} lacks {name}, which is {tuple(own[name].shape)} in this model.")
+        for name in sorted(own.keys() - tensors.keys()):
+            if name not in _MAY_LACK:
+                raise UserError(f"{path} lacks {name}, which is {tuple(own[name].shape)} in this model.")
+            getLogger().info(f"{path} lacks {name}: that of the encoder stays.")
         for name in sorted(tensors.keys() - own.keys()):
             raise UserError(
                 f"{path} holds {name} of shape {tuple(tensors[name].shape)}, which this model lacks: "
                 "start it from the encoder that the checkpoint was made from (--kd_text_encoder)."
             )
         return tensors
+
+
+def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    # Without these files transformers 5 makes a tokenizer that knows no word, and says nothing.
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(f"{folder} holds no tokenizer: copy one of {', '.join(_VOCABULARIES)} there.")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if len(tokenizer) > vocabulary:
+        raise UserError(f"{folder}: its tokenizer has {len(tokenizer)} tokens, its encoder {vocabulary}.")
+    return tokenizer
 
 
 def _pooler_type(wanted: str, kind: str) -> str:
