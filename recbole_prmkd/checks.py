@@ -10,6 +10,7 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.images import check_images
 from recbole_prmkd.student import why_not_distilled
 from recbole_prmkd.text import encoder_folder, text_fields
 
@@ -102,6 +103,7 @@ def _check_split(config: Config) -> None:
 
 def _check_side_information(config: Config) -> None:
     text_fields(config)
+    check_images(config)
     encoder_folder(config["kd_text_encoder"])
     for teacher in config["kd_teachers"]:
         checkpoint = config[f"kd_{teacher}_checkpoint".lower()]

@@ -18,7 +18,7 @@ from typing import Any
 from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import get_environment, get_flops, get_model, get_trainer, init_seed, set_color
+from recbole.utils import ModelType, get_environment, get_flops, get_model, get_trainer, init_seed, set_color
 
 from recbole_prmkd import result as results
 from recbole_prmkd.checks import check_run
@@ -103,7 +103,7 @@ def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], Run
         getLogger().info(f"FLOPs: {flops}")
         trainer = quiet_trainer(_trainer_class(config), config, student, folder)
 
-    with steps("distillation" if knowledge and config["kd_weight"] else "training"), ExitStack() as stack:
+    with steps("distillation" if _distils(config) else "training"), ExitStack() as stack:
         train_data = _training_data(config, split, student, stack)
         if knowledge is not None:
             _distil(config, split, knowledge, student, trainer)
@@ -183,7 +183,7 @@ def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:
     if notes["unknown_rows"] or notes["unknown_items"]:
         getLogger().warning(
             f"{name} knows nothing of {notes['unknown_rows']} of {len(split.train)} training rows (no history) and of "
-            f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text): its weight is zero there."
+            f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text or image): its weight is zero there."
         )
 
 
@@ -194,7 +194,10 @@ def _trainer_class(config: Config) -> type:
 
 def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:
     """RecBole's training loader, or windows where shared prefixes are wanted and the student allows them."""
-    if not config["kd_shared_prefixes"]:
+    wanted = config["kd_shared_prefixes"]
+    if wanted is None:
+        wanted = _distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if not wanted:
         return split.train_data
     reason = why_not_shared(student, config, split.train)
     if reason is not None:
@@ -204,8 +207,12 @@ def _training_data(config: Config, split: Split, student: AbstractRecommender, s
     return WindowLoader(config, split.train_data._dataset, split.train)
 
 
+def _distils(config: Config) -> bool:
+    return config["kd"] != "none" and config["kd_weight"] > 0
+
+
 def _distil(config: Config, split: Split, knowledge: Knowledge, student: AbstractRecommender, trainer: Any) -> None:
-    if config["kd_weight"] == 0:
+    if not _distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return
     scorer = StudentScorer(student, config, split.train_data._dataset)
