@@ -1,6 +1,7 @@
 """Pre-trained recommendation models as teachers. Read in this order:
 
 - `base`: the contract, a RecBole sequential model whose score is a cosine;
+- `causal`: the sequence encoder that two of them share;
 - `unisrec`: item semantics, a frozen text vector per item;
 - `recformer_text`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
 - `unim2rec`: text and image vectors, fused;

@@ -25,13 +25,12 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
-from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import item_image_vectors
-from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.teachers.unisrec import MoEAdaptor
 from recbole_prmkd.text import item_text_vectors
 
@@ -39,37 +38,21 @@ FUSIONS = ("gate", "mean", "text", "image")
 _TABLES = {"text": "plm_embedding", "image": "image_embedding"}  # modality -> its frozen vectors
 
 
-class UniM2Rec(Teacher):
+class UniM2Rec(CausalTeacher):
     """UniM2Rec as a RecBole model; `modalities` names those in use, in the order of axis M."""
 
     side_information = tuple(_TABLES.values())
     present: Tensor  # [n_items, M] bool, which item has which modality; False for PAD
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
+        tables = _side_tables(config, dataset)
         super().__init__(config, dataset)
         width = config["hidden_size"]
         self.text_image_weight = float(config["text_image_weight"])
         self.modality_weight = float(config["modality_weight"])
-        tables = _side_tables(config, dataset)
         self.modalities = tuple(tables)
-        if config["freeze_pretrained"]:
-            self.frozen_when_pretrained = ("position_embedding", "trm_encoder")
-        self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = TransformerEncoder(
-            n_layers=config["n_layers"],
-            n_heads=config["n_heads"],
-            hidden_size=width,
-            inner_size=config["inner_size"],
-            hidden_dropout_prob=config["hidden_dropout_prob"],
-            attn_dropout_prob=config["attn_dropout_prob"],
-            hidden_act=config["hidden_act"],
-            layer_norm_eps=config["layer_norm_eps"],
-        )
-        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
-        transductive = config["train_stage"] == "transductive"
-        self.item_embedding = nn.Embedding(self.n_items, width, padding_idx=0) if transductive else None
-        self._initialise(config["initializer_range"])
+        if not config["freeze_pretrained"]:
+            self.frozen_when_pretrained = ()
         self.missing = nn.Parameter(torch.zeros(width), requires_grad=config["missing_item"] == "learned")
         if self.missing.requires_grad:
             nn.init.normal_(self.missing, std=config["initializer_range"])
@@ -89,13 +72,6 @@ class UniM2Rec(Teacher):
             self.add_module(_TABLES[name], embedding)
         present = torch.stack([(table != 0).any(dim=1) for table in tables.values()], dim=1)  # [n_items, M]
         self.register_buffer("present", present, persistent=False)
-
-    def _initialise(self, std: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.data.normal_(std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.data.zero_()
 
     def adapted(self) -> Tensor:
         """Vectors of all items in each modality, [n_items, M, D]; meaningless where `present` is False."""
@@ -120,14 +96,6 @@ class UniM2Rec(Teacher):
     def known_items(self) -> Tensor:
         """Items with text or image, or all items where they have an ID embedding too: [n_items]."""
         return self.present.any(dim=1).cpu() if self.item_embedding is None else super().known_items()
-
-    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
-        """The causal Transformer's state at the last item, [B, D]."""
-        position = torch.arange(item_seq.shape[1], device=item_seq.device)
-        x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
-        x = self.dropout(self.LayerNorm(x))
-        hidden = self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
-        return self.gather_indexes(hidden, item_seq_len - 1)  # [B, D]
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""

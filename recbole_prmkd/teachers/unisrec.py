@@ -9,11 +9,10 @@ same at all its places in the batch (the official code draws them anew for each 
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
-from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.text import item_text_vectors
 
 
@@ -56,41 +55,15 @@ class MoEAdaptor(nn.Module):
         return (adapted @ gates.unsqueeze(-1)).squeeze(-1)
 
 
-class UniSRec(Teacher):
+class UniSRec(CausalTeacher):
     """UniSRec as a RecBole model; `train_stage` inductive (text alone) or transductive (text + ID)."""
 
-    frozen_when_pretrained = ("position_embedding", "trm_encoder")
-
     def __init__(self, config: Config, dataset: Dataset) -> None:
-        super().__init__(config, dataset)
-        width = config["hidden_size"]
         text = item_text_vectors(config, dataset)  # [n_items, D_text]
-        self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = TransformerEncoder(
-            n_layers=config["n_layers"],
-            n_heads=config["n_heads"],
-            hidden_size=width,
-            inner_size=config["inner_size"],
-            hidden_dropout_prob=config["hidden_dropout_prob"],
-            attn_dropout_prob=config["attn_dropout_prob"],
-            hidden_act=config["hidden_act"],
-            layer_norm_eps=config["layer_norm_eps"],
-        )
-        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
-        self.item_embedding = (
-            nn.Embedding(self.n_items, width, padding_idx=0) if config["train_stage"] == "transductive" else None
-        )
-        self._initialise(config["initializer_range"])
-        self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, config["adaptor_dropout_prob"])
+        super().__init__(config, dataset)
+        width, dropout = config["hidden_size"], config["adaptor_dropout_prob"]
+        self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, dropout)
         self.plm_embedding = nn.Embedding.from_pretrained(text, freeze=True, padding_idx=0)
-
-    def _initialise(self, std: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.data.normal_(std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.data.zero_()
 
     def encode_items(self) -> Tensor:
         """Adapted text, plus the ID embedding in the transductive stage: [n_items, D]."""
@@ -101,11 +74,3 @@ class UniSRec(Teacher):
         """Items with text, or all items where they have an ID embedding too: [n_items]."""
         known = super().known_items()
         return known & (self.plm_embedding.weight != 0).any(dim=1).cpu() if self.item_embedding is None else known
-
-    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
-        """The causal Transformer's state at the last item, [B, D]."""
-        position = torch.arange(item_seq.shape[1], device=item_seq.device)
-        x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
-        x = self.dropout(self.LayerNorm(x))
-        hidden = self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
-        return self.gather_indexes(hidden, item_seq_len - 1)  # [B, D]
