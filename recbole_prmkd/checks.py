@@ -17,15 +17,15 @@ from recbole_prmkd.text import encoder_folder, text_fields
 _LEAST_FREE = 200 * 1024**2  # bytes
 
 
-def check_run(config: Config, data: Path, output: Path) -> None:
+def check_run(config: Config, output: Path) -> None:
     """Refuse a run that cannot end well.
 
     Args:
-        data: folder of the data set. output: folder of the result.
+        output: folder of the result.
     Raises:
         UserError: with one sentence.
     """
-    _check_data(config, data)
+    _check_data(config)
     _check_metrics(config)
     for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         _check_writable(folder)
@@ -35,7 +35,8 @@ def check_run(config: Config, data: Path, output: Path) -> None:
         _check_side_information(config)
 
 
-def _check_data(config: Config, data: Path) -> None:
+def _check_data(config: Config) -> None:
+    data = Path(config["data_path"])  # the data set's own folder by now
     suffixes = [f".{name}.inter" for name in config["benchmark_filename"] or []] or [".inter"]
     for suffix in suffixes:
         file = data / f"{config['dataset']}{suffix}"

@@ -124,15 +124,6 @@ def find_model(name: str) -> Any:
         raise UserError(f"Model {name!r} needs a package that is not installed: {error}.") from error
 
 
-def data_folder(view: HostView) -> Path:
-    """The folder of the data set's files."""
-    if view.dataset == "ml-100k":  # ships inside recbole
-        import recbole
-
-        return Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
-    return Path(view["data_path"]) / view.dataset
-
-
 def _start_repairs(view: HostView) -> dict[str, Any]:
     """Settings without which RecBole would not start; it asks its users to find them.
 

@@ -22,7 +22,7 @@ from recbole.utils import ModelType, get_environment, get_flops, get_model, get_
 
 from recbole_prmkd import result as results
 from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import data_folder, host_view, load_config
+from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split, load_split
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer, run_logging
@@ -74,7 +74,7 @@ def run_recbole_prmkd(
     """
     config = load_config(model, dataset, config_file_list, config_dict)
     output = _output_dir(config)
-    check_run(config, data_folder(host_view(model, dataset, config_file_list, config_dict)), output)
+    check_run(config, output)
     with results.output_folder(output) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
         results.write(folder, run)

@@ -37,14 +37,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class StudentResult(_Part):
-    """The student: RecBole's own ranking, and the one without the user's earlier items (`*_unseen`)."""
+class _Measured(_Part):
+    """RecBole's own ranking, and the one without the user's earlier items (`*_unseen`)."""
 
-    model: str
     valid: Metrics
     test: Metrics
     valid_unseen: Metrics
     test_unseen: Metrics
+
+
+class StudentResult(_Measured):
+    """The student, with the best epoch's weights."""
+
+    model: str
     parameters: int = Field(description="trainable numbers, equal to the stock model's")
     train_seconds: float = Field(description="wall time of RecBole's fit, validation included")
     epochs: int
@@ -52,13 +57,9 @@ class StudentResult(_Part):
     train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
 
 
-class TeacherResult(_Part):
+class TeacherResult(_Measured):
     """One teacher: its own metrics on the student's validation and test rows."""
 
-    valid: Metrics
-    test: Metrics
-    valid_unseen: Metrics
-    test_unseen: Metrics
     parameters: int
     seconds: float = Field(description="fine-tuning, as first measured")
     holdout: float = Field(description="its valid_metric on the holdout of the training split")
