@@ -174,6 +174,7 @@ class Recformer(Teacher):
         self.longformer.embeddings.word_embeddings.requires_grad_(config["train_word_embeddings"])
         self.pooler_type = _pooler_type(config["pooler_type"], kind)
         self.batch_tokens = int(config["encode_batch_tokens"])
+        self.negatives = int(config["negatives"])
         self.tokens_per_second = 0.0  # of the last pass over the items
         tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
         self.item_tokens = ItemTokens(
@@ -224,10 +225,22 @@ class Recformer(Teacher):
         return self._encode(item_seq, item_seq_len)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Cross-entropy of cosine / temperature over all items; PAD is none of them, unlike in UniSRec."""
+        """Cross-entropy of cosine / temperature over all items, or over the target and `negatives` drawn ones.
+
+        PAD is no candidate, unlike in UniSRec. As in the authors' code the draw does not leave the target out.
+        """
         histories, items = self._vectors(interaction)
-        scores = self.cosine(histories, items[1:]) / self.temperature  # [B, n_items - 1]
-        return self.loss_fct(scores, interaction[self.POS_ITEM_ID] - 1)
+        targets = interaction[self.POS_ITEM_ID]  # [B]
+        if not self.negatives:
+            scores = self.cosine(histories, items[1:]) / self.temperature  # [B, n_items - 1]
+            return self.loss_fct(scores, targets - 1)
+        drawn = torch.randint(1, self.n_items, (len(targets), self.negatives), device=targets.device)
+        return self.sampled_loss(histories, items[torch.cat([targets[:, None], drawn], dim=1)])
+
+    def sampled_loss(self, histories: Tensor, candidates: Tensor) -> Tensor:
+        """Cross-entropy over each row's own candidates, the first being its target: [B, D], [B, C, D] -> []."""
+        scores = functional.cosine_similarity(histories[:, None], candidates, dim=-1) / self.temperature  # [B, C]
+        return self.loss_fct(scores, torch.zeros_like(scores[:, 0], dtype=torch.long))
 
     def _pooled(self, batch: TokenBatch) -> Tensor:
         """[B, T] tokens -> [B, D]."""
