@@ -76,6 +76,7 @@ def build(folder, monkeypatch, texts=TEXTS, **changes):
         "ITEM_LIST_LENGTH_FIELD": "item_length",
         "NEG_PREFIX": "neg_",
         "device": "cpu",
+        "train_stage": None,
     }
     tokens = np.array(["[PAD]", *map(str, range(len(texts)))])
     dataset = SimpleNamespace(num=lambda field: len(tokens), iid_field="item_id", field2id_token={"item_id": tokens})

@@ -65,6 +65,7 @@ def build(parity, encoder, monkeypatch):
             "pooler_type": parity.settings["pooler_type"],
             "train_word_embeddings": True,
             "negatives": 0,
+            "train_stage": None,
             "encode_batch_tokens": 100,  # several batches
             "kd_text_encoder": str(encoder),
             "USER_ID_FIELD": "user_id",

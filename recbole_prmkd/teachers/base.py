@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.checkpoints import read_checkpoint
+from recbole_prmkd.teachers.contrastive import SAME_TARGET, in_batch_scores, info_nce
 
 
 class Teacher(SequentialRecommender):
@@ -38,6 +39,10 @@ class Teacher(SequentialRecommender):
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         self.temperature = float(config["temperature"])
+        self.pretraining = config["train_stage"] == "pretrain"
+        self.same_target = config["same_target"] if self.pretraining else "keep"
+        if self.same_target not in SAME_TARGET:
+            raise UserError(f"same_target {self.same_target!r} is not legal: use one of {', '.join(SAME_TARGET)}.")
         self.loss_fct = nn.CrossEntropyLoss()
 
     def encode_items(self) -> Tensor:
@@ -65,6 +70,19 @@ class Teacher(SequentialRecommender):
         return functional.normalize(histories, dim=-1) @ functional.normalize(items, dim=-1).T
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """What RecBole's trainer minimises: the loss of pre-training or of fine-tuning, by `train_stage`."""
+        return self.pretrain_loss(interaction) if self.pretraining else self.finetune_loss(interaction)
+
+    def pretrain_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Histories of a batch and their target items, [R, D] both, with gradient; for pre-training alone."""
+        raise NotImplementedError
+
+    def pretrain_loss(self, interaction: Interaction) -> Tensor:
+        """Sequence-item InfoNCE over the batch; a teacher with more to it overrides this."""
+        scores = in_batch_scores(*self.pretrain_vectors(interaction), self.temperature)  # [R, R]
+        return info_nce(scores, interaction[self.POS_ITEM_ID], self.same_target)
+
+    def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Full-softmax cross-entropy of cosine / temperature over all items, PAD included as in UniSRec's code."""
         histories, items = self._vectors(interaction)
         return self.loss_fct(self.cosine(histories, items) / self.temperature, interaction[self.POS_ITEM_ID])

@@ -224,7 +224,7 @@ class Recformer(Teacher):
             return self._pooled(self.item_tokens.batch(item_seq, item_seq_len))
         return self._encode(item_seq, item_seq_len)
 
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
+    def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy of cosine / temperature over all items, or over the target and `negatives` drawn ones.
 
         PAD is no candidate, unlike in UniSRec. As in the authors' code the draw does not leave the target out.

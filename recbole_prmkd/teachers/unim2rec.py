@@ -97,7 +97,7 @@ class UniM2Rec(CausalTeacher):
         """Items with text or image, or all items where they have an ID embedding too: [n_items]."""
         return self.present.any(dim=1).cpu() if self.item_embedding is None else super().known_items()
 
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
+    def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""
         adapted = self.adapted()  # [n_items, M, D]
         items = self.fuse(adapted)  # [n_items, D]
