@@ -2,12 +2,14 @@
 
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config_files="my.yaml" --kd_weight=5
+python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
 """
 
 import argparse
 import sys
 
-from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
+from recbole_prmkd.config import datasets_to_pretrain_on
 
 
 def main() -> None:
@@ -19,6 +21,7 @@ def main() -> None:
     )
     parser.add_argument("--model", "-m", default=None, help="name of the student, such as SASRec")
     parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
+    parser.add_argument("--datasets", default=None, help="data sets to pre-train a teacher on, separated by commas")
     parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
     arguments, others = parser.parse_known_args()
     try:
@@ -28,11 +31,12 @@ def main() -> None:
                 raise UserError(
                     f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file."
                 )
-        run_recbole_prmkd(
-            model=arguments.model,
-            dataset=arguments.dataset,
-            config_file_list=arguments.config_files.split() if arguments.config_files else None,
-        )
+        files = arguments.config_files.split() if arguments.config_files else None
+        datasets = datasets_to_pretrain_on(arguments.dataset, files)
+        if datasets:
+            pretrain(arguments.model, datasets, files)
+        else:
+            run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
 

@@ -53,6 +53,7 @@ setup(
         "recbole_prmkd.properties",
         "recbole_prmkd.properties.model",
         "recbole_prmkd.properties.preset",
+        "recbole_prmkd.properties.pretrain",
     ],
     package_dir={"recbole_prmkd.properties": "properties"},
     package_data={"": ["*.yaml", "py.typed"]},

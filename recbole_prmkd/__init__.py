@@ -20,6 +20,7 @@ from recbole_prmkd import registry  # isort: skip
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.pretrain import pretrain
 from recbole_prmkd.trainer import PRMKDTrainer
 
-__all__ = ["TEACHERS", "PRMKDTrainer", "UserError", "compat", "registry", "run_recbole_prmkd"]
+__all__ = ["TEACHERS", "PRMKDTrainer", "UserError", "compat", "pretrain", "registry", "run_recbole_prmkd"]

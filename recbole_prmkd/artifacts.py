@@ -44,6 +44,11 @@ def digest(parts: Iterable[Any]) -> str:
     return sha.hexdigest()
 
 
+def as_json(content: Any) -> Any:
+    """What is left of it when it has been written as JSON and read again."""
+    return json.loads(json.dumps(content, default=str))
+
+
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
@@ -194,7 +199,7 @@ def _fault(path: Path, identity: Mapping[str, Any]) -> str | None:
 
 
 def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    plain = json.loads(json.dumps(dict(wanted), default=str))
+    plain = as_json(dict(wanted))
     return [key for key in sorted({*stored, *plain}) if stored.get(key) != plain.get(key)]
 
 

@@ -12,6 +12,7 @@ from recbole.utils import EvaluatorType
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.student import why_not_distilled
+from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.text import encoder_folder, text_fields
 
 _LEAST_FREE = 200 * 1024**2  # bytes
@@ -33,6 +34,17 @@ def check_run(config: Config, output: Path) -> None:
         _check_student(config)
         _check_split(config)
         _check_side_information(config)
+        for teacher in config["kd_teachers"]:
+            checkpoint_of(teacher, config)
+
+
+def check_pretraining(config: Config, output: Path) -> None:
+    """The same for one data set to pre-train on."""
+    _check_data(config)
+    for folder in (output, Path(config["kd_cache_dir"])):
+        _check_writable(folder)
+    _check_split(config)
+    _check_side_information(config)
 
 
 def _check_data(config: Config) -> None:
@@ -106,10 +118,6 @@ def _check_side_information(config: Config) -> None:
     text_fields(config)
     check_images(config)
     encoder_folder(config["kd_text_encoder"])
-    for teacher in config["kd_teachers"]:
-        checkpoint = config[f"kd_{teacher}_checkpoint".lower()]
-        if checkpoint and not Path(checkpoint).is_file():
-            raise UserError(f"There is no checkpoint {checkpoint!r}: check --kd_{teacher.lower()}_checkpoint.")
 
 
 def _check_writable(folder: Path) -> None:

@@ -85,6 +85,38 @@ def host_view(
     config_dict: Mapping[str, Any] | None,
 ) -> HostView:
     """RecBole's own reading of the settings, by its own methods, before it checks them."""
+    host = _read_settings(config_file_list, config_dict)
+    name = model or host.external_config_dict.get("model")
+    data = dataset or host.external_config_dict.get("dataset")
+    if not name or not data:
+        raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
+    model_class = find_model(name)
+    host._load_internal_config_dict(name, model_class, data)
+    return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
+
+
+def datasets_to_pretrain_on(
+    dataset: str | None, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None
+) -> list[str] | None:
+    """Names of the data sets where the settings ask for pre-training (`train_stage: pretrain`), else None.
+
+    Raises:
+        UserError: the stage without a data set, or data sets without the stage.
+    """
+    settings = _read_settings(config_file_list, config_dict).external_config_dict
+    names = settings.get("datasets")
+    if settings.get("train_stage") != "pretrain":
+        if names:
+            raise UserError("--datasets is for pre-training: add --train_stage=pretrain, or name one --dataset.")
+        return None
+    names = keys.as_list(names) if names else [dataset or settings.get("dataset")]
+    if not names or not all(names):
+        raise UserError("Name the data sets to pre-train on: --datasets=first,second.")
+    return names
+
+
+def _read_settings(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None) -> Config:
+    """A Config that has read the user's settings and nothing else."""
     for file in config_file_list or []:
         if not Path(file).is_file():
             raise UserError(f"There is no config file {file!r}: check --config_files.")
@@ -99,13 +131,7 @@ def host_view(
     except (yaml.YAMLError, SyntaxError, AttributeError, TypeError) as error:
         raise UserError(f"RecBole cannot read the settings: {error}.") from error
     host._merge_external_config_dict()
-    name = model or host.external_config_dict.get("model")
-    data = dataset or host.external_config_dict.get("dataset")
-    if not name or not data:
-        raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
-    model_class = find_model(name)
-    host._load_internal_config_dict(name, model_class, data)
-    return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
+    return host
 
 
 def find_model(name: str) -> Any:

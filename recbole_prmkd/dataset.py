@@ -10,7 +10,8 @@ slices of one flat array, never one padded list per row:
     row 3   start 4 stop 5         history 5        target items[5] = 7
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
@@ -72,6 +73,26 @@ class Rows:
     def renumbered(self, new_id: Tensor) -> "Rows":
         """The same rows in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""
         return Rows(self.users, new_id[self.targets], self.start, self.stop, new_id[self.items])
+
+    @staticmethod
+    def joined(parts: Sequence["Rows"], users: Sequence[int], items: Sequence[int]) -> "Rows":
+        """The rows of several data sets as those of one.
+
+        Args:
+            users, items: what to add to each part's user and item ids (to an id of 0, nothing).
+        """
+
+        def shifted(ids: Tensor, by: int) -> Tensor:
+            return torch.where(ids > 0, ids + by, 0)
+
+        before = [0, *itertools.accumulate(len(part.items) for part in parts)]
+        return Rows(
+            users=torch.cat([shifted(part.users, by) for part, by in zip(parts, users, strict=True)]),
+            targets=torch.cat([shifted(part.targets, by) for part, by in zip(parts, items, strict=True)]),
+            start=torch.cat([part.start + n for part, n in zip(parts, before, strict=False)]),
+            stop=torch.cat([part.stop + n for part, n in zip(parts, before, strict=False)]),
+            items=torch.cat([shifted(part.items, by) for part, by in zip(parts, items, strict=True)]),
+        )
 
     def compact(self) -> "Rows":
         """The same rows over a flat array that holds their histories alone, users in the order of the rows."""
@@ -236,6 +257,17 @@ def _as_given(users: Tensor, targets: Tensor, given: tuple[Tensor, Tensor]) -> R
     histories, lengths = given
     stop = lengths.cumsum(0)
     return Rows(users, targets, stop - lengths, stop, histories[torch.arange(histories.shape[1]) < lengths[:, None]])
+
+
+def by_domain(config: Config, dataset: Dataset) -> list[tuple[Config, list[str]]]:
+    """Configuration and item tokens of each domain, in the order of item ids; one where it is a plain data set."""
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    return getattr(dataset, "domains", None) or [(config, tokens)]
+
+
+def in_dataset(path: str, config: Config) -> Path:
+    """A path with the name of the data set in place of `{dataset}`, for settings that several data sets share."""
+    return Path(path.replace("{dataset}", config["dataset"]))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recbole_prmkd import artifacts
+from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.text import encoder_digest
 
@@ -38,13 +39,25 @@ def item_image_vectors(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor
     Raises:
         UserError: the source cannot be read, or has an image of none of the items.
     """
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    parts = [_of_domain(domain, tokens) for domain, tokens in by_domain(config, dataset)]
+    width = max(vectors.shape[1] for vectors, _ in parts)
+    odd = {vectors.shape[1] for vectors, present in parts if present.any()} - {width}
+    if odd:
+        raise UserError(f"Image vectors are {width} wide in one data set, {odd.pop()} in another: encode them alike.")
+    table = torch.zeros(1 + sum(len(vectors) for vectors, _ in parts), width)
+    known = torch.cat([torch.zeros(1, dtype=torch.bool), *(present for _, present in parts)])
+    table[known] = torch.cat([vectors[present] for vectors, present in parts if present.any()] or [table[:0]])
+    return table, known
+
+
+def _of_domain(config: Config, tokens: list[str]) -> tuple[Tensor, Tensor]:
+    """Image vectors [N, D] of these items, zero where there is none, and which have one [N]."""
     source = _source(config)
     if source is None:
-        getLogger().info("The data has no images (kd_item_images is not set).")
+        getLogger().info(f"{config['dataset']} has no images ({config['kd_item_images'] or 'kd_item_images not set'}).")
         return torch.zeros(len(tokens), 1), torch.zeros(len(tokens), dtype=torch.bool)
-    row_of, features = _encoded(source, tokens[1:], config) if source.is_dir() else _read(source)
-    items = [i for i, token in enumerate(tokens) if i and token in row_of]
+    row_of, features = _encoded(source, tokens, config) if source.is_dir() else _read(source)
+    items = [i for i, token in enumerate(tokens) if token in row_of]
     if not items:
         raise UserError(
             f"{source} has an image of none of the data set's items: name each image by its token in column "
@@ -52,10 +65,10 @@ def item_image_vectors(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor
         )
     rows = [row_of[tokens[i]] for i in items]
     vectors = torch.zeros(len(tokens), features.shape[1])
-    vectors[items] = torch.from_numpy(features[rows].astype(np.float32))  # [n_items, D]
-    present = torch.isfinite(vectors).all(dim=1) & (vectors != 0).any(dim=1)  # [n_items]
+    vectors[items] = torch.from_numpy(features[rows].astype(np.float32))  # [N, D]
+    present = torch.isfinite(vectors).all(dim=1) & (vectors != 0).any(dim=1)  # [N]
     vectors[~present] = 0
-    _report(source, len(tokens) - 1, len(items), int(present.sum()))
+    _report(source, len(tokens), len(items), int(present.sum()))
     return vectors, present
 
 
@@ -99,10 +112,12 @@ def image_encoder_folder(name: str) -> Path:
 
 
 def _source(config: Config) -> Path | None:
-    """The file or folder that `kd_item_images` names."""
+    """The file or folder that `kd_item_images` names; None without, and where `{dataset}` gives one that is not there."""
     if not config["kd_item_images"]:
         return None
-    source = Path(config["kd_item_images"])
+    source = in_dataset(config["kd_item_images"], config)
+    if "{dataset}" in config["kd_item_images"] and not source.exists():
+        return None
     if not (source.is_dir() or (source.is_file() and source.suffix.lower() == ".npz")):
         state = "is neither a folder nor an .npz file" if source.exists() else "does not exist"
         raise UserError(f"{source} {state}: name a folder of images or an .npz file with --kd_item_images.")

@@ -55,6 +55,15 @@ def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def pretraining_properties(teacher: str) -> dict[str, Any]:
+    """The teacher's own properties when it is pre-trained."""
+    folder = properties_dir()
+    return {
+        **read_yaml(folder / "model" / f"{teacher}.yaml"),
+        **read_yaml(folder / "pretrain" / f"{teacher}.yaml"),
+    }
+
+
 def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, Any]:
     """The kd_ settings among `settings`, each with its legal type.
 
@@ -127,7 +136,7 @@ def _wanted(entry: Mapping[str, Any]) -> str:
     return words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
 
 
-def _as_list(value: Any) -> list[str] | None:
+def as_list(value: Any) -> list[str] | None:
     """A list, or what a shell leaves of one: `[a,b]` and `a,b` are the same."""
     if isinstance(value, str):
         value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
@@ -148,7 +157,7 @@ _CONVERTERS: dict[str, Any] = {
     "choice": lambda value: value if isinstance(value, str) else None,
     # RecBole's command line turns a folder named 7 into a number.
     "path": lambda value: str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None,
-    "list": _as_list,
+    "list": as_list,
     "any": lambda value: value,
 }
 

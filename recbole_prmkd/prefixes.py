@@ -133,6 +133,16 @@ class WindowLoader:
         )
 
 
+def row_places(interaction: Interaction, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row's newest history item stands in the batch: sequence [R] and place in it [R].
+
+    length: [B] true lengths; in a batch without windows each sequence is one row.
+    """
+    if WINDOW in interaction:
+        return interaction[WINDOW], interaction[OFFSET]
+    return torch.arange(len(length), device=length.device), length - 1
+
+
 _ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
 
 

@@ -31,8 +31,9 @@ from recbole_prmkd.objective import Objective
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.result import RunResult, StepResult, StudentResult, TeacherResult
 from recbole_prmkd.student import StudentScorer, clear_graph_cache
+from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
-from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load, start
 from recbole_prmkd.text import prepare_item_text
 from recbole_prmkd.trainer import Curriculum, distillation_trainer
 
@@ -98,6 +99,8 @@ def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], Run
     with steps("student"):
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+        if config["model"] in TEACHERS:
+            start(student, config["model"], config)
         getLogger().info(student)
         flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
         getLogger().info(f"FLOPs: {flops}")
@@ -250,6 +253,7 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> Teacher
         parameters=teacher.parameters,
         seconds=teacher.seconds,
         holdout=teacher.holdout,
+        checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
         unknown_rows=notes["unknown_rows"],
         unknown_items=notes["unknown_items"],
     )

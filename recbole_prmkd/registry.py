@@ -39,6 +39,8 @@ def _read_teacher_properties() -> None:
         if model in TEACHERS:
             self.internal_config_dict.update(defaults())
             self._update_internal_config_dict(str(properties_dir() / "model" / f"{model}.yaml"))
+            if self.external_config_dict.get("train_stage") == "pretrain":
+                self._update_internal_config_dict(str(properties_dir() / "pretrain" / f"{model}.yaml"))
 
     load._prmkd = True  # type: ignore[attr-defined]
     Config._load_internal_config_dict = load

@@ -63,6 +63,7 @@ class TeacherResult(_Measured):
     parameters: int
     seconds: float = Field(description="fine-tuning, as first measured")
     holdout: float = Field(description="its valid_metric on the holdout of the training split")
+    checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
     unknown_rows: int = Field(description="training rows it knows nothing of (no history)")
     unknown_items: int = Field(description="items it knows nothing of (no text)")
 
@@ -103,13 +104,13 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def output_folder(path: Path) -> Iterator[Path]:
-    """A folder to work in, `path`/unfinished; on success its content moves into `path`.
+def output_folder(path: Path, name: str = "unfinished") -> Iterator[Path]:
+    """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
     A run that fails leaves its log in there, one refused for bad input leaves nothing; the next run clears it. An
     older result in `path` stays until the new one is complete.
     """
-    work = path / "unfinished"
+    work = path / name
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 
 from recbole_prmkd import artifacts
+from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ _BATCH = 64
 
 def item_file(config: Config) -> Path:
     """The file that item text is read from."""
-    return Path(config["kd_text_file"] or Path(config["data_path"]) / f"{config['dataset']}.item")
+    given = config["kd_text_file"]
+    return in_dataset(given, config) if given else Path(config["data_path"]) / f"{config['dataset']}.item"
 
 
 def text_fields(config: Config) -> list[str]:
@@ -51,12 +53,13 @@ def text_fields(config: Config) -> list[str]:
     wanted = config["kd_text_fields"]
     if wanted:
         missing = [field for field in wanted if field not in names]
-        if missing:
+        # Of several data sets to pre-train on, each has its own fields.
+        if missing and not (config["train_stage"] == "pretrain" and len(missing) < len(wanted)):
             raise UserError(
                 f"{path} has no field {', '.join(map(repr, missing))}: kd_text_fields may name "
                 f"{', '.join(name for name in names if name != config['ITEM_ID_FIELD'])}."
             )
-        return list(wanted)
+        return [field for field in wanted if field in names]
     fields = [name for name, kind in columns if kind == "token_seq"]
     if not fields:
         raise UserError(f"{path} has no token_seq field: name the text fields with --kd_text_fields=[...].")
@@ -105,19 +108,35 @@ def as_sentence(fields: dict[str, str]) -> str:
     return " ".join(text.rstrip(".").rstrip() + "." for text in fields.values() if text.strip(". "))
 
 
-def item_text_vectors(config: Config, dataset: Dataset) -> torch.Tensor:
+def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) -> torch.Tensor:
     """Sentence vectors of all items of a RecBole data set, from the cache or the encoder.
 
     Items without text, and row 0 (PAD), are zero vectors; they are counted in a warning.
 
+    Args:
+        word_drop: chance of each word to be left out first, drawn once by the run's seed.
     Returns:
         [n_items, D] float32, by internal item id.
     """
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
-    stored, _ = _stored_vectors(config, sorted(tokens))
-    order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
-    vectors = np.asarray(stored.array("vectors"))[order]
-    return torch.from_numpy(np.concatenate([np.zeros_like(vectors[:1]), vectors]))  # [n_items, D]
+    parts = []
+    for domain, tokens in by_domain(config, dataset):
+        stored, _ = _stored_vectors(domain, sorted(tokens), word_drop=word_drop)
+        order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
+        parts.append(np.asarray(stored.array("vectors"))[order])
+    vectors = np.concatenate([np.zeros_like(parts[0][:1]), *parts])
+    return torch.from_numpy(vectors)  # [n_items, D]
+
+
+def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:
+    """The texts without some of their words; one with any word keeps at least one."""
+    generator = np.random.default_rng(seed)
+    dropped = []
+    for text in texts:
+        words = text.split()
+        draws = generator.random(len(words))
+        kept = [word for word, draw in zip(words, draws, strict=True) if draw >= chance]
+        dropped.append(" ".join(kept or words[:1]))
+    return dropped
 
 
 def prepare_item_text(config: Config, tokens: Sequence[str]) -> bool:
@@ -125,8 +144,12 @@ def prepare_item_text(config: Config, tokens: Sequence[str]) -> bool:
     return _stored_vectors(config, sorted(tokens), report=True)[1]
 
 
-def _stored_vectors(config: Config, tokens: list[str], report: bool = False) -> tuple[artifacts.Folder, bool]:
+def _stored_vectors(
+    config: Config, tokens: list[str], report: bool = False, word_drop: float = 0.0
+) -> tuple[artifacts.Folder, bool]:
     texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
+    if word_drop:
+        texts = drop_words(texts, word_drop, config["seed"])
     if report:
         _report_coverage(config, tokens, texts)
     root = Path(config["kd_cache_dir"]) / config["dataset"]

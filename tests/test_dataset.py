@@ -9,7 +9,7 @@ from conftest import write_tiny
 
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import ROW, Rows, load_split
-from recbole_prmkd.teachers.data import RowsDataset, teacher_config, teacher_data
+from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
 
 def split_of(settings, model="SASRec", **more):
@@ -125,7 +125,7 @@ def test_rows_data_set_feeds_recbole_what_it_expects(settings):
     config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
     data = teacher_data(load_split(config), seed=1)
     teacher = teacher_config("UniSRec", config)
-    dataset = RowsDataset(teacher, data.fit, data.item_tokens)
+    dataset = data.dataset(teacher, data.fit)
     batch = dataset[np.array([0, 3])]
     assert batch["item_id_list"].shape == (2, teacher["MAX_ITEM_LIST_LENGTH"]) and dataset.item_num == 31
     assert len(dataset) == len(data.fit) and torch.equal(batch["item_id"], data.fit.targets[[0, 3]])

@@ -184,21 +184,28 @@ def test_losses_in_numbers(build):
     adapted[1, :, 0] = adapted[2, :, 1] = 3.0  # text = image, items 1 and 2 orthogonal
     aligned = torch.tensor(1 + torch.e**-1).log()  # softmax of cosines 1 and 0, at the first
     # Item 4 has no image, item 6 nothing.
-    torch.testing.assert_close(model.text_image_loss(adapted, torch.tensor([1, 2, 2, 4, 6])), aligned)
+    torch.testing.assert_close(model.text_image_loss(adapted, model.present, torch.tensor([1, 2, 2, 4, 6])), aligned)
     crossed = adapted.clone()
     crossed[[1, 2], 1] = adapted[[2, 1], 1]  # each has the other's image
-    torch.testing.assert_close(model.text_image_loss(crossed, torch.tensor([1, 2])), aligned + 1)
-    assert model.text_image_loss(adapted, torch.tensor([4, 5, 6])) == 0
+    torch.testing.assert_close(model.text_image_loss(crossed, model.present, torch.tensor([1, 2])), aligned + 1)
+    assert model.text_image_loss(adapted, model.present, torch.tensor([4, 5, 6])) == 0
     histories = adapted[[1, 2, 1, 2], 0]  # each points at its target; the last target has neither modality
-    torch.testing.assert_close(model.modality_loss(adapted, histories, torch.tensor([1, 2, 1, 6])), aligned)
-    assert model.modality_loss(adapted, histories[:1], torch.tensor([6])) == 0
+    torch.testing.assert_close(
+        model.modality_loss(adapted, model.present, histories, torch.tensor([1, 2, 1, 6])), aligned
+    )
+    assert model.modality_loss(adapted, model.present, histories[:1], torch.tensor([6])) == 0
     # Targets 4 and 1 in text (4 is orthogonal to all); in image only 1, so there is nothing to tell apart.
     text = functional.cross_entropy(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([1, 0]))
-    torch.testing.assert_close(model.modality_loss(adapted, histories[:2], torch.tensor([4, 1])), text / 2)
+    torch.testing.assert_close(
+        model.modality_loss(adapted, model.present, histories[:2], torch.tensor([4, 1])), text / 2
+    )
     adapted, targets = model.adapted(), BATCH["item_id"]
-    histories = model.encode_batch(BATCH, model.fuse(adapted))
-    loss = functional.cross_entropy(model.cosine(histories, model.fuse(adapted)), targets)
-    extra = model.text_image_loss(adapted, targets) / 2 + model.modality_loss(adapted, histories, targets) / 4
+    histories = model.encode_batch(BATCH, model.fuse(adapted, model.present))
+    loss = functional.cross_entropy(model.cosine(histories, model.fuse(adapted, model.present)), targets)
+    extra = (
+        model.text_image_loss(adapted, model.present, targets) / 2
+        + model.modality_loss(adapted, model.present, histories, targets) / 4
+    )
     torch.testing.assert_close(model.calculate_loss(BATCH), loss + extra)
 
 

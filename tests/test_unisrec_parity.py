@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_prmkd.teachers import unisrec
+from recbole_prmkd.teachers.augment import drop_items
+from recbole_prmkd.teachers.causal import FirstView
+from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.unisrec import UniSRec
 
 FOLDER = Path(os.environ.get("PRMKD_PARITY", Path(__file__).parents[2] / "shared" / "parity")) / "unisrec"
@@ -32,13 +35,22 @@ def parity():
 
 def build(parity, stage, monkeypatch):
     """Our model of this stage, with the official weights."""
-    weights = {k: v for k, v in parity.weights.items() if stage == "transductive" or k != "item_embedding.weight"}
+    absent = {"pretrain": ["plm", "item"], "inductive": ["item"], "transductive": []}[stage]
+    weights = {k: v for k, v in parity.weights.items() if k.split("_embedding")[0] not in absent}
     table = parity.inputs["plm_table"]
-    monkeypatch.setattr(unisrec, "item_text_vectors", lambda config, dataset: table)
+    texts = {0.0: table, 0.15: parity.inputs["plm_table_aug"]}
+    monkeypatch.setattr(unisrec, "item_text_vectors", lambda config, dataset, word_drop=0.0: texts[word_drop])
     config = {
         **parity.settings,
         "train_stage": stage,
         "adaptor_dropout_prob": 0.2,
+        "freeze_pretrained": True,
+        "same_target": "zero",
+        "seq_seq_weight": parity.settings["lambda"],
+        "item_drop_share": 0.5,
+        "item_drop_ratio": 0.3,
+        "noise_ratio": 0.3,
+        "word_drop_ratio": 0.15,
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
         "LIST_SUFFIX": "_list",
@@ -48,12 +60,25 @@ def build(parity, stage, monkeypatch):
         "device": "cpu",
     }
     model = UniSRec(config, SimpleNamespace(num=lambda field: len(table)))
-    model.load_state_dict(weights)  # names and shapes equal the official ones, or this raises
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    # Names equal the official ones, which in pre-training hold no text vectors.
+    assert set(missing) <= ({f"{table}.weight" for table in model.side_information} if stage == "pretrain" else set())
     return model.eval()
 
 
 def close(ours, official):
     np.testing.assert_allclose(ours.detach().numpy(), official, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model, loss, parity, name):
+    """The loss's gradients equal the official ones of that name."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    official = {k.split("|")[1]: v for k, v in parity.gradients.items() if k.startswith(f"{name}|")}
+    assert official
+    for parameter, gradient in official.items():
+        close(model.get_parameter(parameter).grad, gradient)
 
 
 def test_adaptor_and_gates(parity, monkeypatch):
@@ -77,8 +102,39 @@ def test_fine_tuning_stage(parity, stage, monkeypatch):
     close(model.predict(batch), own)
     loss = model.calculate_loss(batch)
     close(loss, parity.outputs[f"{stage}.ce_loss"])
-    loss.backward()
-    official = {k.split("|")[1]: v for k, v in parity.gradients.items() if k.startswith(f"{stage}.ce_loss|")}
-    assert official
-    for name, gradient in official.items():
-        close(model.get_parameter(name).grad, gradient)
+    gradients(model, loss, parity, f"{stage}.ce_loss")
+
+
+@pytest.mark.parametrize("view", ["item_drop", "word_drop"])
+def test_pretraining_stage(parity, view, monkeypatch):
+    model = build(parity, "pretrain", monkeypatch)
+    batch = {key: parity.inputs[key] for key in ("item_id_list", "item_length", "item_id")}
+    marks, name = parity.inputs[f"{view}.keep_mask"].bool(), f"pretrain_{view}"
+    first = FirstView(model, batch)
+    close(first.histories, parity.outputs[f"{name}.seq_output"])
+    second = model.without_items(first, marks) if view == "item_drop" else model.with_noise(first, ~marks)
+    close(second, parity.outputs[f"{name}.seq_output_aug"])
+
+    def contrast(keys):
+        return info_nce(in_batch_scores(first.histories, keys, model.temperature), batch["item_id"], model.same_target)
+
+    seq_item, seq_seq = contrast(first.items[first.targets]), contrast(second)
+    close(seq_item, parity.outputs[f"{name}.seq_item_loss"])
+    close(seq_seq, parity.outputs[f"{name}.seq_seq_loss"])
+    gradients(model, seq_seq, parity, f"{name}.seq_seq_loss")
+
+    # The same through the loss that RecBole's trainer calls, with the marks in place of its draw.
+    model.item_drop_share = float(view == "item_drop")
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: marks.float() if size[0] else torch.tensor(0.5))
+    if view == "word_drop":
+        model.noise_ratio = 0.5
+    loss = model.calculate_loss(batch)
+    close(loss, parity.outputs[f"{name}.total_loss"])
+    gradients(model, loss, parity, f"{name}.total_loss")
+
+
+def test_dropped_items_are_the_official_ones(parity):
+    inputs = parity.inputs
+    dropped = drop_items(inputs["item_id_list"], inputs["item_length"], inputs["item_drop.keep_mask"].bool())
+    assert torch.equal(dropped.item_seq, inputs["item_drop.item_id_list_aug"])
+    assert torch.equal(dropped.length, inputs["item_drop.item_length_aug"])

@@ -1,29 +1,46 @@
 """The sequence encoder that UniSRec and UniM2Rec share: a causal Transformer over item vectors (SASRec's).
 
-Names of its parameters are those of the official UniSRec code.
+Names of its parameters are those of the official UniSRec code, and so are the two losses of pre-training:
+sequence-item and sequence-sequence contrast over the batch, whatever domains its rows come from.
 """
 
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.prefixes import WINDOW, row_places
+from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
+
+STAGES = ("pretrain", "inductive", "transductive")
 
 
 class CausalTeacher(Teacher):
     """A teacher whose history vector is the Transformer's state at the last item.
 
-    `item_embedding` is an ID embedding in the transductive stage, None in the inductive one; a subclass adds it to
-    its item vectors.
+    `item_embedding` is an ID embedding in the transductive stage, else None; a subclass adds it to its item vectors.
+    For pre-training a subclass writes `batch_items` and `noisy_items`.
     """
 
     frozen_when_pretrained: tuple[str, ...] = ("position_embedding", "trm_encoder")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
+        if config["train_stage"] not in STAGES:
+            raise UserError(f"train_stage {config['train_stage']!r} is not legal: use one of {', '.join(STAGES)}.")
+        if not config["freeze_pretrained"]:
+            self.frozen_when_pretrained = ()
+        if self.pretraining:
+            self.seq_seq_weight = float(config["seq_seq_weight"])
+            self.item_drop_share = float(config["item_drop_share"])
+            self.item_drop_ratio = float(config["item_drop_ratio"])
+            self.noise_ratio = float(config["noise_ratio"])
         width = config["hidden_size"]
         self.position_embedding = nn.Embedding(self.max_seq_length, width)
         self.trm_encoder = TransformerEncoder(
@@ -46,10 +63,84 @@ class CausalTeacher(Teacher):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.data.zero_()
 
-    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
-        """The causal Transformer's state at the last item, [B, D]."""
+    def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
+        """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D]."""
         position = torch.arange(item_seq.shape[1], device=item_seq.device)
         x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
         x = self.dropout(self.LayerNorm(x))
-        hidden = self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
-        return self.gather_indexes(hidden, item_seq_len - 1)  # [B, D]
+        return self.trm_encoder(x, self.get_attention_mask(item_seq), output_all_encoded_layers=False)[-1]
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """The causal Transformer's state at the last item, [B, D]."""
+        return self.gather_indexes(self.states(item_seq, items), item_seq_len - 1)
+
+    def batch_items(self, items: Tensor) -> Tensor:
+        """Vectors of some items, [U] ids -> [U, D], with gradient."""
+        raise NotImplementedError
+
+    def noisy_items(self, items: Tensor) -> Tensor:
+        """The same from spoilt contents, which the second view shows at some places: [U] ids -> [U, D]."""
+        raise NotImplementedError
+
+    def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
+        """A loss on the contents of a pre-training batch's targets, [R, D] and [R] ids; none here."""
+        return histories.new_zeros(())
+
+    def pretrain_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Histories and their targets, [R, D] both, for batches of rows and of windows."""
+        view = FirstView(self, interaction)
+        return view.histories, view.items[view.targets]
+
+    def pretrain_loss(self, interaction: Interaction) -> Tensor:
+        """Sequence-item InfoNCE + seq_seq_weight x sequence-sequence InfoNCE, as in UniSRec, + `content_loss`.
+
+        The second view of a batch drops items from its histories, or shows spoilt contents at some of its places.
+        """
+        targets = interaction[self.POS_ITEM_ID]
+        view = FirstView(self, interaction)
+        scores = in_batch_scores(view.histories, view.items[view.targets], self.temperature)  # [R, R]
+        loss = info_nce(scores, targets, self.same_target) + self.content_loss(view.histories, targets)
+        if not self.seq_seq_weight:
+            return loss
+        draw = torch.rand(view.item_seq.shape, device=targets.device)  # [B, L]
+        if torch.rand(()) < self.item_drop_share:
+            second = self.without_items(view, draw >= self.item_drop_ratio)
+        else:
+            second = self.with_noise(view, draw < self.noise_ratio)
+        scores = in_batch_scores(view.histories, second, self.temperature)  # [R, R]
+        return loss + self.seq_seq_weight * info_nce(scores, targets, self.same_target)
+
+    def without_items(self, view: "FirstView", keep: Tensor) -> Tensor:
+        """Vectors [R, D] of the histories without some items; keep: [B, L] the marks of `drop_items`."""
+        if view.windows:  # a row may be its window's first item alone, so that one stays
+            keep = keep.clone()
+            keep[:, 1:2] = True
+        dropped = drop_items(view.item_seq, view.length, keep)
+        sequence, place = view.rows
+        return self.states(dropped.item_seq, view.items)[sequence, dropped.place[sequence, place]]
+
+    def with_noise(self, view: "FirstView", swap: Tensor) -> Tensor:
+        """Vectors [R, D] of the histories with spoilt contents where swap [B, L] is True."""
+        both = torch.cat([view.items, self.noisy_items(view.ids)])  # [2 U, D]
+        swapped = view.item_seq + len(view.items) * (swap & (view.item_seq != 0))
+        return self.states(swapped, both)[view.rows]
+
+
+class FirstView:
+    """A pre-training batch as it is, each of its distinct items adapted once.
+
+    ids: [U] items, PAD first; items: [U, D]; item_seq [B, L] and targets [R] number places in them; length: [B];
+    rows: sequence and place of each row's newest item, [R] both; histories: [R, D].
+    """
+
+    def __init__(self, model: CausalTeacher, interaction: Interaction) -> None:
+        item_seq, targets = interaction[model.ITEM_SEQ], interaction[model.POS_ITEM_ID]
+        everything = torch.cat([item_seq.new_zeros(1), item_seq.flatten(), targets])
+        self.ids, place = torch.unique(everything, return_inverse=True)
+        self.item_seq = place[1 : 1 + item_seq.numel()].view_as(item_seq)
+        self.targets = place[1 + item_seq.numel() :]
+        self.length = interaction[model.ITEM_SEQ_LEN]
+        self.windows = WINDOW in interaction
+        self.rows = row_places(interaction, self.length)
+        self.items = model.batch_items(self.ids)
+        self.histories = model.states(self.item_seq, self.items)[self.rows]

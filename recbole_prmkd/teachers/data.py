@@ -6,8 +6,9 @@ cannot even renumber what a teacher was trained on.
 """
 
 import contextlib
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -47,16 +48,22 @@ class TeacherData:
 
     fit, holdout: rows of the training split that a teacher learns from, and a few last rows of it that tell when to
     stop. train: all training rows in the student's order. valid, test: for reporting only.
+    item_tokens: by canonical id, from 1; user_tokens: by the student's user id, from 1, which the rows keep.
     canonical: [n_items] student's item id -> canonical id.
     """
 
     item_tokens: list[str]
+    user_tokens: list[str]
     canonical: Tensor
     fit: Rows
     holdout: Rows
     train: Rows
     valid: Rows
     test: Rows
+
+    def dataset(self, config: Config, rows: Rows) -> "RowsDataset":
+        """These rows as a RecBole data set."""
+        return RowsDataset(config, rows, self.item_tokens, self.user_tokens)
 
 
 def teacher_data(split: Split, seed: int) -> TeacherData:
@@ -76,6 +83,7 @@ def teacher_data(split: Split, seed: int) -> TeacherData:
     held[candidates[drawn]] = True
     return TeacherData(
         item_tokens=[split.item_tokens[i] for i in order],
+        user_tokens=split.user_tokens,
         canonical=canonical,
         fit=learnable.select(torch.nonzero(~held).squeeze(1)),
         holdout=learnable.select(torch.nonzero(held).squeeze(1)),
@@ -127,20 +135,74 @@ def _no_command_line() -> Iterator[None]:
         sys.argv = arguments
 
 
-class RowsDataset(SequentialDataset):
-    """Rows as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files."""
+@dataclass(frozen=True)
+class JoinedData:
+    """Several data sets as one, for pre-training: items and users of one never meet another's.
 
-    def __init__(self, config: Config, rows: Rows, item_tokens: list[str]) -> None:
-        self.config, self.rows, self.logger = config, rows, getLogger()
+    domains: configuration and item tokens of each. fit, holdout: as in `TeacherData`, over all of them.
+    """
+
+    domains: list[tuple[Config, list[str]]]
+    user_tokens: list[str]
+    fit: Rows
+    holdout: Rows
+
+    def dataset(self, config: Config, rows: Rows) -> "RowsDataset":
+        """These rows as a RecBole data set; tokens carry their data set's name."""
+        tokens = [f"{domain['dataset']}/{token}" for domain, of_domain in self.domains for token in of_domain]
+        return RowsDataset(config, rows, tokens, self.user_tokens, self.domains)
+
+
+def second_half(rows: Rows) -> Rows:
+    """The rows whose target stands in the second half of its user's items."""
+    _, block = torch.unique(rows.start, return_inverse=True)
+    longest = torch.zeros(int(block.max()) + 1, dtype=torch.int64).scatter_reduce(0, block, rows.lengths, "amax")
+    return rows.select(torch.nonzero(2 * rows.lengths >= longest[block] + 1).squeeze(1))
+
+
+def joined_data(configs: Sequence[Config], parts: Sequence[TeacherData]) -> JoinedData:
+    """The training splits of several data sets, one after the other."""
+    users = [0, *itertools.accumulate(len(part.user_tokens) for part in parts)][: len(parts)]
+    items = [0, *itertools.accumulate(len(part.item_tokens) for part in parts)][: len(parts)]
+    return JoinedData(
+        domains=[(config, part.item_tokens) for config, part in zip(configs, parts, strict=True)],
+        user_tokens=[
+            f"{config['dataset']}/{token}"
+            for config, part in zip(configs, parts, strict=True)
+            for token in part.user_tokens
+        ],
+        fit=Rows.joined([part.fit for part in parts], users, items),
+        holdout=Rows.joined([part.holdout for part in parts], users, items),
+    )
+
+
+class RowsDataset(SequentialDataset):
+    """Rows as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files.
+
+    domains: configuration and item tokens of each data set that it was joined from, in the order of item ids.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: Rows,
+        item_tokens: Sequence[str],
+        user_tokens: Sequence[str],
+        domains: Sequence[tuple[Config, list[str]]] = (),
+    ) -> None:
+        self.config, self.rows, self.logger, self.domains = config, rows, getLogger(), list(domains)
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
         self.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
-        self.field2id_token = {self.iid_field: np.array(["[PAD]", *item_tokens])}
+        self.field2id_token = {
+            self.iid_field: np.array(["[PAD]", *item_tokens]),
+            self.uid_field: np.array(["[PAD]", *user_tokens]),
+        }
         self.user_feat = self.item_feat = None
         self.inter_feat = Interaction({self.uid_field: rows.users, self.iid_field: rows.targets})
 
     def num(self, field: str) -> int:
-        """Number of items, PAD included."""
+        """Number of items or users, PAD included."""
         return len(self.field2id_token[field])
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:

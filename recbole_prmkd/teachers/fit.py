@@ -27,14 +27,15 @@ from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.keys import teacher_settings
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.teachers import TEACHERS, Teacher
-from recbole_prmkd.teachers.data import RowsDataset, TeacherData, teacher_config
+from recbole_prmkd.teachers.data import TeacherData, teacher_config
+from recbole_prmkd.teachers.pretrained import checkpoint_of, read_card
 
 
 @dataclass
 class FittedTeacher:
     """A frozen teacher, ready to encode; what it cost and how good it is.
 
-    digest: hash of its weights and side information. seconds: fine-tuning, as first measured.
+    digest: hash of its weights and side information. checkpoint: what it started from. seconds: fine-tuning, as first measured.
     valid, test and their unseen twins: its own metrics under RecBole's keys.
     """
 
@@ -42,6 +43,7 @@ class FittedTeacher:
     model: Teacher
     config: Config
     digest: str
+    checkpoint: Path | None
     seconds: float
     reused: bool
     holdout: float
@@ -58,17 +60,15 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     config = teacher_config(name, student)
     root = Path(student["kd_teacher_dir"]) / student["dataset"]
     init_seed(config["seed"], config["reproducibility"])
-    model = TEACHERS[name](config, RowsDataset(config, data.fit, data.item_tokens)).to(config["device"])
-    checkpoint = student[f"kd_{name}_checkpoint".lower()]
-    if checkpoint:
-        model.load_checkpoint(Path(checkpoint))
+    model = TEACHERS[name](config, data.dataset(config, data.fit)).to(config["device"])
+    checkpoint = start(model, name, student)
     identity = _identity(name, config, data, model, checkpoint)
     stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{name}", identity)
     reused = stored is not None
     if stored is None:
         seconds, score = _fit(model, config, data)
         notes = {"seconds": seconds, "holdout": score}
-        stored = artifacts.save(root, f"teacher-{name}", identity, {"weights": _learnt(model)}, notes)
+        stored = artifacts.save(root, f"teacher-{name}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
     model.eval().requires_grad_(False)
     digest = artifacts.digest([identity, stored.files["weights.safetensors"]["sha256"]])
@@ -77,6 +77,7 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
         model=model,
         config=config,
         digest=digest,
+        checkpoint=checkpoint,
         seconds=stored.notes["seconds"],
         reused=reused,
         holdout=stored.notes["holdout"],
@@ -84,36 +85,48 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     )
 
 
+def start(model: Teacher, name: str, config: Config) -> Path | None:
+    """Put the weights of the run's checkpoint into the teacher, if it has one; returns that file."""
+    file = checkpoint_of(name, config)
+    if file is not None:
+        model.load_checkpoint(file)
+        card = read_card(file)
+        made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
+        getLogger().info(f"{name} starts from {file}{made}.")
+    return file
+
+
 def _identity(
-    name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: str | None
+    name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: Path | None
 ) -> Mapping[str, Any]:
     return {
         "teacher": name,
         "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
         "batches": [config["kd_rows_per_batch"], config["kd_window_context"]],
         "seed": config["seed"],
-        "checkpoint": artifacts.file_digest(Path(checkpoint)) if checkpoint else None,
-        "side_information": artifacts.digest(tensor for _, tensor in sorted(_given(model).items())),
+        "checkpoint": artifacts.file_digest(checkpoint) if checkpoint else None,
+        "side_information": artifacts.digest(tensor for _, tensor in sorted(given_tables(model).items())),
         "items": artifacts.digest(data.item_tokens),
         "rows": data.fit.digest(),
         "holdout": data.holdout.digest(),
     }
 
 
-def _given(model: Teacher) -> dict[str, Tensor]:
-    """Frozen tables that come from the data set's text or images, not from training."""
+def given_tables(model: Teacher) -> dict[str, Tensor]:
+    """Its frozen tables that come from the data set's text or images, not from training."""
     return {name: p for name, p in model.named_parameters() if name.split(".")[0] in model.side_information}
 
 
-def _learnt(model: Teacher) -> dict[str, Tensor]:
-    given = _given(model)
+def learnt_weights(model: Teacher) -> dict[str, Tensor]:
+    """Its state dict without the tables that come from the data set's text or images."""
+    given = given_tables(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in given}
 
 
 def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, float]:
     """Train with RecBole's trainer; returns seconds and the best holdout score."""
-    dataset = RowsDataset(config, data.fit, data.item_tokens)
-    holdout = FullSortEvalDataLoader(config, RowsDataset(config, data.holdout, data.item_tokens), None)
+    dataset = data.dataset(config, data.fit)
+    holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)
     if reason is not None:
         getLogger().info(f"{config['model']} is trained row by row: {reason}.")
@@ -145,7 +158,7 @@ def _metrics(
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             trainer = quiet_trainer(Trainer, config, model, Path(folder))
             for part, rows in parts.items():
-                dataset = RowsDataset(config, rows, data.item_tokens)
+                dataset = data.dataset(config, rows)
                 loader = FullSortEvalDataLoader(config, dataset, None)
                 metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
                 metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]

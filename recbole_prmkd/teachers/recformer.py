@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from recbole_prmkd.dataset import by_domain
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
@@ -176,10 +177,10 @@ class Recformer(Teacher):
         self.batch_tokens = int(config["encode_batch_tokens"])
         self.negatives = int(config["negatives"])
         self.tokens_per_second = 0.0  # of the last pass over the items
-        tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+        texts = [text for domain, tokens in by_domain(config, dataset) for text in item_texts(domain, tokens)]
         self.item_tokens = ItemTokens(
             _tokenizer(folder, encoder.vocab_size),
-            item_texts(config, tokens),
+            texts,
             max_attr_num=config["max_attr_num"],
             max_attr_length=config["max_attr_length"],
             max_items=self.max_seq_length,

@@ -51,8 +51,6 @@ class UniM2Rec(CausalTeacher):
         self.text_image_weight = float(config["text_image_weight"])
         self.modality_weight = float(config["modality_weight"])
         self.modalities = tuple(tables)
-        if not config["freeze_pretrained"]:
-            self.frozen_when_pretrained = ()
         self.missing = nn.Parameter(torch.zeros(width), requires_grad=config["missing_item"] == "learned")
         if self.missing.requires_grad:
             nn.init.normal_(self.missing, std=config["initializer_range"])
@@ -73,25 +71,37 @@ class UniM2Rec(CausalTeacher):
         present = torch.stack([(table != 0).any(dim=1) for table in tables.values()], dim=1)  # [n_items, M]
         self.register_buffer("present", present, persistent=False)
 
-    def adapted(self) -> Tensor:
-        """Vectors of all items in each modality, [n_items, M, D]; meaningless where `present` is False."""
+    def adapted(self, items: Tensor | None = None) -> Tensor:
+        """Vectors of items in each modality, [U] ids -> [U, M, D], None: all; meaningless where `present` is False."""
         tables = (self.get_parameter(f"{_TABLES[name]}.weight") for name in self.modalities)
-        return torch.stack([adapt(x) for adapt, x in zip(self.adaptors.values(), tables, strict=True)], dim=1)
+        parts = (table if items is None else table[items] for table in tables)
+        return torch.stack([adapt(x) for adapt, x in zip(self.adaptors.values(), parts, strict=True)], dim=1)
 
-    def fuse(self, adapted: Tensor) -> Tensor:
-        """One vector per item from those of its modalities, [n_items, M, D] -> [n_items, D]."""
+    def fuse(self, adapted: Tensor, present: Tensor) -> Tensor:
+        """One vector per item from those of its modalities: [U, M, D], [U, M] bool -> [U, D]."""
         if self.gates:
             logits = torch.cat([gate(adapted[:, m]) for m, gate in enumerate(self.gates.values())], dim=1)
         else:
-            logits = torch.zeros_like(adapted[:, :, 0])  # [n_items, M]
-        weights = logits.masked_fill(~self.present, torch.finfo(logits.dtype).min).softmax(dim=1)
-        fused = (weights.unsqueeze(-1) * adapted).sum(dim=1)  # [n_items, D]
-        fused = torch.where(self.present.any(dim=1, keepdim=True), fused, self.missing)
-        return fused if self.item_embedding is None else fused + self.item_embedding.weight
+            logits = torch.zeros_like(adapted[:, :, 0])  # [U, M]
+        weights = logits.masked_fill(~present, torch.finfo(logits.dtype).min).softmax(dim=1)
+        fused = (weights.unsqueeze(-1) * adapted).sum(dim=1)  # [U, D]
+        return torch.where(present.any(dim=1, keepdim=True), fused, self.missing)
 
     def encode_items(self) -> Tensor:
         """Fused text and image, plus the ID embedding in the transductive stage: [n_items, D]."""
-        return self.fuse(self.adapted())
+        return self._with_id(self.fuse(self.adapted(), self.present))
+
+    def batch_items(self, items: Tensor) -> Tensor:
+        """Fused text and image of some items: [U] ids -> [U, D]."""
+        return self.fuse(self.adapted(items), self.present[items])
+
+    def noisy_items(self, items: Tensor) -> Tensor:
+        """The same with one modality, drawn anew for each item, missing where it has another."""
+        present = self.present[items]  # [U, M]
+        lost = torch.randint(len(self.modalities), (len(items),), device=items.device)
+        several = present.sum(1) > 1
+        present[several, lost[several]] = False
+        return self.fuse(self.adapted(items), present)
 
     def known_items(self) -> Tensor:
         """Items with text or image, or all items where they have an ID embedding too: [n_items]."""
@@ -100,27 +110,40 @@ class UniM2Rec(CausalTeacher):
     def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""
         adapted = self.adapted()  # [n_items, M, D]
-        items = self.fuse(adapted)  # [n_items, D]
+        items = self._with_id(self.fuse(adapted, self.present))  # [n_items, D]
         histories = self.encode_batch(interaction, items)  # [R, D], one per target
         targets = interaction[self.POS_ITEM_ID]  # [R]
         loss = self.loss_fct(self.cosine(histories, items) / self.temperature, targets)
-        if len(self.modalities) == 1:  # nothing to align, and its own loss is the first term already
+        return loss + self._contrast(adapted, self.present, histories, targets)
+
+    def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
+        """In pre-training too, the weighted contrastive losses."""
+        items, place = torch.unique(targets, return_inverse=True)
+        return self._contrast(self.adapted(items), self.present[items], histories, place)
+
+    def _contrast(self, adapted: Tensor, present: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
+        loss = histories.new_zeros(())
+        if len(self.modalities) == 1:  # nothing to align, and its own loss is the main one already
             return loss
         if self.text_image_weight:
-            loss = loss + self.text_image_weight * self.text_image_loss(adapted, targets)
+            loss = loss + self.text_image_weight * self.text_image_loss(adapted, present, targets)
         if self.modality_weight:
-            loss = loss + self.modality_weight * self.modality_loss(adapted, histories, targets)
+            loss = loss + self.modality_weight * self.modality_loss(adapted, present, histories, targets)
         return loss
 
-    def text_image_loss(self, adapted: Tensor, targets: Tensor) -> Tensor:
+    def _with_id(self, items: Tensor) -> Tensor:
+        return items if self.item_embedding is None else items + self.item_embedding.weight
+
+    def text_image_loss(self, adapted: Tensor, present: Tensor, targets: Tensor) -> Tensor:
         """InfoNCE between text and image, both ways, over the distinct targets that have both; else 0.
 
         Args:
-            adapted: [n_items, M, D].
-            targets: [R] item ids.
+            adapted: [U, M, D].
+            present: [U, M] bool.
+            targets: [R] places in them.
         """
         items = torch.unique(targets)
-        items = items[self.present[items].all(dim=1)]  # [U]
+        items = items[present[items].all(dim=1)]  # [U]
         if len(items) == 0:
             return adapted.new_zeros(())
         text, image = adapted[items].unbind(dim=1)  # [U, D]
@@ -128,21 +151,22 @@ class UniM2Rec(CausalTeacher):
         own = torch.arange(len(items), device=items.device)
         return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
 
-    def modality_loss(self, adapted: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
+    def modality_loss(self, adapted: Tensor, present: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
         """InfoNCE of each history with its target's text, and with its image, over the distinct targets.
 
         A modality that the target lacks is left out, for that row as well as among the candidates.
 
         Args:
-            adapted: [n_items, M, D].
+            adapted: [U, M, D].
+            present: [U, M] bool.
             histories: [R, D].
-            targets: [R] item ids.
+            targets: [R] places in `adapted`.
         Returns:
             the mean over modalities.
         """
         losses = []
         for m in range(len(self.modalities)):
-            rows = self.present[targets, m]  # [R]
+            rows = present[targets, m]  # [R]
             if rows.any():
                 items, own = torch.unique(targets[rows], return_inverse=True)  # [U], [R']
                 scores = self.cosine(histories[rows], adapted[items, m]) / self.temperature  # [R', U]

@@ -56,7 +56,9 @@ class MoEAdaptor(nn.Module):
 
 
 class UniSRec(CausalTeacher):
-    """UniSRec as a RecBole model; `train_stage` inductive (text alone) or transductive (text + ID)."""
+    """UniSRec as a RecBole model; `train_stage` pretrain, inductive (text alone) or transductive (text + ID)."""
+
+    side_information = ("plm_embedding", "noisy_plm_embedding")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         text = item_text_vectors(config, dataset)  # [n_items, D_text]
@@ -64,11 +66,22 @@ class UniSRec(CausalTeacher):
         width, dropout = config["hidden_size"], config["adaptor_dropout_prob"]
         self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, dropout)
         self.plm_embedding = nn.Embedding.from_pretrained(text, freeze=True, padding_idx=0)
+        if self.pretraining and self.seq_seq_weight and self.item_drop_share < 1:
+            noisy = item_text_vectors(config, dataset, word_drop=config["word_drop_ratio"])
+            self.noisy_plm_embedding = nn.Embedding.from_pretrained(noisy, freeze=True, padding_idx=0)
 
     def encode_items(self) -> Tensor:
         """Adapted text, plus the ID embedding in the transductive stage: [n_items, D]."""
         items = self.moe_adaptor(self.plm_embedding.weight)
         return items if self.item_embedding is None else items + self.item_embedding.weight
+
+    def batch_items(self, items: Tensor) -> Tensor:
+        """Adapted text of some items, [U] ids -> [U, D]."""
+        return self.moe_adaptor(self.plm_embedding(items))
+
+    def noisy_items(self, items: Tensor) -> Tensor:
+        """The same of their texts with dropped words."""
+        return self.moe_adaptor(self.noisy_plm_embedding(items))
 
     def known_items(self) -> Tensor:
         """Items with text, or all items where they have an ID embedding too: [n_items]."""

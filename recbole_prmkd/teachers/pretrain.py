@@ -1,0 +1,184 @@
+"""Pre-train a teacher on one or several RecBole data sets at once:
+
+data sets -> their training splits, joined -> text and images of each -> batches of mixed domains -> weights and card
+
+Only training rows are used, so a data set may be pre-trained on and then be the target. Early stopping follows the
+in-batch accuracy on held-out training rows (at most 5 % of them).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.dataloader import TrainDataLoader
+from recbole.utils import init_seed
+
+from recbole_prmkd import artifacts
+from recbole_prmkd import result as results
+from recbole_prmkd.checks import check_pretraining
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import quiet_trainer, run_logging
+from recbole_prmkd.keys import pretraining_properties
+from recbole_prmkd.prefixes import WindowLoader
+from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
+from recbole_prmkd.teachers.causal import CausalTeacher
+from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, second_half, teacher_data
+from recbole_prmkd.teachers.fit import given_tables, learnt_weights
+from recbole_prmkd.teachers.pretrain_trainer import PretrainTrainer
+from recbole_prmkd.text import encoder_digest, encoder_folder, item_file, prepare_item_text, text_fields
+
+_VALIDATION_ROWS = 64  # rows of a validation batch where rows are not windows
+
+
+def pretrain(
+    model: str,
+    datasets: Sequence[str],
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Pre-train the teacher on these data sets; the files go to `kd_output_dir`, or else to `kd_teacher_dir`.
+
+    Like `run_recbole_prmkd` this reads the command line. What is there already and was made from the same data and
+    settings is reused.
+
+    Returns:
+        `checkpoint` (path of the weights) and `card`.
+    Raises:
+        UserError: bad input, in one sentence; nothing was written.
+    """
+    if model not in TEACHERS:
+        raise UserError(f"Only a teacher can be pre-trained ({', '.join(TEACHERS)}), not {model}.")
+    if len(set(datasets)) != len(datasets):
+        raise UserError(f"--datasets names a data set twice: {', '.join(datasets)}; name each once.")
+    stage = {"train_stage": "pretrain"}
+    configs = [load_config(model, name, config_file_list, {**(config_dict or {}), **stage}) for name in datasets]
+    config = configs[0]
+    output = Path(config["kd_output_dir"] or config["kd_teacher_dir"])
+    for each in configs:
+        check_pretraining(each, output)
+    file = pretrained.weights_file(output, model)
+    with results.output_folder(output, f"unfinished-{model}") as folder:
+        logs = folder / f"{model}-pretraining"
+        logs.mkdir()
+        with run_logging(config, logs):
+            card = _pretrain(model, configs, file, folder, logs)
+    return {"checkpoint": str(file), "card": card}
+
+
+def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, logs: Path) -> dict[str, Any]:
+    config = configs[0]
+    init_seed(config["seed"], config["reproducibility"])
+    getLogger().info(config)
+    splits = [load_split(each) for each in configs]
+    parts = [teacher_data(split, config["seed"]) for split in splits]
+    data = joined_data(configs, parts)
+    for each, part in zip(configs, parts, strict=True):
+        prepare_item_text(each, part.item_tokens)
+    init_seed(config["seed"], config["reproducibility"])
+    teacher = TEACHERS[model](config, data.dataset(config, data.fit)).to(config["device"])
+    made_from = {
+        "datasets": [_described(*one) for one in zip(configs, splits, parts, strict=True)],
+        "rows": {"fit": data.fit.digest(), "holdout": data.holdout.digest()},
+        **_settings(model, config),
+        "side_information": artifacts.digest(tensor for _, tensor in sorted(given_tables(teacher).items())),
+    }
+    old = _stored(file, made_from, bool(config["kd_rebuild"]))
+    if old is not None:
+        return old
+    trained = _train(teacher, config, data, logs)
+    card = {**made_from, **trained, "versions": results.versions()}
+    pretrained.write(folder, model, pretraining_weights(teacher), card)
+    getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
+    return {**card, "teacher": model}
+
+
+def _train(teacher: Teacher, config: Config, data: JoinedData, logs: Path) -> dict[str, Any]:
+    """Train, go back to the best epoch's weights; returns what the card says of it."""
+    getLogger().info(teacher)
+    held_out = data.dataset(config, data.holdout)
+    train: Any
+    if isinstance(teacher, CausalTeacher):
+        dataset = data.dataset(config, data.fit)
+        train = WindowLoader(config, dataset, data.fit)
+        valid = list(WindowLoader(config, held_out, data.holdout))
+    else:
+        dataset = data.dataset(config, second_half(data.fit) if config["second_half"] else data.fit)
+        train = TrainDataLoader(config, dataset, None, shuffle=True)
+        numbers = torch.arange(len(data.holdout))[: config["max_validation_rows"]]
+        valid = [held_out[index] for index in numbers.split(_VALIDATION_ROWS)]
+    trainer = quiet_trainer(PretrainTrainer, config, teacher, logs)
+    before = trainer.in_batch_accuracy(valid)
+    getLogger().info(
+        f"{config['model']}: {len(dataset)} rows of {len(data.domains)} data sets, in-batch accuracy before "
+        f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out rows."
+    )
+    started = time.time()
+    trainer.fit(train, valid, show_progress=config["show_progress"])
+    seconds = time.time() - started
+    if Path(trainer.saved_model_file).is_file():  # not after 0 epochs
+        trainer.resume_checkpoint(trainer.saved_model_file)
+        Path(trainer.saved_model_file).unlink()
+    return {
+        "seconds": seconds,
+        "epochs": len(trainer.train_loss_dict),
+        "losses": [float(loss) for loss in trainer.train_loss_dict.values()],
+        "in_batch_accuracy": trainer.in_batch_accuracy(valid),
+        "in_batch_accuracy_before": before,
+        "parameters": sum(tensor.numel() for tensor in pretraining_weights(teacher).values()),
+        "device": str(config["device"]),
+    }
+
+
+def pretraining_weights(teacher: Teacher) -> dict[str, torch.Tensor]:
+    """What pre-training learnt: no table whose rows are items."""
+    return {name: tensor for name, tensor in learnt_weights(teacher).items() if name.split(".")[0] != "item_embedding"}
+
+
+def _described(config: Config, split: Split, part: TeacherData) -> dict[str, Any]:
+    """One data set on the card."""
+    return {
+        "name": config["dataset"],
+        "users": len(split.user_tokens),
+        "items": len(split.item_tokens),
+        "rows": len(part.fit),
+        "item_tokens": artifacts.digest(part.item_tokens),
+        "text_fields": text_fields(config),
+        "text_file": artifacts.file_digest(item_file(config)),
+        "images": config["kd_item_images"],
+    }
+
+
+def _settings(model: str, config: Config) -> dict[str, Any]:
+    encoder = encoder_folder(config["kd_text_encoder"])
+    keys = [*sorted(pretraining_properties(model)), "kd_rows_per_batch", "kd_window_context", "kd_text_max_tokens"]
+    return {
+        "text_encoder": {"name": config["kd_text_encoder"], "digest": encoder_digest(encoder)},
+        "settings": {key: config[key] for key in keys},
+        "seed": config["seed"],
+    }
+
+
+def _stored(file: Path, made_from: Mapping[str, Any], rebuild: bool) -> dict[str, Any] | None:
+    """The card of an equal teacher that is there already.
+
+    Raises:
+        UserError: another one is there.
+    """
+    if rebuild or not file.is_file():
+        return None
+    card = pretrained.read_card(file)
+    wanted = artifacts.as_json(made_from)
+    differing = sorted(key for key in wanted if not card or card.get(key) != wanted[key])
+    if card and not differing:
+        getLogger().info(f"{file} was made from the same data and settings: it is reused.")
+        return card
+    raise UserError(
+        f"{file} was made from other data or settings ({', '.join(differing)}): name another folder with "
+        "--kd_output_dir, or replace it with --kd_rebuild=True."
+    )

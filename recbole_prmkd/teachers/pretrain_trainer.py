@@ -1,0 +1,56 @@
+"""RecBole's trainer with the validation of pre-training: how often a held-out history finds its target in the batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from torch import Tensor
+
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.contrastive import in_batch_scores
+from recbole_prmkd.teachers.recformer_trainer import SampledRows
+
+
+class PretrainTrainer(Trainer):
+    """Trains on `pretrain_loss`; the score that early stopping follows is the in-batch accuracy (as Recformer's)."""
+
+    model: Teacher
+
+    def __init__(self, config: Config, model: Teacher) -> None:
+        super().__init__(config, model)
+        self.valid_metric_bigger = True
+
+    def _train_epoch(
+        self,
+        train_data: Any,
+        epoch_idx: int,
+        loss_func: Callable[[Interaction], Tensor] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        if self.config["rows_per_epoch"]:
+            one_per_user, limit = self.config["rows_per_epoch"] == "user", self.config["max_rows_per_epoch"]
+            train_data = SampledRows(train_data, self.config["USER_ID_FIELD"], one_per_user, limit)
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    def _valid_epoch(
+        self, valid_data: Sequence[Interaction], show_progress: bool = False
+    ) -> tuple[float, dict[str, float]]:
+        accuracy = self.in_batch_accuracy(valid_data)
+        return accuracy, {"in-batch accuracy": accuracy}
+
+    @torch.no_grad()
+    def in_batch_accuracy(self, batches: Sequence[Interaction]) -> float:
+        """Share of the rows whose own target has the highest cosine among the batch's targets."""
+        self.model.eval()
+        hits = rows = 0
+        for batch in batches:
+            with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+                histories, keys = self.model.pretrain_vectors(batch.to(self.device))
+            targets = batch[self.config["ITEM_ID_FIELD"]].to(self.device)  # [R]
+            best = in_batch_scores(histories.float(), keys.float(), 1.0).argmax(dim=1)
+            hits += int((targets[best] == targets).sum())
+            rows += len(targets)
+        return hits / rows
