@@ -16,7 +16,7 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType, get_model
 
-from recbole_prmkd import keys
+from recbole_prmkd import keys, processed
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
@@ -59,7 +59,7 @@ def load_config(
     protocol = settings["kd_protocol"]
     below = _start_repairs(view)
     if protocol == "ranking" or (protocol == "auto" and kd != "none"):
-        below |= _ranking(view)
+        below = _ranking(view) | below
     with tempfile.TemporaryDirectory() as folder:
         # As the first file, so that every setting of the user's stands above it.
         file = Path(folder) / "below.yaml"
@@ -156,12 +156,20 @@ def _start_repairs(view: HostView) -> dict[str, Any]:
     A sequential model with full-softmax loss refuses RecBole's own default of negative sampling, and needs the time
     column, which RecBole's default for a data set of one's own does not load.
     """
-    below: dict[str, Any] = {}
+    below = _processed(view)
     if view.model_type != ModelType.SEQUENTIAL:
         return below
     if "train_neg_sample_args" not in view.user and view["loss_type"] == "CE":
         below["train_neg_sample_args"] = None
-    return below | _load_time(view)
+    return _load_time(view) | below
+
+
+def _processed(view: HostView) -> dict[str, Any]:
+    """How RecBole reads a data set in UniSRec's layout, where the user has not said it."""
+    folder = Path(view["data_path"] or "dataset") / view.dataset
+    if "benchmark_filename" in view.user or not processed.is_processed(folder, view.dataset):
+        return {}
+    return processed.recbole_settings(view.model_type == ModelType.SEQUENTIAL)
 
 
 def _load_time(view: HostView) -> dict[str, Any]:

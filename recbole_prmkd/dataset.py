@@ -153,6 +153,8 @@ def load_split(config: Config) -> Split:
     train.interaction[ROW] = torch.arange(len(train))
     valid = _evaluation_rows(valid_data._dataset, sequences)
     test = _evaluation_rows(test_data._dataset, sequences.followed_by(valid.users, valid.targets))
+    for part in (dataset, *(loader._dataset for loader in parts.values())):
+        _cut_histories(part)
     getLogger().info(f"Rows: {len(rows)} for training, {len(valid)} for validation, {len(test)} for test.")
     return Split(
         dataset=dataset,
@@ -235,6 +237,17 @@ def _given_histories(part: Dataset) -> tuple[Tensor, Tensor] | None:
     if field not in part.inter_feat:
         return None
     return part.inter_feat[field], part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]].long()
+
+
+def _cut_histories(part: Dataset) -> None:
+    """Leave the newest items of histories that pre-split files give longer than the model reads; RecBole does not."""
+    given, longest = _given_histories(part), part.config["MAX_ITEM_LIST_LENGTH"]
+    if given is None or given[0].shape[1] <= longest:
+        return
+    histories, lengths = given
+    column = (lengths - longest).clamp(min=0)[:, None] + torch.arange(longest)  # [N, longest]
+    part.inter_feat[part.iid_field + part.config["LIST_SUFFIX"]] = histories.gather(1, column)
+    part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]] = lengths.clamp(max=longest)
 
 
 def _agree(rows: Rows, given: tuple[Tensor, Tensor]) -> bool:

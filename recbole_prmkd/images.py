@@ -112,7 +112,7 @@ def image_encoder_folder(name: str) -> Path:
 
 
 def _source(config: Config) -> Path | None:
-    """The file or folder that `kd_item_images` names; None without, and where `{dataset}` gives one that is not there."""
+    """What `kd_item_images` names; None where it is not set, and where `{dataset}` in it leads to nothing."""
     if not config["kd_item_images"]:
         return None
     source = in_dataset(config["kd_item_images"], config)

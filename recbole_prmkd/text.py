@@ -17,7 +17,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 
-from recbole_prmkd import artifacts
+from recbole_prmkd import artifacts, processed
 from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 
@@ -33,6 +33,8 @@ _BATCH = 64
 def item_file(config: Config) -> Path:
     """The file that item text is read from."""
     given = config["kd_text_file"]
+    if _is_processed(config):
+        return Path(config["data_path"]) / f"{config['dataset']}.text"
     return in_dataset(given, config) if given else Path(config["data_path"]) / f"{config['dataset']}.item"
 
 
@@ -42,6 +44,8 @@ def text_fields(config: Config) -> list[str]:
     Raises:
         UserError: no such file, no item column, no such field, or no text field at all.
     """
+    if _is_processed(config):
+        return [processed.TEXT_FIELD]
     path = item_file(config)
     columns = _header(path, config)
     names = [name for name, _ in columns]
@@ -77,6 +81,9 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
         UserError: the file cannot be read, or names none of the items.
     """
     path, fields = item_file(config), text_fields(config)
+    if _is_processed(config):
+        texts = processed.texts(path.parent, config["dataset"])
+        return [{processed.TEXT_FIELD: _clean(texts.get(token, ""))} for token in tokens]
     separator, encoding = config["field_separator"] or "\t", config["encoding"] or "utf-8"
     try:
         # QUOTE_NONE: in atomic files a quote is a character like any other.
@@ -120,11 +127,24 @@ def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) 
     """
     parts = []
     for domain, tokens in by_domain(config, dataset):
+        if has_ready_vectors(domain):
+            folder, name = item_file(domain).parent, domain["dataset"]
+            parts.append(processed.vectors(folder, name, tokens, dropped_words=word_drop > 0))
+            continue
         stored, _ = _stored_vectors(domain, sorted(tokens), word_drop=word_drop)
         order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
         parts.append(np.asarray(stored.array("vectors"))[order])
     vectors = np.concatenate([np.zeros_like(parts[0][:1]), *parts])
     return torch.from_numpy(vectors)  # [n_items, D]
+
+
+def has_ready_vectors(config: Config) -> bool:
+    """Whether the data set brings its text vectors along, as UniSRec's processed ones do."""
+    return _is_processed(config) and processed.has_vectors(Path(config["data_path"]), config["dataset"])
+
+
+def _is_processed(config: Config) -> bool:
+    return not config["kd_text_file"] and processed.is_processed(Path(config["data_path"]), config["dataset"])
 
 
 def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:
@@ -140,7 +160,10 @@ def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:
 
 
 def prepare_item_text(config: Config, tokens: Sequence[str]) -> bool:
-    """Make the items' sentence vectors, unless they are stored; returns whether they were."""
+    """Make the items' sentence vectors, unless they are stored or came with the data; returns whether they were."""
+    if has_ready_vectors(config):
+        getLogger().info(f"Item text: ready vectors, {config['dataset']}.{processed.READY}; no text is encoded.")
+        return True
     return _stored_vectors(config, sorted(tokens), report=True)[1]
 
 

@@ -35,7 +35,8 @@ from recbole_prmkd.teachers.pretrained import checkpoint_of, read_card
 class FittedTeacher:
     """A frozen teacher, ready to encode; what it cost and how good it is.
 
-    digest: hash of its weights and side information. checkpoint: what it started from. seconds: fine-tuning, as first measured.
+    digest: hash of its weights and side information. checkpoint: the file it started from, if any.
+    seconds: fine-tuning, as first measured.
     valid, test and their unseen twins: its own metrics under RecBole's keys.
     """
 

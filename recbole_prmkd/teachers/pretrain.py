@@ -31,7 +31,7 @@ from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, second_half, teacher_data
 from recbole_prmkd.teachers.fit import given_tables, learnt_weights
 from recbole_prmkd.teachers.pretrain_trainer import PretrainTrainer
-from recbole_prmkd.text import encoder_digest, encoder_folder, item_file, prepare_item_text, text_fields
+from recbole_prmkd.text import item_file, prepare_item_text, text_fields
 
 _VALIDATION_ROWS = 64  # rows of a validation batch where rows are not windows
 
@@ -155,10 +155,9 @@ def _described(config: Config, split: Split, part: TeacherData) -> dict[str, Any
 
 
 def _settings(model: str, config: Config) -> dict[str, Any]:
-    encoder = encoder_folder(config["kd_text_encoder"])
     keys = [*sorted(pretraining_properties(model)), "kd_rows_per_batch", "kd_window_context", "kd_text_max_tokens"]
     return {
-        "text_encoder": {"name": config["kd_text_encoder"], "digest": encoder_digest(encoder)},
+        "text_encoder": pretrained.text_encoder(config),
         "settings": {key: config[key] for key in keys},
         "seed": config["seed"],
     }

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from recbole_prmkd import artifacts
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.text import encoder_digest, encoder_folder
+from recbole_prmkd.processed import READY
+from recbole_prmkd.text import encoder_digest, encoder_folder, has_ready_vectors
 
 SCHEMA = "recbole_prmkd/pretrained/1"
 
@@ -55,6 +56,14 @@ def read_card(file: Path) -> dict[str, Any] | None:
     return card
 
 
+def text_encoder(config: Config) -> dict[str, str]:
+    """What made the data set's text vectors, as a card names it."""
+    if has_ready_vectors(config):
+        return {"name": READY, "digest": READY}
+    name = config["kd_text_encoder"]
+    return {"name": name, "digest": encoder_digest(encoder_folder(name))}
+
+
 def checkpoint_of(teacher: str, config: Config) -> Path | None:
     """The file that this run starts the teacher from, or None: from scratch.
 
@@ -72,7 +81,7 @@ def checkpoint_of(teacher: str, config: Config) -> Path | None:
         return file
     if card["teacher"] != teacher:
         raise UserError(f"{file} holds a pre-trained {card['teacher']}, not {teacher}: name another checkpoint.")
-    if card["text_encoder"]["digest"] != encoder_digest(encoder_folder(config["kd_text_encoder"])):
+    if card["text_encoder"] != text_encoder(config):
         raise UserError(
             f"{file} was pre-trained with text encoder {card['text_encoder']['name']}: use it here too, by "
             "--kd_text_encoder."
