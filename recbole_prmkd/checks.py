@@ -12,7 +12,9 @@ from recbole.utils import EvaluatorType
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.student import why_not_distilled
+from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
+from recbole_prmkd.teachers.vectors import check_vectors
 from recbole_prmkd.text import encoder_folder, text_fields
 
 _LEAST_FREE = 200 * 1024**2  # bytes
@@ -36,6 +38,10 @@ def check_run(config: Config, output: Path) -> None:
         _check_side_information(config)
         for teacher in config["kd_teachers"]:
             checkpoint_of(teacher, config)
+        if "Vectors" in config["kd_teachers"]:
+            check_vectors(config)
+    if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
+        raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
 
 
 def check_pretraining(config: Config, output: Path) -> None:

@@ -5,7 +5,6 @@ per item), or a folder of `<item>.jpg`, `.jpeg` or `.png`, which a `transformers
 without an image are normal: the second thing returned says which items have one.
 """
 
-import zipfile
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
@@ -22,8 +21,9 @@ from recbole_prmkd import artifacts
 from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.text import encoder_digest
+from recbole_prmkd.vectors_file import check_file, read_file
 
-_ARRAYS = ("item_id", "feat")
+_IDS = ["item_id"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # an item with several pictures is shown by the first of these
 _BATCH = 32
 
@@ -83,7 +83,7 @@ def check_images(config: Config) -> None:
         _pictures(source)
         image_encoder_folder(config["kd_image_encoder"])
     elif source is not None:
-        _arrays(source, ())
+        check_file(source, _IDS)
 
 
 def image_encoder_folder(name: str) -> Path:
@@ -126,38 +126,13 @@ def _source(config: Config) -> Path | None:
 
 def _read(file: Path) -> tuple[dict[str, int], np.ndarray]:
     """Token -> row, and the vectors [rows, D] of an .npz; of a token that stands there twice the first."""
-    ids, features = _arrays(file, _ARRAYS)
-    kinds = ids.dtype.kind in "Uiu" and features.dtype.kind in "fiu"
-    if not kinds or ids.ndim != 1 or features.ndim != 2 or len(ids) != len(features):
-        raise UserError(
-            f"{file}: item_id must be a list of strings and feat a table of numbers with as many rows, not "
-            f"{ids.dtype} {ids.shape} and {features.dtype} {features.shape}: write the file again."
-        )
+    (ids,), features = read_file(file, _IDS)
     row_of: dict[str, int] = {}
-    for row, token in enumerate(ids.tolist()):
-        row_of.setdefault(str(token), row)
+    for row, token in enumerate(ids):
+        row_of.setdefault(token, row)
     if len(row_of) < len(ids):
         getLogger().warning(f"{file}: {len(ids) - len(row_of)} items stand there twice; the first counts.")
     return row_of, features
-
-
-def _arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """These arrays of an .npz, after a look that it has all that we want; nothing in it is unpickled."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in _ARRAYS if name not in archive.files]
-            if missing:
-                raise UserError(
-                    f"{file} has no array {' and no '.join(missing)} (it has {', '.join(archive.files)}): "
-                    "write it with numpy.savez(file, item_id=..., feat=...)."
-                )
-            return [archive[name] for name in names]
-    # TypeError: a single array, which numpy loads whatever the file is called, cannot be entered.
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise UserError(
-            f"Cannot read {file} as an .npz of plain arrays ({error}): write it with "
-            "numpy.savez(file, item_id=..., feat=...), item_id as strings."
-        ) from error
 
 
 def _pictures(folder: Path) -> dict[str, Path]:

@@ -75,7 +75,7 @@ def vectors(folder: Path, name: str, tokens: Sequence[str], dropped_words: bool 
     index = [int(token) if token.isdigit() else -1 for token in tokens]
     odd = [token for token, i in zip(tokens, index, strict=True) if not 0 <= i < rows]
     if odd:
-        raise UserError(f"{file} has {rows} rows, but the data set has an item {odd[0]!r}: they do not belong together.")
+        raise UserError(f"{file} has {rows} rows, but the data set has an item {odd[0]!r}: they do not match.")
     return table[index]
 
 

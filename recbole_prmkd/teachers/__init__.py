@@ -5,8 +5,11 @@
 - `unisrec`: item semantics, a frozen text vector per item;
 - `recformer_text`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
 - `unim2rec`: text and image vectors, fused;
+- `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
-- `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored.
+- `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
+- `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
+- `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
 To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`.
 """
@@ -15,11 +18,13 @@ from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import UniSRec
+from recbole_prmkd.teachers.vectors import Vectors
 
 TEACHERS: dict[str, type[Teacher]] = {
     "UniSRec": UniSRec,
     "Recformer": Recformer,
     "UniM2Rec": UniM2Rec,
+    "Vectors": Vectors,
 }
 
 __all__ = ["TEACHERS", "Teacher"]

@@ -36,6 +36,9 @@ class Teacher(SequentialRecommender):
     # Frozen tables made from the data set's text or images; they are not part of what training learnt.
     side_information: tuple[str, ...] = ("plm_embedding",)
 
+    # Whether there is anything to train.
+    learns: bool = True
+
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         self.temperature = float(config["temperature"])

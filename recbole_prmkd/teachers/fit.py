@@ -18,7 +18,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.trainer import Trainer
-from recbole.utils import get_trainer, init_seed
+from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
 
 from recbole_prmkd import artifacts
@@ -126,6 +126,8 @@ def learnt_weights(model: Teacher) -> dict[str, Tensor]:
 
 def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, float]:
     """Train with RecBole's trainer; returns seconds and the best holdout score."""
+    if not model.learns:
+        return 0.0, _score(model, config, data)
     dataset = data.dataset(config, data.fit)
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)
@@ -141,6 +143,14 @@ def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, floa
         # The best epoch's weights, read back as RecBole does before a test.
         trainer.evaluate(holdout, load_best_model=True)
     return time.time() - started, float(score)
+
+
+def _score(model: Teacher, config: Config, data: TeacherData) -> float:
+    """Its valid_metric on the holdout, as it is."""
+    holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = quiet_trainer(Trainer, config, model, Path(folder))
+        return float(calculate_valid_score(trainer.evaluate(holdout, load_best_model=False), trainer.valid_metric))
 
 
 def _metrics(

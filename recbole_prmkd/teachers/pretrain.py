@@ -52,8 +52,9 @@ def pretrain(
     Raises:
         UserError: bad input, in one sentence; nothing was written.
     """
-    if model not in TEACHERS:
-        raise UserError(f"Only a teacher can be pre-trained ({', '.join(TEACHERS)}), not {model}.")
+    learning = [name for name, teacher in TEACHERS.items() if teacher.learns]
+    if model not in learning:
+        raise UserError(f"Only a teacher can be pre-trained ({', '.join(learning)}), not {model}.")
     if len(set(datasets)) != len(datasets):
         raise UserError(f"--datasets names a data set twice: {', '.join(datasets)}; name each once.")
     stage = {"train_stage": "pretrain"}

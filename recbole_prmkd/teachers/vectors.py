@@ -1,0 +1,116 @@
+"""Vectors: any external model as a teacher, by two files. Our choice; it learns nothing here.
+
+    kd_vectors_items   .npz with item_id [N] and feat [N, D]
+    kd_vectors_users   .npz with user_id [M] and feat [M, D]: one vector for all of a user's rows, or
+    kd_vectors_rows    .npz with user_id [K], item_id [K] and feat [K, D]: one for each row, which is named by its
+                       user and its target; rows of validation and test may be there too, for the teacher's metrics
+
+A score is the cosine of the row's and the item's vector. What a file does not name is unknown: the teacher's weight
+is zero there. A user's vector is used for his first training row as for his last: make it from training data alone.
+"""
+
+from collections.abc import Sequence
+from logging import getLogger
+from pathlib import Path
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.vectors_file import check_file, read_file
+
+_IDS = {"items": ["item_id"], "users": ["user_id"], "rows": ["user_id", "item_id"]}
+
+
+class Vectors(Teacher):
+    """An external model's vectors as a RecBole model that only scores."""
+
+    side_information = ("item_vectors", "row_keys", "row_vectors")
+    learns = False
+    reads_rows = True
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        self.by_row = bool(config["rows"])
+        users, items = dataset.field2id_token[self.USER_ID], dataset.field2id_token[self.ITEM_ID]
+        self.item_vectors = _fixed(_table(Path(config["items"]), _IDS["items"], [items]))
+        part = "rows" if self.by_row else "users"
+        tokens, features = read_file(Path(config[part]), _IDS[part])
+        if features.shape[1] != self.item_vectors.shape[1]:
+            raise UserError(
+                f"{config[part]} has vectors {features.shape[1]} wide, {config['items']} {self.item_vectors.shape[1]}: "
+                "both must come from one model."
+            )
+        keys, found = _numbers(tokens, [users, items] if self.by_row else [users])
+        _report(Path(config[part]), int(found.sum()), "rows" if self.by_row else "users")
+        keys, order = torch.sort(keys[found], stable=True)
+        self.row_keys = nn.Parameter(keys, requires_grad=False)
+        self.row_vectors = _fixed(torch.from_numpy(features).float()[found][order])
+
+    def encode_items(self) -> Tensor:
+        """The items' vectors, [n_items, D]."""
+        return self.item_vectors
+
+    def known_items(self) -> Tensor:
+        """Items that the file names, [n_items]."""
+        return (self.item_vectors != 0).any(dim=1).cpu()
+
+    def encode_batch(self, interaction: Interaction, items: Tensor) -> Tensor:
+        """The rows' vectors, [B, D]; zero where the file names no such row."""
+        keys = interaction[self.USER_ID]
+        if self.by_row:
+            keys = keys * self.n_items + interaction[self.ITEM_ID]
+        place = torch.searchsorted(self.row_keys, keys).clamp(max=len(self.row_keys) - 1)
+        return self.row_vectors[place] * (self.row_keys[place] == keys)[:, None]
+
+
+def check_vectors(config: Config) -> None:
+    """The cheap checks, before the first expensive step.
+
+    Raises:
+        UserError: a file is not named, cannot be read or lacks an array.
+    """
+    files = {part: config[f"kd_vectors_{part}"] for part in _IDS if f"kd_vectors_{part}" in config}
+    if not files.get("items") or bool(files.get("users")) == bool(files.get("rows")):
+        raise UserError(
+            "Teacher Vectors needs two files: --kd_vectors_items=FILE.npz, and either --kd_vectors_users=FILE.npz or "
+            "--kd_vectors_rows=FILE.npz."
+        )
+    for part, file in files.items():
+        if file:
+            check_file(Path(file), _IDS[part])
+
+
+def _table(file: Path, ids: Sequence[str], tokens_of: Sequence[Sequence[str]]) -> Tensor:
+    """Vectors by internal id, [n, D]; zero for ids that the file does not name."""
+    tokens, features = read_file(file, ids)
+    keys, found = _numbers(tokens, tokens_of)
+    _report(file, int(found.sum()), "items")
+    table = torch.zeros(len(tokens_of[0]), features.shape[1])
+    table[keys[found]] = torch.from_numpy(features).float()[found]
+    return table
+
+
+def _numbers(tokens: Sequence[Sequence[str]], tokens_of: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """One number for each line of a file, from the internal ids of its tokens, and which lines have one: [N] both."""
+    numbers = torch.zeros(len(tokens[0]), dtype=torch.int64)
+    found = torch.ones(len(tokens[0]), dtype=torch.bool)
+    for column, known in zip(tokens, tokens_of, strict=True):
+        id_of = {str(token): i for i, token in enumerate(known) if i}
+        ids = torch.tensor([id_of.get(token, 0) for token in column])
+        numbers, found = numbers * len(known) + ids, found & (ids > 0)
+    return numbers, found
+
+
+def _report(file: Path, found: int, what: str) -> None:
+    if not found:
+        raise UserError(f"{file} names none of the data set's {what}: use the tokens of its files.")
+    getLogger().info(f"Vectors: {found} {what} of {file} are in the data set.")
+
+
+def _fixed(table: Tensor) -> nn.Parameter:
+    return nn.Parameter(table.nan_to_num(0.0, 0.0, 0.0), requires_grad=False)

@@ -1,0 +1,101 @@
+"""An external model joins as two files of vectors: the knowledge equals its own scores, row by row."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.knowledge import build_or_load, open_knowledge
+from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.fit import fit_or_load
+
+WIDTH = 5
+
+
+@pytest.fixture
+def files(tmp_path, settings):
+    """Vectors of all users, items and rows but the first of each, and of one stranger each, in random order."""
+    split = load_split(load_config("SASRec", "tiny", config_dict=settings()))
+    rng = np.random.default_rng(0)
+
+    def write(name, columns):
+        columns = {key: [*values, "stranger"] for key, values in columns.items()}
+        number = len(next(iter(columns.values())))
+        order, feat = rng.permutation(number), rng.standard_normal((number, WIDTH)).astype(np.float32)
+        np.savez(tmp_path / name, feat=feat[order], **{key: np.array(values)[order] for key, values in columns.items()})
+        return dict(zip(zip(*columns.values(), strict=True), feat, strict=True))
+
+    users = [split.user_tokens[user - 1] for user in split.train.users]
+    targets = [split.item_tokens[target - 1] for target in split.train.targets]
+    return {
+        "split": split,
+        "items": write("items.npz", {"item_id": split.item_tokens[1:]}),
+        "users": write("users.npz", {"user_id": split.user_tokens[1:]}),
+        "rows": write("rows.npz", {"user_id": users[1:], "item_id": targets[1:]}),
+        "named": {name: str(tmp_path / f"{name}.npz") for name in ("items", "users", "rows")},
+        "row_names": list(zip(users, targets, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("part", ["users", "rows"])
+def test_knowledge_is_the_models_own_cosine(part, files, settings):
+    named = files["named"]
+    given = {"kd_vectors_items": named["items"], f"kd_vectors_{part}": named[part], "kd_teachers": ["Vectors"]}
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="single", **given))
+    split = load_split(config)
+    data = teacher_data(split, config["seed"])
+    teacher = fit_or_load("Vectors", config, data)
+    folder, _ = build_or_load(teacher, data, config)
+    knowledge = open_knowledge([teacher], [folder], data, config["device"])
+    candidates = torch.arange(1, len(split.item_tokens) + 1)
+    scores, known = knowledge.scores(torch.arange(len(split.train)), candidates)
+    assert scores.shape[1] == len(files["row_names"])
+    for row, name in enumerate(files["row_names"]):
+        vector = files[part].get(name if part == "rows" else name[:1])
+        for column, token in enumerate(split.item_tokens):
+            item = files["items"].get((token,))
+            assert bool(known[0, row, column]) == (vector is not None and item is not None)
+            if vector is not None and item is not None:
+                own = vector @ item / np.linalg.norm(vector) / np.linalg.norm(item)
+                assert scores[0, row, column].item() == pytest.approx(own, abs=2e-3)
+
+
+def test_run_reports_what_it_does_not_know(files, settings):
+    named = files["named"]
+    given = {"kd_vectors_items": named["items"], "kd_vectors_users": named["users"]}
+    run = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["UniSRec", "Vectors"], **given))
+    teacher = run["result"]["teachers"]["Vectors"]
+    assert teacher["unknown_items"] == 1 and teacher["unknown_rows"] > 0 and teacher["seconds"] == 0
+    assert 0 <= teacher["test"]["ndcg@10"] <= 1
+    assert all(np.isfinite(epoch["kd_loss"]) for epoch in run["result"]["distillation"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "needs two files"),
+        ({"kd_vectors_items": "items"}, "needs two files"),
+        ({"kd_vectors_items": "items", "kd_vectors_users": "users", "kd_vectors_rows": "rows"}, "needs two files"),
+        ({"kd_vectors_items": "users", "kd_vectors_users": "users"}, "has no array item_id"),
+        ({"kd_vectors_items": "nowhere", "kd_vectors_users": "users"}, "Cannot read nowhere"),
+    ],
+)
+def test_wrong_files(given, message, files, settings, tmp_path):
+    given = {key: files["named"].get(name, name) for key, name in given.items()}
+    with pytest.raises(UserError, match=message):
+        run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["Vectors"], **given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_vectors_of_two_models_are_refused(files, settings, tmp_path):
+    np.savez(tmp_path / "wide.npz", user_id=np.array(["u1"]), feat=np.ones((1, WIDTH + 1)))
+    given = {"kd_vectors_items": files["named"]["items"], "kd_vectors_users": str(tmp_path / "wide.npz")}
+    with pytest.raises(UserError, match="both must come from one model"):
+        run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["Vectors"], **given))
+
+
+def test_it_is_no_student(settings):
+    with pytest.raises(UserError, match="name it in kd_teachers"):
+        run_recbole_prmkd("Vectors", "tiny", config_dict=settings())
