@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def check_run(config: Config, output: Path) -> None:
     if config["kd"] != "none":
         _check_student(config)
         _check_split(config)
-        _check_side_information(config)
+        _check_side_information(config, config["kd_teachers"])
         for teacher in config["kd_teachers"]:
             checkpoint_of(teacher, config)
         if "Vectors" in config["kd_teachers"]:
@@ -50,7 +51,7 @@ def check_pretraining(config: Config, output: Path) -> None:
     for folder in (output, Path(config["kd_cache_dir"])):
         _check_writable(folder)
     _check_split(config)
-    _check_side_information(config)
+    _check_side_information(config, [config["model"]])
 
 
 def _check_data(config: Config) -> None:
@@ -120,10 +121,11 @@ def _check_split(config: Config) -> None:
         )
 
 
-def _check_side_information(config: Config) -> None:
-    text_fields(config)
+def _check_side_information(config: Config, teachers: Sequence[str]) -> None:
+    if any(TEACHERS[teacher].item_text != "nothing" for teacher in teachers):
+        text_fields(config)
+        encoder_folder(config["kd_text_encoder"])
     check_images(config)
-    encoder_folder(config["kd_text_encoder"])
 
 
 def _check_writable(folder: Path) -> None:

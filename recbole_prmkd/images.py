@@ -15,9 +15,8 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from recbole_prmkd import artifacts
+from recbole_prmkd import artifacts, passes
 from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.text import encoder_digest
@@ -159,35 +158,43 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
         digests = [[token, artifacts.file_digest(file)] for token, file in files.items()]
     except OSError as error:
         raise UserError(_unreadable(Path(error.filename), error)) from error
-    identity = {"encoder": encoder_digest(encoder), "images": artifacts.digest(digests)}
-    stored = None if config["kd_rebuild"] else artifacts.find(root, "images", identity)
+    identity = {
+        "encoder": encoder_digest(encoder),
+        "images": artifacts.digest(digests),
+        **passes.precision_entry(config),
+    }
+    rebuild = config["kd_rebuild"]
+    stored = None if rebuild else artifacts.find(root, "images", identity)
     if stored is None:
-        with torch.random.fork_rng(devices=[]):  # a teacher built after it must not depend on whether it ran
-            vectors = encode_images(list(files.values()), encoder, config["device"])
-        stored = artifacts.save(root, "images", identity, {"vectors": vectors})
+        with (
+            torch.random.fork_rng(devices=[]),  # a teacher built after it must not depend on whether it ran
+            passes.resumable(
+                root, "images", identity, len(files), label="Item images", unit="image", rebuild=rebuild
+            ) as work,
+        ):
+            vectors = encode_images(list(files.values()), encoder, config, work)
+            stored = artifacts.save(root, "images", identity, {"vectors": vectors})
     return {token: row for row, token in enumerate(files)}, stored.array("vectors")
 
 
 @torch.no_grad()
-def encode_images(files: Sequence[Path], encoder: Path, device: torch.device | str) -> np.ndarray:
+def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: passes.Pass) -> np.ndarray:
     """The vision model's pooled output of each picture, or the mean of its tokens if it has no such output.
 
     Returns:
         [len(files), D] float32.
     """
     processor, model, pooled = _load_encoder(encoder)
-    model = model.to(device).eval()
-    vectors = []
-    with tqdm(total=len(files), desc="item images", unit="image") as bar:
-        for start in range(0, len(files), _BATCH):
-            batch = [_picture(file) for file in files[start : start + _BATCH]]
-            inputs = processor(images=batch, return_tensors="pt").to(device)  # pixel_values [B, 3, H, W]
+    model = model.to(config["device"]).eval()
+    with passes.autocast(config):
+        for index in work.pending(torch.arange(len(files)).split(_BATCH)):
+            batch = [_picture(files[i]) for i in index.tolist()]
+            inputs = processor(images=batch, return_tensors="pt").to(config["device"])  # pixel_values [B, 3, H, W]
             output = model(pixel_values=inputs["pixel_values"])
             pooler = getattr(output, "pooler_output", None) if pooled else None
             vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
-            vectors.append(vector.float().cpu().numpy())
-            bar.update(len(batch))
-    return np.concatenate(vectors)
+            work.write(index, vector.float().cpu().numpy())
+    return work.array
 
 
 def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:

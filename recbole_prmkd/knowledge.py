@@ -7,7 +7,7 @@ teacher knows nothing of that row or item.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,8 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from recbole_prmkd import artifacts
+from recbole_prmkd import artifacts, passes
 from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.teachers.data import TeacherData
@@ -84,19 +83,27 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
         "rows": data.train.digest(),
         "longest": teacher.config["MAX_ITEM_LIST_LENGTH"],
         "context": teacher.config["kd_window_context"],
+        **passes.precision_entry(student),
     }
+    if teacher.model.reads_rows:
+        identity["users"] = artifacts.digest([data.train.users])
     kind = f"knowledge-{teacher.name}"
-    stored = None if student["kd_rebuild"] else artifacts.find(root, kind, identity)
+    rebuild = student["kd_rebuild"]
+    stored = None if rebuild else artifacts.find(root, kind, identity)
     if stored is not None:
         return stored, True
     started = time.time()
-    items, rows = _encode(teacher, data.train)
-    notes = {
-        "seconds": time.time() - started,
-        "unknown_rows": _unknown(rows),
-        "unknown_items": _unknown(items[1:]),
-    }
-    return artifacts.save(root, kind, identity, {"items": items, "rows": rows}, notes), False
+    label = f"{teacher.name} histories"
+    with passes.resumable(
+        root, kind, identity, len(data.train), label=label, unit="row", dtype=np.float16, rebuild=rebuild
+    ) as work:
+        items, rows = _encode(teacher, data.train, work)
+        notes = {
+            "seconds": time.time() - started,
+            "unknown_rows": _unknown(rows),
+            "unknown_items": _unknown(items[1:]),
+        }
+        return artifacts.save(root, kind, identity, {"items": items, "rows": rows}, notes), False
 
 
 def open_knowledge(
@@ -120,42 +127,80 @@ def open_knowledge(
 
 
 @torch.no_grad()
-def _encode(teacher: FittedTeacher, train: Rows) -> tuple[np.ndarray, np.ndarray]:
+def _encode(teacher: FittedTeacher, train: Rows, work: passes.Pass) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors in half precision: items [n_items, D] and rows [N, D]; zero where the teacher knows nothing."""
     model, config = teacher.model.eval(), teacher.config
-    device, amp = config["device"], bool(config["enable_amp"])
-    with torch.autocast(device_type=device.type, enabled=amp):
+    with passes.autocast(config):
         items = model.encode_items()  # [n_items, D]
-    rows = np.zeros((len(train), items.shape[1]), dtype=np.float16)
-    shared = why_not_shared(model, config, train) is None
-    with shared_prefixes(model) if shared else nullcontext():
-        batches = WindowLoader(config, None, train) if shared else _by_length(train, config)
-        with tqdm(total=int((train.lengths > 0).sum()), desc=f"{teacher.name} histories", unit="row") as bar:
-            for batch in batches:
-                with torch.autocast(device_type=device.type, enabled=amp):
-                    vectors = model.encode_batch(batch.to(device), items)  # [R, D]
-                rows[batch[ROW].numpy()] = _half(vectors)
-                bar.update(len(vectors))
+    shared = not model.reads_rows and why_not_shared(model, config, train) is None
+    batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_rows)
+    with shared_prefixes(model) if shared else nullcontext(), passes.autocast(config):
+        for index in work.pending(batches):
+            batch = batch_of(index)
+            vectors = _half(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
+            # Of equal histories the first is in the batch; its vector is that of the rows after it.
+            place = torch.isin(index, batch[ROW]).cumsum(0) - 1  # [len(index)]
+            work.write(index, vectors[place.numpy()])
     table = _half(items)
     table[~model.known_items().numpy()] = 0
-    return table, rows
+    return table, work.array if batches else np.zeros((len(train), table.shape[1]), dtype=np.float16)
 
 
-def _by_length(train: Rows, config: Config) -> Iterator[Interaction]:
-    """Batches of rows with a history, similar lengths together, each padded to its own longest."""
-    longest = config["MAX_ITEM_LIST_LENGTH"]
+Batches = tuple[Sequence[Tensor], Callable[[Tensor], Interaction]]  # rows of each batch, and what makes it from them
+
+
+def _windows(train: Rows, config: Config) -> Batches:
+    """Batches of windows; each of their rows is in one of them."""
+    loader = WindowLoader(config, None, train)
     usable = torch.nonzero(train.lengths > 0).squeeze(1)
-    usable = usable[torch.argsort(train.lengths[usable], stable=True)]
-    for index in usable.split(max(1, _PLACES // longest)):
-        item_seq, item_seq_len = train.histories(index, longest)
-        item = config["ITEM_ID_FIELD"]
-        yield Interaction(
+    batches = [usable[places] for places in loader._batches()]
+    return batches, lambda index: loader.batch(torch.searchsorted(usable, index))
+
+
+def _by_length(train: Rows, config: Config, reads_rows: bool) -> Batches:
+    """Batches of similar lengths, each padded to its own longest; of equal histories in one the first stands for all.
+
+    reads_rows: every row for itself, those without a history too.
+    """
+    longest, item = config["MAX_ITEM_LIST_LENGTH"], config["ITEM_ID_FIELD"]
+    size = max(1, _PLACES // longest)
+
+    def batch_of(index: Tensor) -> Interaction:
+        item_seq, item_seq_len = train.histories(index, longest)  # [B, L], [B]
+        first = torch.ones(len(index), dtype=torch.bool)
+        if not reads_rows:
+            first[1:] = (item_seq[1:] != item_seq[:-1]).any(dim=1)
+        return Interaction(
             {
-                item + config["LIST_SUFFIX"]: item_seq,
-                config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len,
-                ROW: index,
+                item + config["LIST_SUFFIX"]: item_seq[first],
+                config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len[first],
+                config["USER_ID_FIELD"]: train.users[index[first]],
+                item: train.targets[index[first]],
+                ROW: index[first],
             }
         )
+
+    if reads_rows:
+        return torch.argsort(train.lengths, stable=True).split(size), batch_of
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    same = _history_numbers(train.select(usable), longest)
+    return [usable[places] for places in passes.equal_together(same, size)], batch_of
+
+
+def _history_numbers(rows: Rows, longest: int) -> Tensor:
+    """A number of each row's newest `longest` items, [N], counted from 0: shorter ones first, equal for equal ones."""
+    length = rows.lengths.clamp(max=longest)
+    distinct, number = torch.unique(length, return_inverse=True)
+    if len(rows) == 0:
+        return number
+    radix = int(rows.items.max()) + 1
+    for column in range(int(length.max())):  # item by item: a table of all histories would be N x longest
+        if len(distinct) == len(rows):
+            break
+        place = (rows.stop - length + column).clamp(max=len(rows.items) - 1)
+        items = torch.where(column < length, rows.items[place], 0)  # [N]
+        distinct, number = torch.unique(number * radix + items, return_inverse=True)
+    return number
 
 
 def _half(vectors: Tensor) -> np.ndarray:

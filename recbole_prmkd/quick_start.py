@@ -165,8 +165,10 @@ def _knowledge(
     config: Config, split: Split, steps: Steps
 ) -> tuple[list[FittedTeacher], Knowledge, dict[str, dict[str, int]]]:
     """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
-    with steps("text") as state:
-        state["reused"] = prepare_item_text(config, split.item_tokens)
+    wanted = {TEACHERS[name].item_text for name in config["kd_teachers"]}
+    if wanted != {"nothing"}:
+        with steps("text") as state:
+            state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
     data: TeacherData = teacher_data(split, config["seed"])
     teachers, folders = [], []
     for name in config["kd_teachers"]:

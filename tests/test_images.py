@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from recbole_prmkd import images
+from recbole_prmkd import images, passes
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images, item_image_vectors
 
@@ -33,6 +33,7 @@ def settings(tmp_path):
         "kd_image_encoder": str(tmp_path / "encoder"),
         "kd_cache_dir": str(tmp_path / "cache"),
         "kd_rebuild": False,
+        "kd_encode_precision": "auto",
         "dataset": "toy",
         "device": torch.device("cpu"),
         "ITEM_ID_FIELD": "item_id",
@@ -164,8 +165,38 @@ def test_untrained_pooling_is_not_used(folder):
     assert torch.equal(torch.get_rng_state(), state)
     encoder = Path(folder["kd_image_encoder"])
     files = [Path(folder["kd_item_images"]) / "b.jpg"]
-    again = images.encode_images(files, encoder, "cpu")  # loaded again: the pooling layer is another one
-    np.testing.assert_allclose(vectors[1].numpy(), again[0], rtol=1e-4, atol=1e-5)
+    with passes.resumable(encoder, "images", {}, 1, label="Item images") as work:
+        again = images.encode_images(files, encoder, folder, work)  # loaded again: the pooling layer is another one
+        np.testing.assert_allclose(vectors[1].numpy(), again[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_pass_over_pictures_resumes(folder, monkeypatch):
+    monkeypatch.setattr(images, "_BATCH", 1)
+    picture, seen, stop = images._picture, [], [1]
+
+    def look(file):
+        if len(seen) == stop[0]:
+            raise KeyboardInterrupt
+        seen.append(file.name)
+        return picture(file)
+
+    monkeypatch.setattr(images, "_picture", look)
+    with pytest.raises(KeyboardInterrupt):
+        item_image_vectors(folder, dataset())
+    stop[0] = None
+    resumed, _ = item_image_vectors(folder, dataset())
+    assert seen == ["a.PNG", "b.jpg"]
+    again, _ = item_image_vectors({**folder, "kd_rebuild": True}, dataset())
+    assert torch.equal(again, resumed) and len(seen) == 4
+
+
+def test_half_precision_is_stored_apart(folder):
+    full, _ = item_image_vectors(folder, dataset())
+    half, _ = item_image_vectors({**folder, "kd_encode_precision": "bfloat16"}, dataset())
+    assert not torch.equal(half, full)
+    assert (torch.cosine_similarity(half[1:3], full[1:3]) > 0.99).all()
+    assert torch.equal(item_image_vectors({**folder, "kd_encode_precision": "float32"}, dataset())[0], full)
+    assert len(list(Path(folder["kd_cache_dir"]).glob("toy/images-*"))) == 2
 
 
 def test_vision_part_of_a_text_and_image_model(folder):

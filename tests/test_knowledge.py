@@ -1,12 +1,16 @@
 """The knowledge cache gives the live teacher's scores, for any rows and candidates, and zero where it knows nothing."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from conftest import write_tiny
 from torch.nn import functional
 
+from recbole_prmkd import knowledge as module
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd.dataset import Rows, load_split
 from recbole_prmkd.knowledge import build_or_load, open_knowledge
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.teachers.data import teacher_data
@@ -99,6 +103,109 @@ def test_objective_by_hand(built):
     assert loss.item() == pytest.approx(total / len(rows), rel=1e-5)
     loss.backward()
     assert scorer.table.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def encoded(settings, tmp_path):
+    """Encodes one tiny teacher's knowledge into a folder of its own; `prepare` may change the teacher first."""
+
+    def make(folder, prepare=lambda model: None, **more):
+        config = load_config("LightGCN", "tiny", config_dict=settings(kd="mean", **more))
+        data = teacher_data(load_split(config), config["seed"])
+        teacher = fit_or_load("UniSRec", config, data)
+        config["kd_cache_dir"] = str(tmp_path / folder)
+        prepare(teacher.model)
+        return build_or_load(teacher, data, config)[0], teacher, data.train
+
+    return make
+
+
+def watch(model, seen, stop=None):
+    """Puts each batch that is encoded into `seen`, and raises before number `stop`."""
+    encode_batch = model.encode_batch
+
+    def watched(batch, items):
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(batch)
+        return encode_batch(batch, items)
+
+    model.encode_batch = watched
+
+
+def row_by_row(monkeypatch, really=True):
+    monkeypatch.setattr(module, "why_not_shared", lambda *_: "it is tested row by row" if really else None)
+    monkeypatch.setattr(module, "_PLACES", 8 * 40)
+
+
+def test_row_by_row_each_history_is_encoded_once(encoded, monkeypatch):
+    row_by_row(monkeypatch)
+    seen = []
+    folder, teacher, train = encoded("rows", lambda model: watch(model, seen))
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    item_seq, item_seq_len = train.histories(usable, 8)
+    distinct = {tuple(history) for history in item_seq.tolist()}
+    assert sum(map(len, seen)) == len(distinct) < len(usable) and len(seen) == -(-len(distinct) // 40)
+    assert max(len(batch) for batch in seen) == 40
+    for batch in seen:
+        assert torch.equal(batch["user_id"], train.users[batch["kd_row"]])
+        assert torch.equal(batch["item_id"], train.targets[batch["kd_row"]])
+    items = teacher.model.encode_items()
+    live = functional.normalize(teacher.model.encode_histories(item_seq, item_seq_len, items), dim=-1)
+    rows = torch.from_numpy(np.array(folder.array("rows")))
+    torch.testing.assert_close(rows[usable].float(), live, rtol=0, atol=2e-3)
+    assert not rows[train.lengths == 0].any()
+
+
+def test_a_teacher_that_reads_rows_gets_them_all(encoded, monkeypatch):
+    row_by_row(monkeypatch)
+
+    def prepare(model):
+        model.reads_rows = True
+        model.encode_batch = lambda batch, items: items[batch["item_id"]]
+
+    folder, teacher, train = encoded("reads", prepare)
+    items = functional.normalize(teacher.model.encode_items(), dim=-1)
+    rows = torch.from_numpy(np.array(folder.array("rows"))).float()
+    torch.testing.assert_close(rows, items[train.targets], rtol=0, atol=1e-3)
+    assert (train.lengths == 0).any()
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_a_stopped_pass_resumes(windows, encoded, monkeypatch):
+    row_by_row(monkeypatch, not windows)
+    whole, parts, after = [], [], 2
+    expected = encoded("whole", lambda model: watch(model, whole), kd_rows_per_batch=64)[0]
+    with pytest.raises(KeyboardInterrupt):
+        encoded("resumed", lambda model: watch(model, [], after), kd_rows_per_batch=64)
+    resumed = encoded("resumed", lambda model: watch(model, parts), kd_rows_per_batch=64)[0]
+    assert len(parts) == len(whole) - after > 0
+    assert [len(batch["kd_row"]) for batch in parts] == [len(batch["kd_row"]) for batch in whole[after:]]
+    assert np.array(resumed.array("rows")).tobytes() == np.array(expected.array("rows")).tobytes()
+    assert list(resumed.path.parent.glob(".*")) == []
+
+
+def test_half_precision_is_close_and_stored_apart(encoded):
+    folders = [encoded("both", kd_encode_precision=precision)[0] for precision in ("float32", "bfloat16")]
+    full, half = (torch.from_numpy(np.array(folder.array("rows"))).float() for folder in folders)
+    known = full.any(dim=1)
+    assert not torch.equal(full, half) and (torch.cosine_similarity(full[known], half[known]) > 0.99).all()
+    assert torch.equal(half.any(dim=1), known)
+    first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
+    # What was stored before there was a choice of precision stays valid.
+    assert set(first) == {"teacher", "id_map", "rows", "longest", "context"}
+    assert second["precision"] == "bfloat16" and first["rows"] == second["rows"]
+
+
+def test_equal_histories_have_equal_numbers():
+    items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
+    start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
+    rows = Rows(torch.ones(6), torch.ones(6), start, stop, items)
+    # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
+    assert module._history_numbers(rows, 2).tolist() == [1, 2, 1, 2, 0, 0]
+    assert module._history_numbers(rows, 3).tolist() == [2, 3, 1, 3, 0, 0]
+    assert module._history_numbers(rows, 9).tolist() == [2, 4, 1, 3, 0, 0]
+    assert len(module._history_numbers(rows.select(torch.tensor([], dtype=torch.int64)), 2)) == 0
 
 
 def test_teacher_without_gradient_and_outside_the_student(built):

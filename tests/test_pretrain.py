@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from recbole_prmkd.dataset import Rows, load_split
 from recbole_prmkd.prefixes import WindowLoader
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
+from recbole_prmkd.teachers.causal import FirstView
 from recbole_prmkd.teachers.contrastive import info_nce
 from recbole_prmkd.teachers.data import joined_data, second_half, teacher_data
 
@@ -93,8 +95,6 @@ def test_second_views_of_windows_see_no_later_item(small):
     other = {**batch.interaction, "item_id_list": batch["item_id_list"].clone()}
     other["item_id_list"][:, 3:] = batch["item_id_list"][:, 3:].flip(0)
     other["item_id_list"] *= batch["item_id_list"] != 0
-    from recbole_prmkd.teachers.causal import FirstView
-
     early = batch["kd_offset"] < 3
     for view in (model.without_items, model.with_noise):
         with torch.no_grad():
@@ -212,15 +212,13 @@ def test_test_and_validation_items_change_nothing(small, tmp_path):
 
 
 def pretrain_file(given):
-    from pathlib import Path
-
     return Path(pretrain("UniSRec", DATASETS, config_dict=given)["checkpoint"])
 
 
 def test_another_teacher_in_the_folder_is_not_lost(small):
     made = pretrain("UniSRec", DATASETS, config_dict=small())
     before = artifacts.file_digest(pretrain_file(small()))
-    with pytest.raises(UserError, match="made from other data or settings .*settings.*--kd_rebuild"):
+    with pytest.raises(UserError, match=r"made from other data or settings .*settings.*--kd_rebuild"):
         pretrain("UniSRec", DATASETS, config_dict=small(seq_seq_weight=0.5))
     assert artifacts.file_digest(pretrain_file(small())) == before
     again = pretrain("UniSRec", DATASETS, config_dict=small(seq_seq_weight=0.5, kd_rebuild=True))
@@ -237,10 +235,8 @@ def test_another_teacher_in_the_folder_is_not_lost(small):
 )
 def test_a_card_that_does_not_fit(change, message, small, settings):
     made = pretrain("UniSRec", DATASETS, config_dict=small())
-    card = made["checkpoint"].replace(".safetensors", ".json")
-    content = json.loads(open(card).read())
-    with open(card, "w") as file:
-        json.dump(change(content), file)
+    card = Path(made["checkpoint"]).with_suffix(".json")
+    card.write_text(json.dumps(change(json.loads(card.read_text()))))
     with pytest.raises(UserError, match=message):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", kd_unisrec_checkpoint=made["checkpoint"]))
 

@@ -1,89 +1,39 @@
-"""Recformer against numbers of the official code (folder in the environment variable PRMKD_PARITY)."""
-
-import json
-import os
-import shutil
-from pathlib import Path
-from types import SimpleNamespace
+"""Recformer's fine-tuning side against numbers of the official code."""
 
 import numpy as np
 import pytest
 import torch
+from recbole.evaluator.metrics import MRR, NDCG, Recall
+from recformer_parity import (
+    CHECKPOINTS,
+    FOLDER,
+    build_model,
+    check_gradients,
+    close,
+    equal,
+    interaction,
+    needs_parity,
+    official_batch,
+    official_settings,
+    read_parity,
+    write_encoder,
+)
 from safetensors.torch import load_file
-from transformers import LongformerConfig, LongformerModel
 
-from recbole_prmkd.teachers import recformer
-from recbole_prmkd.teachers.recformer import Recformer
-from recbole_prmkd.teachers.recformer_text import TokenBatch
-
-PARITY = Path(os.environ.get("PRMKD_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-FOLDER, CHECKPOINTS = PARITY / "recformer", PARITY / "checkpoints"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no parity data in {FOLDER}")
+pytestmark = needs_parity
 
 
 @pytest.fixture(scope="module")
 def parity():
-    """Settings, items, sequences, inputs, outputs and gradients of the official run."""
-    read = lambda name: dict(np.load(FOLDER / name))  # noqa: E731
-    return SimpleNamespace(
-        settings=json.loads((FOLDER / "config.json").read_text()),
-        texts=[item["attributes"] for item in json.loads((FOLDER / "items.json").read_text())],
-        histories=[s["history"] for s in json.loads((FOLDER / "sequences.json").read_text())["sequences"]],
-        inputs={key: torch.from_numpy(value) for key, value in read("inputs.npz").items()},
-        outputs=read("outputs.npz"),
-        gradients=read("gradients.npz"),
-    )
+    return read_parity()
 
 
 @pytest.fixture(scope="module")
-def encoder(parity, tmp_path_factory):
-    """An untrained Longformer of the official run's size, with its tokenizer, as a folder."""
-    folder = tmp_path_factory.mktemp("encoder")
-    for file in (FOLDER / "tokenizer").iterdir():
-        shutil.copy(file, folder)
-    names = LongformerConfig().to_dict().keys() & parity.settings.keys() - {"model_type", "transformers_version"}
-    config = LongformerConfig(**{name: parity.settings[name] for name in names})
-    torch.manual_seed(1)
-    LongformerModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def build(parity, encoder, monkeypatch):
+def build(parity, tmp_path_factory):
     """A function: our model with the weights of a checkpoint."""
-
-    def make(checkpoint):
-        monkeypatch.setattr(recformer, "item_texts", lambda config, tokens: parity.texts)
-        config = {
-            "max_attr_num": parity.settings["max_attr_num"],
-            "max_attr_length": parity.settings["max_attr_length"],
-            "max_token_num": parity.settings["max_token_num"],
-            "max_item_embeddings": parity.settings["max_item_embeddings"],
-            "MAX_ITEM_LIST_LENGTH": parity.settings["max_item_embeddings"] - 1,
-            "attention_window": parity.settings["attention_window"][0],
-            "temperature": parity.settings["temp"],
-            "pooler_type": parity.settings["pooler_type"],
-            "train_word_embeddings": True,
-            "negatives": 0,
-            "train_stage": None,
-            "encode_batch_tokens": 100,  # several batches
-            "kd_text_encoder": str(encoder),
-            "USER_ID_FIELD": "user_id",
-            "ITEM_ID_FIELD": "item_id",
-            "LIST_SUFFIX": "_list",
-            "ITEM_LIST_LENGTH_FIELD": "item_length",
-            "NEG_PREFIX": "neg_",
-            "device": "cpu",
-        }
-        tokens = np.array(["[PAD]", *map(str, range(len(parity.texts)))])
-        dataset = SimpleNamespace(
-            num=lambda field: len(tokens), iid_field="item_id", field2id_token={"item_id": tokens}
-        )
-        model = Recformer(config, dataset)
-        model.load_checkpoint(checkpoint)
-        return model.eval()
-
-    return make
+    folder = tmp_path_factory.mktemp("encoder")
+    write_encoder(parity, folder)
+    return lambda checkpoint: build_model(parity.texts, folder, checkpoint, **official_settings(parity))
 
 
 @pytest.fixture
@@ -93,26 +43,7 @@ def model(build):
 
 @pytest.fixture
 def batch(parity):
-    """The histories as RecBole gives them: oldest first, right-padded, item ids from 1."""
-    lengths = torch.tensor([len(history) for history in parity.histories])
-    item_seq = torch.zeros(len(lengths), int(lengths.max()), dtype=torch.int64)
-    for row, history in enumerate(parity.histories):
-        item_seq[row, : len(history)] = torch.tensor(history, dtype=torch.int64) + 1
-    labels = parity.inputs["labels"] + 1
-    return {"item_id_list": item_seq, "item_length": lengths, "item_id": labels}
-
-
-def close(ours, official):
-    np.testing.assert_allclose(ours.detach().numpy(), official, rtol=1e-5, atol=1e-5)
-
-
-def official_batch(parity, name):
-    return TokenBatch(*(parity.inputs[f"{name}.{field}"] for field in TokenBatch._fields))
-
-
-def equal(ours, official):
-    for field, mine, theirs in zip(TokenBatch._fields, ours, official, strict=True):
-        assert torch.equal(mine, theirs), field
+    return interaction(parity.histories, parity.inputs["labels"])
 
 
 def test_items_are_tokenised_alike(model, parity):
@@ -189,11 +120,29 @@ def test_fine_tuning_loss_and_gradients(model, parity, batch, windows):
     loss = model.calculate_loss(batch)
     close(loss, parity.outputs["finetune.full_softmax_loss"])
     loss.backward()
-    mark = "finetune.full_softmax_loss|"
-    official = {k.removeprefix(mark): v for k, v in parity.gradients.items() if k.startswith(mark)}
-    assert official
-    for name, gradient in official.items():
-        close(model.get_parameter(name).grad, gradient)
+    check_gradients(model, parity, "finetune.full_softmax_loss")
+
+
+def test_sampled_softmax_loss(model, parity, batch):
+    items = model.encode_items()
+    candidates = torch.cat([batch["item_id"][:, None], parity.inputs["negatives"] + 1], dim=1)
+    histories = model.encode_batch(batch, items)
+    close(model.sampled_loss(histories, items[candidates]), parity.outputs["finetune.sampled_softmax_loss"])
+
+
+def test_ranking_metrics(model, parity, batch):
+    """RecBole's own metrics on our scores; the official AUC divides by all items, not by the others."""
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)[:, 1:]
+    number = scores.shape[1]
+    rank = (scores > scores.gather(1, parity.inputs["labels"][:, None])).sum(1).numpy()  # [B]
+    found = np.arange(number) == rank[:, None]  # [B, n_items - 1], the target in the ranked list
+    config = {"topk": list(range(1, number + 1)), "metric_decimal_place": 8}
+    one = np.ones_like(rank)
+    ndcg, recall = NDCG(config).metric_info(found, one).mean(0), Recall(config).metric_info(found, one).mean(0)
+    ours = [value for k in (1, 3, 5) for value in (ndcg[k - 1], recall[k - 1])]
+    ours += [MRR(config).metric_info(found).mean(0)[-1], (1 - rank / number).mean()]
+    close(torch.tensor(ours), parity.outputs["ranker"])
 
 
 def test_state_dict_equals_the_official_one(model):

@@ -59,11 +59,68 @@ def test_coverage_and_cuts_are_said(settings, tmp_path, caplog):
     assert "1 of 30 item texts are longer than 16 tokens" in caplog.text
 
 
+def written(folder, texts):
+    """An item file with these texts, of items 0, 1, ..., and the items."""
+    file = folder / "own.item"
+    lines = [f"{item}\t{text}" for item, text in enumerate(texts)]
+    file.write_text("\n".join(["item_id:token\ttitle:token_seq", *lines]) + "\n")
+    return str(file), [str(item) for item in range(len(texts))]
+
+
+def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_path, monkeypatch):
+    texts = ["red", "a long text of many words", "", "red", "a shorter text", "red", "blue thing", "a shorter text"]
+    file, tokens = written(tmp_path, texts)
+    monkeypatch.setattr(text, "_CHUNK", 1)
+    load, seen, stop = text.load_encoder, [], [2]
+
+    def load_encoder(config):
+        model = load(config)
+        encode = model.encode
+
+        def watched(chunk, **more):
+            if len(seen) == stop[0]:
+                raise KeyboardInterrupt
+            seen.extend(chunk)
+            return encode(chunk, **more)
+
+        model.encode = watched
+        return model
+
+    monkeypatch.setattr(text, "load_encoder", load_encoder)
+    config = config_of(settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(KeyboardInterrupt):
+        text.prepare_item_text(config, tokens)
+    stop[0] = None
+    assert text.prepare_item_text(config, tokens) is False
+    assert seen == ["a long text of many words.", "a shorter text.", "blue thing.", "red."]
+    whole = config_of(settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "whole"))
+    assert text.prepare_item_text(whole, tokens) is False and len(seen) == 8
+    one, other = (next((tmp_path / part).glob("tiny/text-*/vectors.npy")) for part in ("cache", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+    vectors, model = np.load(one), load(config)
+    assert not vectors[2].any()
+    for item in (0, 1, 3, 7):
+        np.testing.assert_allclose(vectors[item], model.encode([f"{texts[item]}."])[0], atol=1e-5)
+
+
+def test_half_precision_is_close_and_stored_apart(settings, tmp_path):
+    vectors = []
+    for precision in ("auto", "bfloat16", "float32"):
+        config = config_of(settings, kd_encode_precision=precision, kd_cache_dir=str(tmp_path))
+        vectors.append(text.item_text_vectors(config, load_split(config).dataset)[1:])
+    full, half, again = vectors
+    assert torch.equal(full, again) and half.dtype == torch.float32 and not torch.equal(full, half)
+    assert (torch.cosine_similarity(full, half) > 0.99).all()
+    assert len(list(tmp_path.glob("tiny/text-*"))) == 2
+
+
 def test_all_empty_text_is_refused(settings, tmp_path):
     file = tmp_path / "own.item"
     file.write_text("item_id:token\ttitle:token_seq\ni1\t\ni2\t.\n")
     with pytest.raises(UserError, match="text is empty"):
         text.prepare_item_text(config_of(settings, kd_text_file=str(file)), ["i1", "i2"])
+    with pytest.raises(UserError, match="No item of tiny has text"):
+        text.encode(["", ""], config_of(settings), None)
 
 
 def test_encoder_weights_are_checked(settings, monkeypatch):

@@ -25,7 +25,8 @@ def files(tmp_path, settings):
         number = len(next(iter(columns.values())))
         order, feat = rng.permutation(number), rng.standard_normal((number, WIDTH)).astype(np.float32)
         np.savez(tmp_path / name, feat=feat[order], **{key: np.array(values)[order] for key, values in columns.items()})
-        return dict(zip(zip(*columns.values(), strict=True), feat, strict=True))
+        names = list(zip(*columns.values(), strict=True))
+        return {names[i]: feat[i] for i in order[::-1]}  # of a name that stands there twice the first
 
     users = [split.user_tokens[user - 1] for user in split.train.users]
     targets = [split.item_tokens[target - 1] for target in split.train.targets]

@@ -3,7 +3,8 @@
 - `base`: the contract, a RecBole sequential model whose score is a cosine;
 - `causal`: the sequence encoder that two of them share;
 - `unisrec`: item semantics, a frozen text vector per item;
-- `recformer_text`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
+- `recformer_text`, `longformer`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
+- `mlm`: the masked language model of Recformer's pre-training;
 - `unim2rec`: text and image vectors, fused;
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;

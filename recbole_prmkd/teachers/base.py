@@ -36,8 +36,12 @@ class Teacher(SequentialRecommender):
     # Frozen tables made from the data set's text or images; they are not part of what training learnt.
     side_information: tuple[str, ...] = ("plm_embedding",)
 
+    # What it reads of an item's text: sentence "vectors", "tokens", or "nothing".
+    item_text: str = "vectors"
     # Whether there is anything to train.
     learns: bool = True
+    # Whether its vector of a row depends on user and target, not on the history alone.
+    reads_rows: bool = False
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)

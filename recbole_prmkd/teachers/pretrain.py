@@ -80,7 +80,7 @@ def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, l
     parts = [teacher_data(split, config["seed"]) for split in splits]
     data = joined_data(configs, parts)
     for each, part in zip(configs, parts, strict=True):
-        prepare_item_text(each, part.item_tokens)
+        prepare_item_text(each, part.item_tokens, vectors=TEACHERS[model].item_text == "vectors")
     init_seed(config["seed"], config["reproducibility"])
     teacher = TEACHERS[model](config, data.dataset(config, data.fit)).to(config["device"])
     made_from = {

@@ -9,13 +9,14 @@ shapes of the state dict are those of the authors' files, so these load by name.
   encoder gives at first what it gave before;
 - such an encoder was trained to be read by the mean of its states, so that is its pooling (`pooler_type`);
 - word embeddings stay fixed by default (the authors: in pre-training);
+- in pre-training tokens are masked before padding (`mlm`);
 - histories are short by default: the paper's sizes stand in `properties/model/Recformer.yaml`.
 """
 
 import time
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from recbole.config import Config
@@ -28,13 +29,15 @@ from tqdm import tqdm
 from recbole_prmkd.dataset import by_domain
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
-from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
-from recbole_prmkd.teachers.recformer_text import TOKEN_TYPES, ItemTokens, TokenBatch, by_length
+from recbole_prmkd.teachers.checkpoints import read_checkpoint, read_encoder, recformer_weights
+from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
+from recbole_prmkd.teachers.longformer import RecformerModel
+from recbole_prmkd.teachers.mlm import Masked, MLMHead, WordMasking
+from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch, by_length
 from recbole_prmkd.text import encoder_digest, encoder_folder, item_texts
 
 if TYPE_CHECKING:
-    from transformers import LongformerConfig, PreTrainedTokenizerBase
-    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+    from transformers import PreTrainedTokenizerBase
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 # What a checkpoint may lack: DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions.
@@ -44,118 +47,28 @@ _MAY_LACK = {
 }
 
 
-class RecformerEmbeddings(nn.Module):
-    """Word + position + token type + item position, normalised: section 2.2.1 of the paper."""
+class PretrainParts(NamedTuple):
+    """The loss of pre-training and its parts; those of the language model are 0 where there is none.
 
-    position_ids: Tensor
-
-    def __init__(self, config: "LongformerConfig", item_positions: int) -> None:
-        super().__init__()
-        width, pad = config.hidden_size, config.pad_token_id or 0
-        self.pad_id = pad
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=pad)
-        self.token_type_embeddings = nn.Embedding(TOKEN_TYPES, width)
-        self.item_position_embeddings = nn.Embedding(item_positions, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        # Not needed, but the authors' files hold it.
-        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None])
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """[B, T] tokens -> [B, T, D]; positions count from pad_id + 1, as in RoBERTa."""
-        real = (batch.input_ids != self.pad_id).long()
-        x = (
-            self.word_embeddings(batch.input_ids)
-            + self.position_embeddings(real.cumsum(1) * real + self.pad_id)
-            + self.token_type_embeddings(batch.token_type_ids)
-            + self.item_position_embeddings(batch.item_position_ids)
-        )  # [B, T, D]
-        return self.dropout(self.LayerNorm(x))
-
-
-class RecformerModel(nn.Module):
-    """Embeddings and a Longformer encoder; <s> alone attends, and is attended to, everywhere.
-
-    Sequences of few windows take a path of our own through the stock encoder's layers: attention under a band mask,
-    which on such lengths is the same sum by faster means, and without padding to whole windows.
+    scores: [R, R] cosine / temperature of histories with targets. contrastive: their InfoNCE.
     """
 
-    # Windows up to which that path is the faster one, measured on a CPU; dropout makes it dearer in training.
-    dense_up_to = 8
-    dense_up_to_in_training = 4
-
-    def __init__(self, config: "LongformerConfig", item_positions: int, window: int) -> None:
-        from transformers.models.longformer.modeling_longformer import LongformerEncoder  # takes seconds
-
-        super().__init__()
-        self.window = window
-        self.embeddings = RecformerEmbeddings(config, item_positions)
-        self.encoder = LongformerEncoder(config)
-
-    def forward(self, batch: TokenBatch) -> Tensor:
-        """Hidden states, [B, T, D]."""
-        x = self.embeddings(batch)  # [B, T, D]
-        windows = self.dense_up_to_in_training if self.training else self.dense_up_to
-        if x.shape[1] <= windows * self.window:
-            return self._dense(x, batch.attention_mask.bool())
-        # The encoder's code: negative = padding, 0 = local, positive = global; whole windows only.
-        mask = (batch.attention_mask + batch.global_attention_mask - 1).to(x.dtype) * 1e4  # [B, T]
-        extra = -x.shape[1] % self.window
-        return self.encoder(
-            functional.pad(x, (0, 0, 0, extra)),
-            attention_mask=functional.pad(mask, (0, extra), value=-1e4),
-            padding_len=extra,
-            return_dict=True,
-        ).last_hidden_state
-
-    def _dense(self, x: Tensor, real: Tensor) -> Tensor:
-        """The encoder's layers on embedded tokens [B, T, D]; real: [B, T], False for padding."""
-        place = torch.arange(x.shape[1], device=x.device)
-        near = (place[:, None] - place).abs() <= self.window // 2  # [T, T]
-        near[:, 0] = True  # <s> is seen by all
-        seen = (near & real[:, None])[:, None]  # [B, 1, T, T]
-        for layer in self.encoder.layer:
-            attention = layer.attention.self
-            first = _global_attention(attention, x, real)  # [B, 1, D]
-            others = _local_attention(attention, x, seen)[:, 1:]
-            x = layer.ff_chunk(layer.attention.output(torch.cat([first, others], dim=1), x))
-        return x
-
-
-def _local_attention(attention: "LongformerSelfAttention", x: Tensor, seen: Tensor) -> Tensor:
-    """Attention of all tokens to those that they see: x [B, T, D], seen [B, 1, T, T] -> [B, T, D]."""
-    split = (attention.num_heads, attention.head_dim)
-    query, key, value = (
-        part(x).unflatten(-1, split).transpose(1, 2)  # [B, heads, T, D / heads]
-        for part in (attention.query, attention.key, attention.value)
-    )
-    dropout = attention.dropout if attention.training else 0.0
-    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
-
-
-def _global_attention(attention: "LongformerSelfAttention", x: Tensor, real: Tensor) -> Tensor:
-    """Attention of <s> to all tokens by its own projections: x [B, T, D], real [B, T] -> [B, 1, D]."""
-    split = (attention.num_heads, attention.head_dim)
-    # One query: projecting it back is cheaper than projecting all keys and values. The keys' bias drops out.
-    query = attention.query_global(x[:, 0]).unflatten(-1, split) / attention.head_dim**0.5  # [B, heads, D / heads]
-    back = torch.einsum("bhk,hkd->bhd", query, attention.key_global.weight.unflatten(0, split))  # [B, heads, D]
-    scores = (back @ x.transpose(1, 2)).masked_fill(~real[:, None], -torch.inf)  # [B, heads, T]
-    weights = functional.dropout(scores.softmax(dim=-1), attention.dropout, attention.training)
-    mixed = weights @ x  # [B, heads, D]
-    value = torch.einsum("bhd,hkd->bhk", mixed, attention.value_global.weight.unflatten(0, split))
-    bias = attention.value_global.bias.unflatten(0, split) * weights.sum(-1, keepdim=True)
-    return (value + bias).flatten(1)[:, None]
+    total: Tensor
+    scores: Tensor
+    contrastive: Tensor
+    mlm_histories: Tensor
+    mlm_items: Tensor
 
 
 class Recformer(Teacher):
     """Recformer as a RecBole model; items are scored against a stored table, as in two-stage fine-tuning.
 
     `RecformerTrainer` encodes the table anew before each epoch of the first stage and leaves it alone in the second.
-    The table is part of the state dict, since in the second stage it is older than the encoder.
+    The table is part of the state dict, since in the second stage it is older than the encoder. In pre-training it
+    plays no part; there is a masked language model instead, unless `mlm_weight` is 0.
     """
 
+    item_text = "tokens"
     side_information = ("item_tokens", "encoder_hash")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -177,9 +90,10 @@ class Recformer(Teacher):
         self.batch_tokens = int(config["encode_batch_tokens"])
         self.negatives = int(config["negatives"])
         self.tokens_per_second = 0.0  # of the last pass over the items
+        tokenizer = _tokenizer(folder, encoder.vocab_size)
         texts = [text for domain, tokens in by_domain(config, dataset) for text in item_texts(domain, tokens)]
         self.item_tokens = ItemTokens(
-            _tokenizer(folder, encoder.vocab_size),
+            tokenizer,
             texts,
             max_attr_num=config["max_attr_num"],
             max_attr_length=config["max_attr_length"],
@@ -191,6 +105,11 @@ class Recformer(Teacher):
         self.encoder_hash = nn.Parameter(digest, requires_grad=False)
         table = torch.zeros(self.n_items, encoder.hidden_size)
         self.item_embedding = nn.Embedding.from_pretrained(table, freeze=True)
+        self.lm_head: MLMHead | None = None
+        self.mlm_weight = float(config["mlm_weight"]) if self.pretraining else 0.0
+        if self.mlm_weight:
+            self.lm_head = MLMHead(self.longformer.embeddings.word_embeddings.weight, encoder.layer_norm_eps)
+            self.word_masking = WordMasking(tokenizer, config["mlm_probability"])
 
     def known_items(self) -> Tensor:
         """Items with text, [n_items]."""
@@ -243,6 +162,50 @@ class Recformer(Teacher):
         scores = functional.cosine_similarity(histories[:, None], candidates, dim=-1) / self.temperature  # [B, C]
         return self.loss_fct(scores, torch.zeros_like(scores[:, 0], dtype=torch.long))
 
+    def pretrain_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Histories and their targets, read as sequences of one item: [R, D] both."""
+        histories, items = self._pretrain_tokens(interaction)
+        return self._pooled(histories), self._pooled(items)
+
+    def pretrain_loss(self, interaction: Interaction) -> Tensor:
+        """InfoNCE + mlm_weight x language model of histories + mlm_weight x that of targets (section 2.3.1).
+
+        Masks are drawn anew for each batch.
+        """
+        histories, items = self._pretrain_tokens(interaction)
+        masked = self._masked(histories), self._masked(items)
+        return self.pretrain_parts(histories, items, interaction[self.POS_ITEM_ID], *masked).total
+
+    def pretrain_parts(
+        self,
+        histories: TokenBatch,
+        items: TokenBatch,
+        targets: Tensor,
+        masked_histories: Masked | None,
+        masked_items: Masked | None,
+    ) -> PretrainParts:
+        """The loss for R histories and their target items, [R] ids; masked: None leaves the language model out."""
+        scores = in_batch_scores(self._pooled(histories), self._pooled(items), self.temperature)  # [R, R]
+        contrastive = info_nce(scores, targets, self.same_target)
+        mlm_histories, mlm_items = self._mlm_loss(histories, masked_histories), self._mlm_loss(items, masked_items)
+        total = contrastive + self.mlm_weight * (mlm_histories + mlm_items)
+        return PretrainParts(total, scores, contrastive, mlm_histories, mlm_items)
+
+    def _pretrain_tokens(self, interaction: Interaction) -> tuple[TokenBatch, TokenBatch]:
+        targets = interaction[self.POS_ITEM_ID][:, None]  # [R, 1]
+        return (
+            self.item_tokens.batch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]),
+            self.item_tokens.batch(targets, torch.ones_like(targets[:, 0])),
+        )
+
+    def _masked(self, batch: TokenBatch) -> Masked | None:
+        return None if self.lm_head is None else self.word_masking(batch)
+
+    def _mlm_loss(self, batch: TokenBatch, masked: Masked | None) -> Tensor:
+        if self.lm_head is None or masked is None:
+            return torch.zeros((), device=batch.input_ids.device)
+        return self.lm_head.loss(self.longformer(batch._replace(input_ids=masked.input_ids)), masked.labels)
+
     def _pooled(self, batch: TokenBatch) -> Tensor:
         """[B, T] tokens -> [B, D]."""
         hidden = self.longformer(batch)  # [B, T, D]
@@ -271,6 +234,8 @@ class Recformer(Teacher):
     def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
         """The encoder's tensors of any of the authors' files, or of a plain Longformer, under our names.
 
+        Those of the language model's head too, where this model has one and the file as well.
+
         Raises:
             UserError: unreadable file, or layers that only one of the two has.
         """
@@ -288,7 +253,17 @@ class Recformer(Teacher):
                 f"{path} holds {name} of shape {tuple(tensors[name].shape)}, which this model lacks: "
                 "start it from the encoder that the checkpoint was made from (--kd_text_encoder)."
             )
-        return tensors
+        return {**tensors, **self._head_tensors(path)}
+
+    def _head_tensors(self, path: Path) -> dict[str, Tensor]:
+        if self.lm_head is None:
+            return {}
+        own = {f"lm_head.{name}" for name in self.lm_head.state_dict()}
+        given = {name.removeprefix("_forward_module.model."): t for name, t in read_checkpoint(path).items()}
+        taken = {name: given[name] for name in own & given.keys()}  # by name: some files hold an lm_head.weight
+        if not taken:
+            getLogger().info(f"{path} lacks a language model's head: it is trained from the start.")
+        return taken
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":

@@ -26,9 +26,9 @@ class WhiteningExpert(nn.Module):
         self.lin = nn.Linear(width_in, width_out, bias=False)
         nn.init.normal_(self.lin.weight, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width_in] -> [..., width_out]."""
-        return self.lin(self.dropout(x) - self.bias)
+    def whitened(self, x: Tensor) -> Tensor:
+        """[..., width_in] before the projection W."""
+        return self.dropout(x) - self.bias
 
 
 class MoEAdaptor(nn.Module):
@@ -51,8 +51,10 @@ class MoEAdaptor(nn.Module):
         """[..., width_in] -> [..., width_out]."""
         shape = (*x.shape[:-1], len(self.experts))
         gates = self.gates(x, torch.randn(shape, device=x.device, dtype=x.dtype) if self.training else None)
-        adapted = torch.stack([expert(x) for expert in self.experts], dim=-1)  # [..., width_out, E]
-        return (adapted @ gates.unsqueeze(-1)).squeeze(-1)
+        # Weighted before the projections, so that these are one product and no E outputs are held.
+        weighted = [expert.whitened(x) * gates[..., e, None] for e, expert in enumerate(self.experts)]
+        projections = torch.cat([expert.lin.weight for expert in self.experts], dim=1)  # [width_out, E width_in]
+        return functional.linear(torch.cat(weighted, dim=-1), projections)
 
 
 class UniSRec(CausalTeacher):

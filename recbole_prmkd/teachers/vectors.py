@@ -3,7 +3,7 @@
     kd_vectors_items   .npz with item_id [N] and feat [N, D]
     kd_vectors_users   .npz with user_id [M] and feat [M, D]: one vector for all of a user's rows, or
     kd_vectors_rows    .npz with user_id [K], item_id [K] and feat [K, D]: one for each row, which is named by its
-                       user and its target; rows of validation and test may be there too, for the teacher's metrics
+                       user and its target (its first line counts); rows of validation and test may be there too, for its metrics
 
 A score is the cosine of the row's and the item's vector. What a file does not name is unknown: the teacher's weight
 is zero there. A user's vector is used for his first training row as for his last: make it from training data alone.
@@ -30,6 +30,7 @@ class Vectors(Teacher):
     """An external model's vectors as a RecBole model that only scores."""
 
     side_information = ("item_vectors", "row_keys", "row_vectors")
+    item_text = "nothing"
     learns = False
     reads_rows = True
 
@@ -48,6 +49,9 @@ class Vectors(Teacher):
         keys, found = _numbers(tokens, [users, items] if self.by_row else [users])
         _report(Path(config[part]), int(found.sum()), "rows" if self.by_row else "users")
         keys, order = torch.sort(keys[found], stable=True)
+        twice = int((keys[1:] == keys[:-1]).sum())
+        if twice:  # also where a user has the same target twice
+            getLogger().warning(f"{config[part]}: {twice} {part} stand there twice; their first line counts.")
         self.row_keys = nn.Parameter(keys, requires_grad=False)
         self.row_vectors = _fixed(torch.from_numpy(features).float()[found][order])
 

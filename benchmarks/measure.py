@@ -1,0 +1,54 @@
+"""Two ways of the same work, timed in turns in one run: only the ratio is meant to be quoted."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def device_name(device: torch.device) -> str:
+    """What the figures were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of one call, in seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def in_turns(
+    plain: Callable[[], Any], ours: Callable[[], Any], runs: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Seconds of each run of the two, which take turns so that a noisy machine disturbs both alike."""
+    pairs = [(seconds(plain, device), seconds(ours, device)) for _ in range(runs)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def report(
+    benchmark: str, model: str, plain: list[float], ours: list[float], number: int, unit: str, **more: Any
+) -> None:
+    """Print one JSON object; ratio: how many times faster ours is, the median over the pairs of runs."""
+    ratios = [a / b for a, b in zip(plain, ours, strict=True)]
+    line = {
+        "benchmark": benchmark,
+        "model": model,
+        "ratio": round(statistics.median(ratios), 2),
+        "median": {
+            f"plain {unit}/s": round(number / statistics.median(plain), 1),
+            f"ours {unit}/s": round(number / statistics.median(ours), 1),
+        },
+        "runs": [round(ratio, 2) for ratio in ratios],
+        **more,
+    }
+    print(json.dumps(line), flush=True)
