@@ -1,4 +1,4 @@
-"""Encoding speed of each teacher against the straightforward way: the same weights, every sequence padded to the maximum.
+"""Encoding speed of each teacher against the straightforward way: same weights, all sequences padded to the maximum.
 
 python benchmarks/encoding.py --dataset=amazon18-scientific --data_path=dataset
 
@@ -20,10 +20,11 @@ from recbole.utils import init_seed
 from recbole_prmkd import passes
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Rows, load_split
+from recbole_prmkd.encoder import encode, load_encoder
 from recbole_prmkd.knowledge import encode_rows
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
-from recbole_prmkd.text import as_sentence, encode, item_texts, load_encoder
+from recbole_prmkd.text import as_sentence, item_texts
 
 TOLERANCE = 1e-4
 BATCH = 64

@@ -10,13 +10,14 @@ from recbole.config import Config
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
+from recbole_prmkd.encoder import encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.student import why_not_distilled
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import check_vectors
-from recbole_prmkd.text import encoder_folder, text_fields
+from recbole_prmkd.text import text_fields
 
 _LEAST_FREE = 200 * 1024**2  # bytes
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from recbole_prmkd import artifacts, passes
 from recbole_prmkd.dataset import by_domain, in_dataset
+from recbole_prmkd.encoder import encoder_digest
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.text import encoder_digest
 from recbole_prmkd.vectors_file import check_file, read_file
 
 _IDS = ["item_id"]

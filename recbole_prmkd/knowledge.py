@@ -22,6 +22,7 @@ from torch.nn import functional
 from recbole_prmkd import artifacts, passes
 from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
@@ -132,6 +133,20 @@ def _encode(teacher: FittedTeacher, train: Rows, work: passes.Pass) -> tuple[np.
     model, config = teacher.model.eval(), teacher.config
     with passes.autocast(config):
         items = model.encode_items()  # [n_items, D]
+    rows = encode_rows(model, config, train, items, work)
+    table = _half(items)
+    table[~model.known_items().numpy()] = 0
+    return table, rows if rows.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+
+
+@torch.no_grad()
+def encode_rows(model: Teacher, config: Config, train: Rows, items: Tensor, work: passes.Pass) -> np.ndarray:
+    """Unit vectors of the rows' histories, [N, D], by the way that is fastest for the teacher.
+
+    Args:
+        items: what the teacher's `encode_items` gave, [n_items, D].
+        work: the pass to fill.
+    """
     shared = not model.reads_rows and why_not_shared(model, config, train) is None
     batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_rows)
     with shared_prefixes(model) if shared else nullcontext(), passes.autocast(config):
@@ -141,9 +156,7 @@ def _encode(teacher: FittedTeacher, train: Rows, work: passes.Pass) -> tuple[np.
             # Of equal histories the first is in the batch; its vector is that of the rows after it.
             place = torch.isin(index, batch[ROW]).cumsum(0) - 1  # [len(index)]
             work.write(index, vectors[place.numpy()])
-    table = _half(items)
-    table[~model.known_items().numpy()] = 0
-    return table, work.array if batches else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+    return work.array
 
 
 Batches = tuple[Sequence[Tensor], Callable[[Tensor], Interaction]]  # rows of each batch, and what makes it from them
@@ -153,7 +166,7 @@ def _windows(train: Rows, config: Config) -> Batches:
     """Batches of windows; each of their rows is in one of them."""
     loader = WindowLoader(config, None, train)
     usable = torch.nonzero(train.lengths > 0).squeeze(1)
-    batches = [usable[places] for places in loader._batches()]
+    batches = [usable[places] for places in loader.batches()]
     return batches, lambda index: loader.batch(torch.searchsorted(usable, index))
 
 

@@ -78,10 +78,10 @@ class WindowLoader:
         self._scheduled = index
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self.batches())
 
     def __iter__(self) -> Iterator[Interaction]:
-        batches = self._batches()
+        batches = self.batches()
         self.epoch += 1
         return map(self.batch, batches)
 
@@ -92,7 +92,7 @@ class WindowLoader:
         chosen[self._scheduled] = True
         return torch.nonzero(chosen[self._usable]).squeeze(1)
 
-    def _batches(self) -> list[Tensor]:
+    def batches(self) -> list[Tensor]:
         """Row places (in the usable rows) of each batch: whole windows, similar lengths together."""
         generator = torch.Generator().manual_seed(self.config["seed"] + 7919 * self.epoch)
         places = self._rows_in_use()

@@ -1,9 +1,9 @@
 """Data sets in UniSRec's processed layout, read as they are:
 
-    <D>.{train,valid,test}.inter   user_id, item_id_list, item_id; items are numbers from 0, as strings
-    <D>.text                       header, then raw item id and text
-    <D>.item2index                 no header: raw item id and its number
-    <D>.feat1CLS                   no header: float32 [n_items, D], row = number; .feat2CLS: of texts with words dropped
+<D>.{train,valid,test}.inter   user_id, item_id_list, item_id; items are numbers from 0, as strings
+<D>.text                       header, then raw item id and text
+<D>.item2index                 no header: raw item id and its number
+<D>.feat1CLS                   no header: float32 [n_items, D], row = number; .feat2CLS: of texts with words dropped
 """
 
 from collections.abc import Mapping, Sequence

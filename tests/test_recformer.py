@@ -22,6 +22,7 @@ from transformers import (
     LongformerConfig,
 )
 
+from recbole_prmkd.encoder import DEFAULT_ENCODER, encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, properties_dir, read_yaml
 from recbole_prmkd.teachers import recformer
@@ -30,7 +31,6 @@ from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.recformer_text import ItemTokens, by_length
 from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer, SampledRows
-from recbole_prmkd.text import DEFAULT_ENCODER, encoder_folder
 
 WORDS = ["red", "blue", "old", "new", "pen", "cup", "lamp", "desk", "tape", "glue", "sock", "mug"]
 TEXTS = [{"title": f"{a} {b}", "brand": b} for a in WORDS[:4] for b in WORDS[4:]]  # 32 items

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import write_tiny
 
-from recbole_prmkd import text
+from recbole_prmkd import encoder, text
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.errors import UserError
@@ -37,7 +37,7 @@ def test_vectors_follow_the_external_token(settings):
     dataset = load_split(config).dataset
     vectors = text.item_text_vectors(config, dataset)
     assert vectors.shape[0] == dataset.item_num and not vectors[0].any()
-    model = text.load_encoder(config)
+    model = encoder.load_encoder(config)
     for item in (1, 9, 30):
         token = dataset.field2id_token["item_id"][item]
         sentence = text.as_sentence(text.item_texts(config, [token])[0])
@@ -70,8 +70,8 @@ def written(folder, texts):
 def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_path, monkeypatch):
     texts = ["red", "a long text of many words", "", "red", "a shorter text", "red", "blue thing", "a shorter text"]
     file, tokens = written(tmp_path, texts)
-    monkeypatch.setattr(text, "_CHUNK", 1)
-    load, seen, stop = text.load_encoder, [], [2]
+    monkeypatch.setattr(encoder, "_CHUNK", 1)
+    load, seen, stop = encoder.load_encoder, [], [2]
 
     def load_encoder(config):
         model = load(config)
@@ -86,7 +86,7 @@ def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_p
         model.encode = watched
         return model
 
-    monkeypatch.setattr(text, "load_encoder", load_encoder)
+    monkeypatch.setattr(encoder, "load_encoder", load_encoder)
     config = config_of(settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "cache"))
     with pytest.raises(KeyboardInterrupt):
         text.prepare_item_text(config, tokens)
@@ -120,10 +120,10 @@ def test_all_empty_text_is_refused(settings, tmp_path):
     with pytest.raises(UserError, match="text is empty"):
         text.prepare_item_text(config_of(settings, kd_text_file=str(file)), ["i1", "i2"])
     with pytest.raises(UserError, match="No item of tiny has text"):
-        text.encode(["", ""], config_of(settings), None)
+        encoder.encode(["", ""], config_of(settings), None)
 
 
 def test_encoder_weights_are_checked(settings, monkeypatch):
-    monkeypatch.setattr(text, "DEFAULT_ENCODER_SHA256", "0" * 64)
+    monkeypatch.setattr(encoder, "DEFAULT_ENCODER_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not all-MiniLM-L6-v2"):
-        text.encoder_folder("all-MiniLM-L6-v2")
+        encoder.encoder_folder("all-MiniLM-L6-v2")

@@ -4,6 +4,7 @@ To add a teacher: inherit `Teacher`, write `encode_items` and `encode_histories`
 one file `properties/model/<Name>.yaml`. Training, evaluation, the knowledge cache and distillation follow.
 """
 
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ class Teacher(SequentialRecommender):
     input_type = InputType.POINTWISE
     # Parameter-name prefixes that stay fixed when a pre-trained checkpoint is fine-tuned.
     frozen_when_pretrained: tuple[str, ...] = ()
+    # Parameter-name prefixes that a checkpoint may lack.
+    checkpoint_may_lack: tuple[str, ...] = ()
     # Frozen tables made from the data set's text or images; they are not part of what training learnt.
     side_information: tuple[str, ...] = ("plm_embedding",)
 
@@ -112,27 +115,35 @@ class Teacher(SequentialRecommender):
         return self.encode_batch(interaction, items), items
 
     def load_checkpoint(self, path: Path) -> None:
-        """Start from pre-trained weights by name; what the checkpoint lacks keeps its initial value.
+        """Start from pre-trained weights by name.
 
         Tensors whose rows are items (`plm_embedding`, `item_embedding`) are not taken: they belong to the data set
         that the checkpoint was made on.
 
         Raises:
-            UserError: unreadable file, no tensor of this model in it, or a tensor of another shape.
+            UserError: unreadable file, no tensor of this model in it, one of another shape, or one that only the
+                file or only the model has.
         """
-        own = self.state_dict()
-        taken = {}
-        for name, tensor in self.checkpoint_tensors(path).items():
-            if name not in own or name.split(".")[0] in {"plm_embedding", "item_embedding"}:
-                continue
-            if own[name].shape != tensor.shape:
-                raise UserError(
-                    f"{path}: {name} has shape {tuple(tensor.shape)}, this model wants {tuple(own[name].shape)}; "
-                    "use the settings (width, layers, text encoder) that the checkpoint was made with."
-                )
-            taken[name] = tensor
-        if not taken:
+        rows_are_items = {*self.side_information, "item_embedding"}
+        own = {name: tensor for name, tensor in self.state_dict().items() if name.split(".")[0] not in rows_are_items}
+        given = self.checkpoint_tensors(path)
+        if not own.keys() & given.keys():
             raise UserError(f"{path} holds no tensor of {type(self).__name__}: name another checkpoint.")
+        advice = "use the settings (width, layers, text encoder) that the checkpoint was made with."
+        parts = {name.split(".")[0] for name in own}
+        for name in sorted(own.keys() | given.keys()):
+            if name not in given and not name.startswith(self.checkpoint_may_lack):
+                raise UserError(f"{path} lacks {name}, which is {tuple(own[name].shape)} in this model; {advice}")
+            if name not in own and name.split(".")[0] in parts:
+                raise UserError(f"{path} holds {name} of {tuple(given[name].shape)}, which this model lacks; {advice}")
+            if name in own and name in given and own[name].shape != given[name].shape:
+                raise UserError(
+                    f"{path}: {name} has shape {tuple(given[name].shape)}, this model wants "
+                    f"{tuple(own[name].shape)}; {advice}"
+                )
+        for name in sorted(own.keys() - given.keys()):
+            getLogger().info(f"{path} lacks {name}: it is as without a checkpoint.")
+        taken = {name: given[name] for name in own.keys() & given.keys()}
         self.load_state_dict(taken, strict=False)
         for name, parameter in self.named_parameters():
             if name.startswith(self.frozen_when_pretrained) and name in taken:
@@ -140,13 +151,4 @@ class Teacher(SequentialRecommender):
 
     def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
         """The tensors of a checkpoint under this model's names, for teachers whose files name them otherwise."""
-        return read_weights(path)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint of any kind that `checkpoints` reads.
-
-    Raises:
-        UserError: unreadable file, or one that would run code.
-    """
-    return read_checkpoint(path)
+        return read_checkpoint(path)

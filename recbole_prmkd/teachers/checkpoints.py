@@ -73,24 +73,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def recformer_weights(path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors of a Recformer or Longformer file, named as in the authors' RecformerModel.
+def recformer_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a Recformer or Longformer file: those of the encoder, and those of the language model's head.
 
-    Any of the authors' prefixes is taken off; the language model's head, poolers and item tables are left out, and so
-    is `position_ids`, which is no weight. A Longformer's one row of token types is repeated for all four.
+    Any of the authors' prefixes is taken off; poolers and item tables are left out, and so is `position_ids`, which is
+    no weight. A Longformer's one row of token types is repeated for all four.
 
     Raises:
         UserError: as `read_checkpoint`.
     """
-    weights = {}
+    encoder, head = {}, {}
     for name, tensor in read_checkpoint(path).items():
         name = name.removeprefix("_forward_module.model.").removeprefix("longformer.")
-        if name.startswith(("embeddings.", "encoder.")) and name != "embeddings.position_ids":
-            weights[name] = tensor
+        if name.startswith("lm_head."):
+            head[name.removeprefix("lm_head.")] = tensor
+        elif name.startswith(("embeddings.", "encoder.")) and name != "embeddings.position_ids":
+            encoder[name] = tensor
     types = "embeddings.token_type_embeddings.weight"
-    if types in weights and len(weights[types]) == 1:
-        weights[types] = weights[types].repeat(TOKEN_TYPES, 1)
-    return weights
+    if types in encoder and len(encoder[types]) == 1:
+        encoder[types] = encoder[types].repeat(TOKEN_TYPES, 1)
+    return encoder, head
 
 
 def read_encoder(

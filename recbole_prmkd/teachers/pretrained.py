@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recbole_prmkd import artifacts
+from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.processed import READY
-from recbole_prmkd.text import encoder_digest, encoder_folder, has_ready_vectors
+from recbole_prmkd.text import has_ready_vectors
 
 SCHEMA = "recbole_prmkd/pretrained/1"
 

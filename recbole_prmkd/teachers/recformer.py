@@ -27,24 +27,20 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from recbole_prmkd.dataset import by_domain
+from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
-from recbole_prmkd.teachers.checkpoints import read_checkpoint, read_encoder, recformer_weights
+from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.mlm import Masked, MLMHead, WordMasking
 from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch, by_length
-from recbole_prmkd.text import encoder_digest, encoder_folder, item_texts
+from recbole_prmkd.text import item_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-# What a checkpoint may lack: DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions.
-_MAY_LACK = {
-    "longformer.embeddings.word_embeddings.weight",
-    "longformer.embeddings.item_position_embeddings.weight",
-}
 
 
 class PretrainParts(NamedTuple):
@@ -70,6 +66,13 @@ class Recformer(Teacher):
 
     item_text = "tokens"
     side_information = ("item_tokens", "encoder_hash")
+    # DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions, a fine-tuned file no head.
+    checkpoint_may_lack = (
+        "longformer.embeddings.word_embeddings.",
+        "longformer.embeddings.item_position_embeddings.",
+        "longformer.embeddings.position_ids",
+        "lm_head.",
+    )
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
@@ -235,35 +238,13 @@ class Recformer(Teacher):
         """The encoder's tensors of any of the authors' files, or of a plain Longformer, under our names.
 
         Those of the language model's head too, where this model has one and the file as well.
-
-        Raises:
-            UserError: unreadable file, or layers that only one of the two has.
         """
-        tensors = {f"longformer.{name}": tensor for name, tensor in recformer_weights(path).items()}
-        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("longformer.")}
-        del own["longformer.embeddings.position_ids"]  # no weight
-        if not tensors.keys() & own.keys():
-            return {}
-        for name in sorted(own.keys() - tensors.keys()):
-            if name not in _MAY_LACK:
-                raise UserError(f"{path} lacks {name}, which is {tuple(own[name].shape)} in this model.")
-            getLogger().info(f"{path} lacks {name}: that of the encoder stays.")
-        for name in sorted(tensors.keys() - own.keys()):
-            raise UserError(
-                f"{path} holds {name} of shape {tuple(tensors[name].shape)}, which this model lacks: "
-                "start it from the encoder that the checkpoint was made from (--kd_text_encoder)."
-            )
-        return {**tensors, **self._head_tensors(path)}
-
-    def _head_tensors(self, path: Path) -> dict[str, Tensor]:
-        if self.lm_head is None:
-            return {}
-        own = {f"lm_head.{name}" for name in self.lm_head.state_dict()}
-        given = {name.removeprefix("_forward_module.model."): t for name, t in read_checkpoint(path).items()}
-        taken = {name: given[name] for name in own & given.keys()}  # by name: some files hold an lm_head.weight
-        if not taken:
-            getLogger().info(f"{path} lacks a language model's head: it is trained from the start.")
-        return taken
+        encoder, head = recformer_weights(path)
+        own = self.lm_head.state_dict().keys() if self.lm_head is not None else set()
+        return {
+            **{f"longformer.{name}": tensor for name, tensor in encoder.items()},
+            **{f"lm_head.{name}": tensor for name, tensor in head.items() if name in own},
+        }
 
 
 def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":

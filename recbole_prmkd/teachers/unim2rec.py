@@ -42,6 +42,8 @@ class UniM2Rec(CausalTeacher):
     """UniM2Rec as a RecBole model; `modalities` names those in use, in the order of axis M."""
 
     side_information = tuple(_TABLES.values())
+    # A UniSRec file has the text side alone; a data set may have images where the checkpoint's had none.
+    checkpoint_may_lack = ("adaptors.image.", "gates.", "missing")
     present: Tensor  # [n_items, M] bool, which item has which modality; False for PAD
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -174,12 +176,15 @@ class UniM2Rec(CausalTeacher):
         return torch.stack(losses).mean() if losses else adapted.new_zeros(())
 
     def checkpoint_tensors(self, path: Path) -> dict[str, Tensor]:
-        """Tensors of a UniM2Rec or UniSRec checkpoint; its image vectors belong to another data set."""
-        return {
+        """Tensors of a UniM2Rec or UniSRec checkpoint, without those of modalities that are not in use here."""
+        tensors = {
             name.replace("moe_adaptor.", "adaptors.text.", 1): tensor
             for name, tensor in super().checkpoint_tensors(path).items()
-            if not name.startswith("image_embedding.")
         }
+        unused = tuple(f"{part}.{name}." for part in ("adaptors", "gates") for name in _TABLES.keys() - self.modalities)
+        if not self.gates:
+            unused += ("gates.",)
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
 
 
 def _side_tables(config: Config, dataset: Dataset) -> dict[str, Tensor]:

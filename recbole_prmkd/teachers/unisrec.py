@@ -6,6 +6,9 @@ differ in training only: the adaptor runs once per item and step, so an item's d
 same at all its places in the batch (the official code draws them anew for each place).
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
@@ -52,8 +55,9 @@ class MoEAdaptor(nn.Module):
         shape = (*x.shape[:-1], len(self.experts))
         gates = self.gates(x, torch.randn(shape, device=x.device, dtype=x.dtype) if self.training else None)
         # Weighted before the projections, so that these are one product and no E outputs are held.
-        weighted = [expert.whitened(x) * gates[..., e, None] for e, expert in enumerate(self.experts)]
-        projections = torch.cat([expert.lin.weight for expert in self.experts], dim=1)  # [width_out, E width_in]
+        experts = cast(Iterable[WhiteningExpert], self.experts)
+        weighted = [expert.whitened(x) * gates[..., e, None] for e, expert in enumerate(experts)]
+        projections = torch.cat([expert.lin.weight for expert in experts], dim=1)  # [width_out, E width_in]
         return functional.linear(torch.cat(weighted, dim=-1), projections)
 
 

@@ -3,7 +3,8 @@
     kd_vectors_items   .npz with item_id [N] and feat [N, D]
     kd_vectors_users   .npz with user_id [M] and feat [M, D]: one vector for all of a user's rows, or
     kd_vectors_rows    .npz with user_id [K], item_id [K] and feat [K, D]: one for each row, which is named by its
-                       user and its target (its first line counts); rows of validation and test may be there too, for its metrics
+                       user and its target (its first line counts); rows of validation and test may be there too,
+                       for the teacher's metrics
 
 A score is the cosine of the row's and the item's vector. What a file does not name is unknown: the teacher's weight
 is zero there. A user's vector is used for his first training row as for his last: make it from training data alone.
