@@ -344,6 +344,8 @@ def test_one_random_row_of_each_user(run):
     assert not torch.equal(*passes)
     assert len(list(some)) == len(some) == -(-len(set(users.tolist())) // 8)
     assert sorted(torch.cat([batch["user_id"] for batch in every]).tolist()) == sorted(users.tolist())
+    some.lengths = torch.arange(len(some.users)) % 11
+    assert sorted(torch.cat([batch["user_id"] for batch in some]).tolist()) == sorted(torch.unique(some.users).tolist())
     few = [torch.cat([batch["user_id"] for batch in SampledRows(train, "user_id", True, 9)]) for _ in range(2)]
     assert len(SampledRows(train, "user_id", True, 9)) == 2
     assert all(len(set(p.tolist())) == 9 for p in few) and set(few[0].tolist()) != set(few[1].tolist())

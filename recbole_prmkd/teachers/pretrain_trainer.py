@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores
+from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.recformer_trainer import SampledRows
 
 
@@ -22,6 +23,7 @@ class PretrainTrainer(Trainer):
     def __init__(self, config: Config, model: Teacher) -> None:
         super().__init__(config, model)
         self.valid_metric_bigger = True
+        self.rows: SampledRows | None = None
 
     def _train_epoch(
         self,
@@ -30,9 +32,10 @@ class PretrainTrainer(Trainer):
         loss_func: Callable[[Interaction], Tensor] | None = None,
         show_progress: bool = False,
     ) -> Any:
-        if self.config["rows_per_epoch"]:
-            one_per_user, limit = self.config["rows_per_epoch"] == "user", self.config["max_rows_per_epoch"]
-            train_data = SampledRows(train_data, self.config["USER_ID_FIELD"], one_per_user, limit)
+        if isinstance(self.model, Recformer):
+            if self.rows is None:
+                self.rows = SampledRows.of(self.config, train_data, self.model)
+            train_data = self.rows
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
     def _valid_epoch(

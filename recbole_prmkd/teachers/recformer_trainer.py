@@ -20,6 +20,7 @@ from torch import Tensor
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.recformer import Recformer
 
+_POOL = 16  # batches whose rows are sorted by length together
 _TRAINING_COST = 4  # tokens/s of encoding alone against those of training, measured with MiniLM on a CPU
 
 
@@ -32,6 +33,7 @@ class RecformerTrainer(Trainer):
     def __init__(self, config: Config, model: Recformer) -> None:
         super().__init__(config, model)
         self.items_frozen = False
+        self.rows: SampledRows | None = None
         if config["rows_per_epoch"] not in {"user", "all"}:
             raise UserError(f"rows_per_epoch {config['rows_per_epoch']!r} is not legal: user or all.")
 
@@ -72,8 +74,7 @@ class RecformerTrainer(Trainer):
         if not self.config["single_spec"]:
             rows: Any = train_data  # several processes: RecBole's own sampler must share the rows out
         else:
-            limit = self.config["max_rows_per_epoch"]
-            rows = SampledRows(train_data, self.config["USER_ID_FIELD"], self.config["rows_per_epoch"] == "user", limit)
+            rows = self._sampled(train_data)
         with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
             if epoch_idx == 0:
                 self.model.encode_items()  # where a table was made already, it was by these same weights
@@ -83,24 +84,28 @@ class RecformerTrainer(Trainer):
             self._say_cost(rows)
         return super()._train_epoch(rows, epoch_idx, loss_func, show_progress)
 
+    def _sampled(self, train_data: AbstractDataLoader) -> "SampledRows":
+        if self.rows is None or self.rows.loader is not train_data:
+            self.rows = SampledRows.of(self.config, train_data, self.model)
+        return self.rows
+
     def _say_cost(self, rows: "SampledRows") -> None:
-        """What an epoch will cost, from the speed of the pass over the items and the length of one batch."""
-        model = self.model
-        interaction = next(iter(rows)).to(self.device)
-        lengths = model.item_tokens.lengths(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
-        batches, tokens, items = len(rows), int(lengths.sum()), model.n_items - 1
-        work = len(model.item_tokens.ids) + _TRAINING_COST * batches * tokens
+        """What an epoch will cost, from the speed of the pass over the items and the mean length of the rows."""
+        model, length = self.model, float(rows.lengths.float().mean())
+        items = model.n_items - 1
+        work = len(model.item_tokens.ids) + _TRAINING_COST * rows.number * length
         self.logger.info(
-            f"Recformer: an epoch encodes {items} items and trains on {batches} batches of {len(lengths)} rows, "
-            f"{tokens / len(lengths):.0f} tokens each; at {model.tokens_per_second:.0f} tokens/s about "
-            f"{work / model.tokens_per_second:.0f} s, at most {self.epochs} + {self.config['stage_two_epochs']} epochs."
+            f"Recformer: an epoch encodes {items} items and trains on {rows.number} rows of {length:.0f} tokens; at "
+            f"{model.tokens_per_second:.0f} tokens/s about {work / model.tokens_per_second:.0f} s, at most "
+            f"{self.epochs} + {self.config['stage_two_epochs']} epochs."
         )
 
 
 class SampledRows:
-    """A RecBole training loader that draws its rows anew for each pass.
+    """A RecBole training loader that draws its rows anew for each pass, rows of similar length together.
 
-    The authors' way is one random prefix per user and epoch.
+    The authors' way is one random prefix per user and epoch. A batch is padded to its longest row, so rows are sorted
+    by length inside pools of `_POOL` batches.
     """
 
     def __init__(self, loader: AbstractDataLoader, user_field: str, one_per_user: bool, limit: int) -> None:
@@ -110,13 +115,28 @@ class SampledRows:
         self.one_per_user = one_per_user
         number = len(torch.unique(self.users)) if one_per_user else len(self.users)
         self.number = min(number, limit or number)
+        self.lengths = torch.zeros_like(self.users)  # [N]
+
+    @classmethod
+    def of(cls, config: Config, loader: AbstractDataLoader, model: Recformer) -> "SampledRows":
+        """As the settings say, with the rows' lengths in tokens."""
+        one_per_user = config["rows_per_epoch"] == "user"
+        sampled = cls(loader, config["USER_ID_FIELD"], one_per_user, config["max_rows_per_epoch"])
+        device = model.item_embedding.weight.device
+        for index in torch.arange(len(sampled.users)).split(1 << 14):
+            rows = loader._dataset[index].to(device)
+            lengths = model.item_tokens.lengths(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
+            sampled.lengths[index] = lengths.cpu()
+        return sampled
 
     def __len__(self) -> int:
         return math.ceil(self.number / self.step)
 
     def __iter__(self) -> Iterator[Interaction]:
-        for index in self._drawn().split(self.step):
-            yield self.loader.collate_fn(index.tolist())
+        pools = self._drawn().split(_POOL * self.step)
+        batches = [batch for pool in pools for batch in pool[self.lengths[pool].argsort(stable=True)].split(self.step)]
+        for turn in torch.randperm(len(batches), generator=self.loader.generator).tolist():
+            yield self.loader.collate_fn(batches[turn].tolist())
 
     def _drawn(self) -> Tensor:
         """Row numbers in random order."""
