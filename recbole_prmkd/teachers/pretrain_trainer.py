@@ -1,5 +1,6 @@
 """RecBole's trainer with the validation of pre-training: how often a held-out history finds its target in the batch."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores
 from recbole_prmkd.teachers.recformer import Recformer
-from recbole_prmkd.teachers.recformer_trainer import SampledRows
+from recbole_prmkd.teachers.recformer_trainer import TRAINING_COST, SampledRows
 
 
 class PretrainTrainer(Trainer):
@@ -35,8 +36,24 @@ class PretrainTrainer(Trainer):
         if isinstance(self.model, Recformer):
             if self.rows is None:
                 self.rows = SampledRows.of(self.config, train_data, self.model)
+                self._say_cost(self.rows)
             train_data = self.rows
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
+    @torch.no_grad()
+    def _say_cost(self, rows: SampledRows) -> None:
+        """What an epoch will cost, from one batch without training."""
+        batch = next(iter(rows)).to(self.device)
+        started = time.time()
+        self.model.eval()
+        self.model.pretrain_vectors(batch)
+        seconds = (time.time() - started) / len(batch[self.config["ITEM_ID_FIELD"]])
+        passes = 4 if self.config["mlm_weight"] else 2
+        self.logger.info(
+            f"Recformer: an epoch trains on {rows.number} rows of {float(rows.lengths.float().mean()):.0f} tokens in "
+            f"{passes} passes each; about {TRAINING_COST * passes / 2 * seconds * rows.number:.0f} s, at most "
+            f"{self.epochs} epochs."
+        )
 
     def _valid_epoch(
         self, valid_data: Sequence[Interaction], show_progress: bool = False

@@ -21,7 +21,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.recformer import Recformer
 
 _POOL = 16  # batches whose rows are sorted by length together
-_TRAINING_COST = 4  # tokens/s of encoding alone against those of training, measured with MiniLM on a CPU
+TRAINING_COST = 4  # tokens/s of encoding alone against those of training, measured with MiniLM on a CPU
 
 
 class RecformerTrainer(Trainer):
@@ -93,7 +93,7 @@ class RecformerTrainer(Trainer):
         """What an epoch will cost, from the speed of the pass over the items and the mean length of the rows."""
         model, length = self.model, float(rows.lengths.float().mean())
         items = model.n_items - 1
-        work = len(model.item_tokens.ids) + _TRAINING_COST * rows.number * length
+        work = len(model.item_tokens.ids) + TRAINING_COST * rows.number * length
         self.logger.info(
             f"Recformer: an epoch encodes {items} items and trains on {rows.number} rows of {length:.0f} tokens; at "
             f"{model.tokens_per_second:.0f} tokens/s about {work / model.tokens_per_second:.0f} s, at most "
