@@ -216,11 +216,18 @@ def test_checkpoint_of_another_model(checkpoint, tmp_path):
         ({"MAX_ITEM_LIST_LENGTH": 8}, "max_item_embeddings of at least 9"),
         ({"attention_window": 7}, "attention_window 7"),
         ({"pooler_type": "max"}, "pooler_type 'max'"),
+        ({"train_layers": 3}, "train_layers 3 is out of range: the encoder has 2 layers"),
     ],
 )
 def test_illegal_settings(changes, words, tiny_encoder, monkeypatch):
     with pytest.raises(UserError, match=words):
         build(tiny_encoder, monkeypatch, **changes)
+
+
+def test_only_the_top_layer_is_trained(tiny_encoder, monkeypatch):
+    model = build(tiny_encoder, monkeypatch, train_layers=1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if ".encoder.layer.1." in name}
 
 
 def test_tokenizer_that_does_not_fit(tiny_encoder, tmp_path, monkeypatch):

@@ -89,6 +89,7 @@ class Recformer(Teacher):
         self.longformer = RecformerModel(encoder, item_positions, window)
         self.longformer.load_state_dict(weights)
         self.longformer.embeddings.word_embeddings.requires_grad_(config["train_word_embeddings"])
+        self._train_only(int(config["train_layers"]))
         self.pooler_type = _pooler_type(config["pooler_type"], kind)
         self.batch_tokens = int(config["encode_batch_tokens"])
         self.negatives = int(config["negatives"])
@@ -113,6 +114,15 @@ class Recformer(Teacher):
         if self.mlm_weight:
             self.lm_head = MLMHead(self.longformer.embeddings.word_embeddings.weight, encoder.layer_norm_eps)
             self.word_masking = WordMasking(tokenizer, config["mlm_probability"])
+
+    def _train_only(self, layers: int) -> None:
+        """Fix all but the top layers of the encoder; 0 fixes nothing."""
+        number = len(self.longformer.encoder.layer)
+        if not 0 <= layers <= number:
+            raise UserError(f"train_layers {layers} is out of range: the encoder has {number} layers, 0 means all.")
+        if layers:
+            self.longformer.requires_grad_(False)
+            self.longformer.encoder.layer[number - layers :].requires_grad_(True)
 
     def known_items(self) -> Tensor:
         """Items with text, [n_items]."""

@@ -1,0 +1,93 @@
+"""Item warm start: a student's own item table starts from what text or a teacher knows of the items. Our choice.
+
+The principal components of the item vectors, cut to the table's width, take the place of its random numbers; serving
+cost and checkpoint are the stock model's. The paper has nothing like it, and it needs no distillation, so it is a
+baseline that distillation must be compared with.
+"""
+
+from logging import getLogger
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.model.abstract_recommender import AbstractRecommender
+from torch import Tensor, nn
+
+from recbole_prmkd.errors import UserError
+
+_SPECIAL = 2  # rows beyond the items' that a table may have, such as BERT4Rec's mask token
+
+
+def principal_components(vectors: Tensor, known: Tensor, width: int, std: float) -> Tensor:
+    """The first components of the known items' vectors, scaled together to one standard deviation.
+
+    Args:
+        vectors: [n, D].
+        known: [n] bool; at least two.
+        width: components wanted.
+        std: standard deviation of all numbers of the result.
+    Returns:
+        [known items, min(width, D)] in the vectors' precision; the sign of each component is fixed, so that equal
+        vectors give equal components.
+    """
+    table = vectors[known].double()
+    table = table - table.mean(dim=0)
+    _, axes = torch.linalg.eigh(table.T @ table)  # ascending
+    axes = axes.flip(1)[:, :width]  # [D, width]
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    components = table @ (axes * largest.sign())
+    return (components * (std / components.std().clamp(min=1e-12))).to(vectors)
+
+
+def item_tables(model: AbstractRecommender, config: Config, dataset: Dataset) -> list[tuple[str, nn.Embedding, int]]:
+    """The student's item embeddings: name, table, and the row of item id 0.
+
+    A table of items alone is known by its size and by `item` in its name; context models have one table for all
+    fields, with an offset for each.
+    """
+    n_items, item = dataset.item_num, config["ITEM_ID_FIELD"]
+    fields = list(getattr(model, "token_field_names", []))
+    offsets = getattr(model, "token_field_offsets", None)
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) or module.embedding_dim < 2 or not module.weight.requires_grad:
+            continue
+        last = name.rpartition(".")[2]
+        if "item" in last and n_items <= module.num_embeddings <= n_items + _SPECIAL:
+            found.append((name, module, 0))
+        elif name == "token_embedding_table.embedding" and item in fields and offsets is not None:
+            found.append((name, module, int(offsets[fields.index(item)])))
+    return found
+
+
+@torch.no_grad()
+def warm_start(
+    model: AbstractRecommender, config: Config, dataset: Dataset, vectors: Tensor, source: str
+) -> None:
+    """Put the principal components of the item vectors into every item table of the student.
+
+    Items without a vector keep their random numbers, and so do columns beyond the vectors' own width.
+
+    Args:
+        vectors: [n_items, D] by the student's item ids; zero = none.
+        source: what they are, for the log.
+    Raises:
+        UserError: the student has no item embedding, or nothing is known of its items.
+    """
+    known = (vectors != 0).any(dim=1)
+    known[0] = False
+    if int(known.sum()) < 2:
+        raise UserError(f"kd_item_init={config['kd_item_init']} knows no items: use another one, or none.")
+    tables = item_tables(model, config, dataset)
+    if not tables:
+        raise UserError(
+            f"{config['model']} has no embedding of items to start from vectors: set kd_item_init=none for it."
+        )
+    for name, table, first in tables:
+        components = principal_components(vectors, known, table.embedding_dim, config["kd_item_init_std"])
+        rows = first + torch.nonzero(known).squeeze(1).to(table.weight.device)
+        table.weight[rows, : components.shape[1]] = components.to(table.weight)
+        getLogger().info(
+            f"Warm start: {name} has the first {components.shape[1]} components of {source} "
+            f"for {len(rows)} of {dataset.item_num - 1} items."
+        )
