@@ -34,14 +34,16 @@ def check_run(config: Config, output: Path) -> None:
     _check_metrics(config)
     for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         _check_writable(folder)
-    if config["kd"] != "none":
+    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    if teachers:
         _check_student(config)
+    if config["kd_item_init"] in TEACHERS:
+        teachers.append(config["kd_item_init"])
+    if teachers:
         _check_split(config)
-        _check_side_information(config, config["kd_teachers"])
-        for teacher in config["kd_teachers"]:
-            checkpoint_of(teacher, config)
-        if "Vectors" in config["kd_teachers"]:
-            check_vectors(config)
+        _check_teachers(config, teachers)
+    if config["kd_item_init"] == "text":
+        _check_text(config)
     if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
         raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
 
@@ -52,7 +54,9 @@ def check_pretraining(config: Config, output: Path) -> None:
     for folder in (output, Path(config["kd_cache_dir"])):
         _check_writable(folder)
     _check_split(config)
-    _check_side_information(config, [config["model"]])
+    if TEACHERS[config["model"]].item_text != "nothing":
+        _check_text(config)
+    check_images(config)
 
 
 def _check_data(config: Config) -> None:
@@ -122,11 +126,19 @@ def _check_split(config: Config) -> None:
         )
 
 
-def _check_side_information(config: Config, teachers: Sequence[str]) -> None:
+def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
     if any(TEACHERS[teacher].item_text != "nothing" for teacher in teachers):
-        text_fields(config)
-        encoder_folder(config["kd_text_encoder"])
+        _check_text(config)
     check_images(config)
+    for teacher in teachers:
+        checkpoint_of(teacher, config)
+    if "Vectors" in teachers:
+        check_vectors(config)
+
+
+def _check_text(config: Config) -> None:
+    text_fields(config)
+    encoder_folder(config["kd_text_encoder"])
 
 
 def _check_writable(folder: Path) -> None:

@@ -86,6 +86,9 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
     for teacher in result.get("kd_teachers", []):
         if teacher not in names:
             raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {_nearest(teacher, names)}.")
+    starts = ["none", "text", *names]
+    if result.get("kd_item_init", "none") not in starts:
+        raise UserError(f"kd_item_init = {result['kd_item_init']!r} is not legal: use one of {', '.join(starts)}.")
     if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):
         raise UserError(f"kd_teachers names a teacher twice: {result['kd_teachers']}; name each once.")
     return result
@@ -117,7 +120,7 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
     """`value` as the entry's type, or a UserError that names type and range."""
     if value is None and entry.get("optional"):
         return None
-    if value is None and "none" in entry.get("choices", []):  # YAML and the command line read None
+    if value is None and "none" in (entry["default"], *entry.get("choices", [])):  # YAML and the command line read None
         return "none"
     converted = _CONVERTERS[entry["type"]](value)
     if converted is None:

@@ -134,9 +134,16 @@ def _encode(teacher: FittedTeacher, train: Rows, work: passes.Pass) -> tuple[np.
     with passes.autocast(config):
         items = model.encode_items()  # [n_items, D]
     rows = encode_rows(model, config, train, items, work)
-    table = _half(items)
-    table[~model.known_items().numpy()] = 0
+    table = _known(model, items)
     return table, rows if rows.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+
+
+@torch.no_grad()
+def unit_items(teacher: FittedTeacher) -> Tensor:
+    """A teacher's item vectors as its knowledge has them, by canonical id: [n_items, D] float32 on the CPU."""
+    with passes.autocast(teacher.config):
+        items = teacher.model.eval().encode_items()
+    return torch.from_numpy(_known(teacher.model, items)).float()
 
 
 @torch.no_grad()
@@ -214,6 +221,13 @@ def _history_numbers(rows: Rows, longest: int) -> Tensor:
         items = torch.where(column < length, rows.items[place], 0)  # [N]
         distinct, number = torch.unique(number * radix + items, return_inverse=True)
     return number
+
+
+def _known(model: Teacher, items: Tensor) -> np.ndarray:
+    """Item vectors for the cache, zero where the teacher knows nothing of the item."""
+    table = _half(items)
+    table[~model.known_items().numpy()] = 0
+    return table
 
 
 def _half(vectors: Tensor) -> np.ndarray:

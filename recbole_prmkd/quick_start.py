@@ -19,6 +19,7 @@ from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType, get_environment, get_flops, get_model, get_trainer, init_seed, set_color
+from torch import Tensor
 
 from recbole_prmkd import result as results
 from recbole_prmkd.checks import check_run
@@ -26,7 +27,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split, load_split
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer, run_logging
-from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge
+from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.result import RunResult, StepResult, StudentResult, TeacherResult
@@ -34,8 +35,9 @@ from recbole_prmkd.student import StudentScorer, clear_graph_cache
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load, start
-from recbole_prmkd.text import prepare_item_text
+from recbole_prmkd.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.trainer import Curriculum, distillation_trainer
+from recbole_prmkd.warm_start import warm_start
 
 
 class Steps:
@@ -95,12 +97,15 @@ def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], Run
     unknown: dict[str, dict[str, int]] = {}
     if config["kd"] != "none":
         teachers, knowledge, unknown = _knowledge(config, split, steps)
+    start_vectors = _start_vectors(config, split, steps, teachers) if config["kd_item_init"] != "none" else None
 
     with steps("student"):
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
         if config["model"] in TEACHERS:
             start(student, config["model"], config)
+        if start_vectors is not None:
+            warm_start(student, config, split.dataset, start_vectors)
         getLogger().info(student)
         flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
         getLogger().info(f"FLOPs: {flops}")
@@ -182,6 +187,20 @@ def _knowledge(
             _warn_of_unknown(name, stored.notes, split)
     knowledge = open_knowledge(teachers, folders, data, config["device"])
     return teachers, knowledge, {t.name: folder.notes for t, folder in zip(teachers, folders, strict=True)}
+
+
+def _start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence[FittedTeacher]) -> Tensor:
+    """What `kd_item_init` names: vectors of all items by the student's ids, [n_items, D]; zero where there is none."""
+    source = config["kd_item_init"]
+    with steps(f"item vectors {source}") as state:
+        if source == "text":
+            state["reused"] = prepare_item_text(config, split.item_tokens)
+            return item_text_vectors(config, split.dataset)
+        data = teacher_data(split, config["seed"])
+        named = [teacher for teacher in teachers if teacher.name == source]
+        teacher = named[0] if named else fit_or_load(source, config, data)
+        state["reused"] = teacher.reused
+        return unit_items(teacher)[data.canonical]
 
 
 def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:

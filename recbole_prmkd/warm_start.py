@@ -27,13 +27,13 @@ def principal_components(vectors: Tensor, known: Tensor, width: int, std: float)
         width: components wanted.
         std: standard deviation of all numbers of the result.
     Returns:
-        [known items, min(width, D)] in the vectors' precision; the sign of each component is fixed, so that equal
-        vectors give equal components.
+        [known items, W] in the vectors' precision, W = `width` or the rank of the vectors where that is less; the sign
+        of each component is fixed, so that equal vectors give equal components.
     """
     table = vectors[known].double()
     table = table - table.mean(dim=0)
-    _, axes = torch.linalg.eigh(table.T @ table)  # ascending
-    axes = axes.flip(1)[:, :width]  # [D, width]
+    variance, axes = torch.linalg.eigh(table.T @ table)  # ascending
+    axes = axes[:, variance > 1e-10 * variance[-1]].flip(1)[:, :width]  # [D, W]
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     components = table @ (axes * largest.sign())
     return (components * (std / components.std().clamp(min=1e-12))).to(vectors)
@@ -61,16 +61,13 @@ def item_tables(model: AbstractRecommender, config: Config, dataset: Dataset) ->
 
 
 @torch.no_grad()
-def warm_start(
-    model: AbstractRecommender, config: Config, dataset: Dataset, vectors: Tensor, source: str
-) -> None:
+def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vectors: Tensor) -> None:
     """Put the principal components of the item vectors into every item table of the student.
 
-    Items without a vector keep their random numbers, and so do columns beyond the vectors' own width.
+    Items without a vector keep their random numbers, and so do columns beyond the vectors' rank.
 
     Args:
         vectors: [n_items, D] by the student's item ids; zero = none.
-        source: what they are, for the log.
     Raises:
         UserError: the student has no item embedding, or nothing is known of its items.
     """
@@ -88,6 +85,6 @@ def warm_start(
         rows = first + torch.nonzero(known).squeeze(1).to(table.weight.device)
         table.weight[rows, : components.shape[1]] = components.to(table.weight)
         getLogger().info(
-            f"Warm start: {name} has the first {components.shape[1]} components of {source} "
-            f"for {len(rows)} of {dataset.item_num - 1} items."
+            f"Warm start: {name} has the first {components.shape[1]} components of "
+            f"{config['kd_item_init']} for {len(rows)} of {dataset.item_num - 1} items."
         )

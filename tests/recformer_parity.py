@@ -59,7 +59,7 @@ def official_settings(parity):
         "pooler_type": parity.settings["pooler_type"],
         "mlm_weight": parity.settings["mlm_weight"],
         "train_word_embeddings": True,
-            "train_layers": 0,
+        "train_layers": 0,
         "encode_batch_tokens": 100,  # several batches
     }
 

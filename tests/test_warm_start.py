@@ -1,0 +1,81 @@
+"""Item warm start: principal components in the student's own item table, for any student that has one."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.utils import get_model, init_seed
+
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.warm_start import item_tables, principal_components, warm_start
+
+
+def test_components_are_those_of_the_singular_values():
+    vectors = torch.randn(20, 6) @ torch.randn(6, 6)
+    known = torch.ones(20, dtype=torch.bool)
+    known[[0, 7]] = False
+    components = principal_components(vectors, known, 3, 0.2)
+    centred = vectors[known] - vectors[known].mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    expected = u[:, :3] * s[:3]
+    expected *= 0.2 / expected.std()
+    torch.testing.assert_close(components.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
+    assert components.std().item() == pytest.approx(0.2)
+    torch.testing.assert_close(components, principal_components(vectors, known, 3, 0.2), rtol=0, atol=0)
+    # Distances in the space of all components are those of the vectors.
+    every = principal_components(vectors, known, 6, 1.0)
+    ratio = torch.pdist(every) / torch.pdist(centred)
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("student", "tables"),
+    [
+        ("SASRec", ["item_embedding"]),
+        ("BERT4Rec", ["item_embedding"]),
+        ("LightGCN", ["item_embedding"]),
+        ("BPR", ["item_embedding"]),
+        ("NeuMF", ["item_mf_embedding", "item_mlp_embedding"]),
+        ("DeepFM", ["token_embedding_table.embedding"]),
+    ],
+)
+def test_tables_of_students(student, tables, settings):
+    config = load_config(student, "tiny", config_dict=settings(kd="mean"))
+    split = load_split(config)
+    init_seed(1, True)
+    model = get_model(student)(config, split.train_data._dataset)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert [name for name, _, _ in item_tables(model, config, split.dataset)] == tables
+    vectors = torch.randn(split.dataset.item_num, 40)
+    vectors[[0, 5]] = 0
+    warm_start(model, config, split.dataset, vectors)
+    known = torch.ones(split.dataset.item_num, dtype=torch.bool)
+    known[[0, 5]] = False
+    for name, table, first in item_tables(model, config, split.dataset):
+        rows = first + torch.nonzero(known).squeeze(1)
+        width = min(table.embedding_dim, int(known.sum()) - 1)  # centred vectors have one rank less
+        assert table.weight[rows, :width].std().item() == pytest.approx(0.2, rel=1e-4)
+        others = torch.ones_like(table.weight, dtype=torch.bool)
+        others[rows, :width] = False
+        assert torch.equal(table.weight[others], before[f"{name}.weight"][others])
+        before.pop(f"{name}.weight")
+    for name, value in before.items():
+        assert torch.equal(model.get_parameter(name), value)
+
+
+@pytest.mark.parametrize("source", ["text", "UniSRec"])
+@pytest.mark.parametrize("kd", ["none", "mean"])
+def test_runs(source, kd, settings):
+    run = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd=kd, kd_item_init=source, kd_protocol="ranking"))
+    plain = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd=kd, kd_protocol="ranking"))
+    assert run["result"]["student"]["parameters"] == plain["result"]["student"]["parameters"]
+    assert run["result"]["student"]["train_losses"] != plain["result"]["student"]["train_losses"]
+    assert np.isfinite(run["result"]["student"]["train_losses"]).all()
+
+
+def test_refusals(settings):
+    with pytest.raises(UserError, match="kd_item_init = 'txt' is not legal: use one of none, text, UniSRec"):
+        run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd_item_init="txt"))
+    with pytest.raises(UserError, match="MultiVAE has no embedding of items"):
+        run_recbole_prmkd("MultiVAE", "tiny", config_dict=settings(kd_item_init="text", kd="none"))
