@@ -20,6 +20,7 @@ REQUIRED = [
     "numpy>=1.26,<3",
     "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
     "scipy>=1.11",
+    "matplotlib>=3.9",  # figures as plain files, without a browser
     "pillow>=10",  # reads item pictures for the image encoder
     "pyyaml>=6",
     "tqdm>=4.66",

@@ -29,6 +29,7 @@ from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer, run_logging
 from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.plots import CURVES, draw_distillation
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.result import RunResult, StepResult, StudentResult, TeacherResult
 from recbole_prmkd.student import StudentScorer, clear_graph_cache
@@ -80,6 +81,9 @@ def run_recbole_prmkd(
     check_run(config, output)
     with results.output_folder(output) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
+        if run.distillation:
+            title = f"{config['model']} on {config['dataset']}, kd={config['kd']}"
+            draw_distillation(run.distillation, folder / CURVES, title)
         results.write(folder, run)
     getLogger().info(f"Result: {output / results.RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}

@@ -1,0 +1,42 @@
+"""Figures of a run, drawn by matplotlib: what each epoch of distillation did."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+CURVES = "distillation.svg"
+_WEIGHT = "weight_"
+
+
+def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
+    """Losses, teachers' weights, agreement and rows in use over the epochs, one panel each.
+
+    Args:
+        history: per epoch the numbers that the trainer recorded, as in `result.json`.
+        path: an .svg or .png file.
+        title: what the run is.
+    """
+    names = list(dict.fromkeys(name for epoch in history for name in epoch))
+    shares = {"inconsistent": "marks that disagree", "agreement": "agreement", "rows_without_knowledge": "rows unknown"}
+    panels = [
+        ("loss", {"rec_loss": "rec_loss", "kd_loss": "kd_loss"}),
+        ("mean weight", {name: name.removeprefix(_WEIGHT) for name in names if name.startswith(_WEIGHT)}),
+        ("share of marks, rows", {name: label for name, label in shares.items() if name in names}),
+        ("share of rows in use", {"share": "curriculum"}),
+    ]
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (unit, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name, label in lines.items():
+            points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
+            axes.plot(*zip(*points, strict=True), marker=".", label=label)
+        axes.set(xlabel="epoch", ylabel=unit)
+        if unit != "loss":
+            axes.set_ylim(0, 1.02)
+        if lines:
+            axes.legend()
+        axes.grid(alpha=0.3)
+    last = ", ".join(f"{name} {value:.4f}" for name, value in history[-1].items() if name != "epoch")
+    described = {"Title": title, "Description": f"Curves over {len(history)} epochs; in the last one: {last}."}
+    figure.savefig(path, metadata=described)
