@@ -5,12 +5,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@head -2 Makefile | sed 's/^# //'
-	@echo "make test-slow | lint | format | clean"
+	@echo "make test-slow | bench | lint | format | clean"
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ test: lint
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# What the teachers' encoding gains, as a ratio inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/encoding.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

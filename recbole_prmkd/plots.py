@@ -33,7 +33,7 @@ def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title:
             axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.set(xlabel="epoch", ylabel=unit)
         if unit != "loss":
-            axes.set_ylim(0, 1.02)
+            axes.set_ylim(-0.03, 1.05)
         if lines:
             axes.legend()
         axes.grid(alpha=0.3)
