@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import device_name, in_turns, report
+from measure import device_name, in_turns, report, table
 from recbole.config import Config
 from recbole.utils import init_seed
 
@@ -54,6 +54,7 @@ def main() -> None:
             if name == "Recformer":
                 recformer_items(model, arguments.items, arguments.runs)
             histories(name, model, config, rows, arguments.runs)
+    print(table())
 
 
 def sample(rows: Rows, number: int) -> Rows:

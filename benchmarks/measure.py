@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
+
+_lines: list[dict[str, Any]] = []
 
 
 def device_name(device: torch.device) -> str:
@@ -52,3 +55,9 @@ def report(
         **more,
     }
     print(json.dumps(line), flush=True)
+    _lines.append(line)
+
+
+def table() -> str:
+    """What `report` printed, to read."""
+    return pd.DataFrame([{**line, **line["median"]} for line in _lines]).drop(columns="median").to_string(index=False)

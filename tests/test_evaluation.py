@@ -8,6 +8,8 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.evaluation import evaluate_unseen
 from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.fit import encoded_once, fit_or_load
 
 
 def test_unseen_by_hand(settings, tmp_path):
@@ -32,3 +34,21 @@ def test_general_models_leave_earlier_items_out_already(settings, tmp_path):
     config = load_config("BPR", "tiny", config_dict=settings(kd="none", kd_protocol="ranking"))
     split = load_split(config)
     assert evaluate_unseen(None, config, split.test_data._dataset, split.test) is None
+
+
+def test_a_teacher_is_encoded_once_and_ranks_the_same(settings, tmp_path):
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+    split = load_split(config)
+    data = teacher_data(split, 1)
+    model = fit_or_load("UniSRec", config, data).model
+    batch = data.dataset(config, data.test)[torch.arange(len(data.test))]
+    other = data.dataset(config, data.valid)[torch.arange(len(data.valid))]
+    alone = [model.full_sort_predict(each) for each in (batch, other)]
+    calls, encode = [], model.encode_histories
+    model.encode_histories = lambda *arguments: calls.append(1) or encode(*arguments)
+    with torch.no_grad(), encoded_once(model):
+        for _ in range(2):
+            for each, scores in zip((batch, other), alone, strict=True):
+                assert torch.equal(model.full_sort_predict(each), scores)
+    assert len(calls) == 2
+    assert "encode_items" not in vars(model) and "encode_batch" not in vars(model)

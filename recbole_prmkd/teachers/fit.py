@@ -7,8 +7,8 @@ rows are not among them: when to stop is decided on a holdout of the training sp
 
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
@@ -153,6 +154,32 @@ def _score(model: Teacher, config: Config, data: TeacherData) -> float:
         return float(calculate_valid_score(trainer.evaluate(holdout, load_best_model=False), trainer.valid_metric))
 
 
+@contextmanager
+def encoded_once(model: Teacher) -> Iterator[None]:
+    """Inside, a frozen teacher encodes its items once, and each batch of histories once, however often it is ranked."""
+    encode_items, encode_batch = model.encode_items, model.encode_batch
+    items: list[Tensor] = []
+    batches: dict[str, Tensor] = {}
+
+    def items_once() -> Tensor:
+        if not items:
+            items.append(encode_items())
+        return items[0]
+
+    def batch_once(interaction: Interaction, items: Tensor) -> Tensor:
+        fields = (model.USER_ID, model.ITEM_ID, model.ITEM_SEQ, model.ITEM_SEQ_LEN)
+        key = artifacts.digest(interaction[field] for field in fields)
+        if key not in batches:
+            batches[key] = encode_batch(interaction, items)
+        return batches[key]
+
+    model.encode_items, model.encode_batch = items_once, batch_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.encode_items, model.encode_batch
+
+
 def _metrics(
     name: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
 ) -> dict[str, dict[str, float]]:
@@ -171,7 +198,8 @@ def _metrics(
             for part, rows in parts.items():
                 dataset = data.dataset(config, rows)
                 loader = FullSortEvalDataLoader(config, dataset, None)
-                metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
-                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
+                with encoded_once(model):
+                    metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
+                    metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
         stored = artifacts.save(root, f"metrics-{name}", identity, {}, metrics)
     return stored.notes
