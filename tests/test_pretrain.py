@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -285,3 +286,23 @@ def test_refusals(options, words, small, tmp_path, monkeypatch):
     sentence = str(caught.value.code)
     assert words in sentence and "\n" not in sentence
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+def test_images_of_one_data_set_and_none_of_the_other(small, tmp_path):
+    """`{dataset}` stands for each name; items of the data set without a file have text alone."""
+    tokens = [f"i{item}" for item in range(20)]
+    np.savez(tmp_path / "tiny.npz", item_id=np.array(tokens), feat=np.random.default_rng(0).random((20, 7)))
+    given = small(kd_item_images=str(tmp_path / "{dataset}.npz"), kd_text_fields=["title", "plot"], **SMALL["UniM2Rec"])
+    configs = [load_config("UniM2Rec", name, config_dict=given | {"train_stage": "pretrain"}) for name in DATASETS]
+    data = joined_data(configs, [teacher_data(load_split(config), 2020) for config in configs])
+    model = TEACHERS["UniM2Rec"](configs[0], data.dataset(configs[0], data.fit))
+    assert model.modalities == ("text", "image")
+    names = data.dataset(configs[0], data.fit).field2id_token["item_id"]
+    with_image = {name for name, (_, image) in zip(names, model.present.tolist(), strict=True) if image}
+    assert with_image == {f"tiny/{token}" for token in tokens}
+    assert model.present[1:, 0].all()
+    made = pretrain("UniM2Rec", DATASETS, config_dict=given)
+    assert {"adaptors.image.w_gate", "gates.image.weight"} <= load_file(made["checkpoint"]).keys()
+    # A target without images takes the text side alone.
+    plain = small(kd_unim2rec_checkpoint=made["checkpoint"], epochs=1, **SMALL["UniM2Rec"])
+    run_recbole_prmkd("UniM2Rec", "tiny", config_dict={**plain, "kd_output_dir": str(tmp_path / "out")})
