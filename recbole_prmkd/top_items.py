@@ -1,0 +1,69 @@
+"""More candidates than the batch's positives: the items that the teachers, or the student, rank first for a row.
+
+In-batch positives alone are mostly items that neither teacher nor student would rank high, so they say little about
+the head of a ranking. Our choice; the paper has in-batch candidates alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_prmkd.knowledge import Knowledge
+
+_SCORES = 1 << 24  # teachers x rows x items that are scored at a time
+
+SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",), "both_top": ("teacher", "student")}
+
+
+@torch.no_grad()
+def teachers_first(
+    knowledge: Knowledge, rows: int, n_items: int, number: int, excluded: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The items that each teacher ranks first for each training row, as many of each teacher.
+
+    Args:
+        rows: number of training rows, N.
+        n_items: items with PAD, in the student's ids.
+        number: items of a row over all teachers; at least one of each.
+        excluded: [B] row numbers -> [B, P] items that are no candidates of theirs, padded with 0.
+    Returns:
+        [N, teachers x ceil(number / teachers)] int64 on the CPU; 0 where a teacher knows too few items.
+    """
+    teachers = len(knowledge.teachers)
+    each = min(-(-number // teachers), n_items - 1)
+    items = torch.arange(n_items, device=knowledge.device)
+    first = torch.zeros(rows, teachers * each, dtype=torch.int64)
+    for index in tqdm(torch.arange(rows).split(max(1, _SCORES // (teachers * n_items))), desc="teachers' first items"):
+        scores, known = knowledge.scores(index.to(knowledge.device), items)  # [T, B, n_items]
+        scores = scores.masked_fill(~known, -torch.inf)
+        out = excluded(index.to(knowledge.device)).expand(teachers, -1, -1)  # [T, B, P]
+        best = scores.scatter(2, out, -torch.inf).topk(each, dim=2)  # [T, B, each]
+        chosen = best.indices.masked_fill(best.values == -torch.inf, 0)
+        first[index] = chosen.transpose(0, 1).flatten(1).cpu()
+    return first
+
+
+def first_of(scores: Tensor, number: int, excluded: Tensor) -> Tensor:
+    """The items with a row's highest scores, [B, n_items] -> [B, number]; PAD and [B, P] `excluded` are left out."""
+    scores = scores.detach().scatter(1, excluded, -torch.inf)
+    scores[:, 0] = -torch.inf
+    return scores.topk(min(number, scores.shape[1] - 1), dim=1).indices
+
+
+def distinct(extra: Tensor, shared: Tensor) -> Tensor:
+    """Which of a row's extra candidates [B, M] are not there already; PAD never is.
+
+    Args:
+        shared: candidates of all rows [C], or of each row [B, C], those that are masked for a row among them.
+    Returns:
+        [B, M] bool; of equal items in a row the first counts.
+    """
+    if shared.dim() == 1:
+        there = torch.isin(extra, shared)
+    else:
+        there = (extra[:, :, None] == shared[:, None]).any(dim=2)
+    order = torch.arange(extra.shape[1], device=extra.device)
+    earlier = (extra[:, :, None] == extra[:, None]) & (order[None, :] < order[:, None])  # [B, M, M]
+    return ~there & ~earlier.any(dim=2) & (extra != 0)

@@ -1,0 +1,57 @@
+"""Extra candidates: the items that teachers and student rank first, never one that is there already or excluded."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.top_items import distinct, first_of, teachers_first
+
+N, ITEMS, D = 7, 12, 4
+
+
+@pytest.fixture
+def knowledge():
+    """Two teachers with their own numbering of the items; the second does not know item 3."""
+    canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(ITEMS - 1)])
+
+    def teacher(name, unknown=()):
+        items, rows = torch.randn(ITEMS, D), torch.randn(N, D)
+        items = torch.nn.functional.normalize(items, dim=1)
+        items[canonical[[0, *unknown]]] = 0
+        return TeacherKnowledge(name, 0.07, 0.5, items.half(), rows.numpy().astype(np.float16))
+
+    return Knowledge([teacher("A"), teacher("B", [3])], canonical, torch.device("cpu"))
+
+
+def test_teachers_first_items(knowledge):
+    excluded = torch.tensor([[1, 0], [2, 4]] + [[0, 0]] * (N - 2))
+    first = teachers_first(knowledge, N, ITEMS, 6, lambda index: excluded[index])
+    assert first.shape == (N, 6)
+    scores, known = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
+    for row in range(N):
+        for teacher in range(2):
+            allowed = [
+                item for item in range(1, ITEMS) if known[teacher, row, item] and item not in excluded[row].tolist()
+            ]
+            best = sorted(allowed, key=lambda item: -scores[teacher, row, item])[:3]
+            assert first[row, 3 * teacher : 3 * teacher + 3].tolist() == best
+
+
+def test_more_than_there_is(knowledge):
+    everything = torch.arange(1, ITEMS).expand(N, -1)
+    first = teachers_first(knowledge, N, ITEMS, 100, lambda index: everything[index])
+    assert first.shape == (N, 2 * (ITEMS - 1)) and not first.any()
+
+
+def test_students_first_items():
+    scores = torch.tensor([[9.0, 1, 5, 3, 4], [9.0, 2, 1, 8, 0]], requires_grad=True)
+    assert first_of(scores, 2, torch.tensor([[2], [0]])).tolist() == [[4, 3], [3, 1]]
+    assert first_of(scores, 99, torch.tensor([[0], [0]])).shape == (2, 4)
+
+
+def test_distinct():
+    extra = torch.tensor([[5, 6, 5, 0], [7, 8, 9, 8]])
+    assert distinct(extra, torch.tensor([6, 9])).tolist() == [[True, False, False, False], [True, True, False, False]]
+    per_row = torch.tensor([[5, 1], [2, 3]])
+    assert distinct(extra, per_row).tolist() == [[False, True, False, False], [True, True, True, False]]
