@@ -60,10 +60,7 @@ def distinct(extra: Tensor, shared: Tensor) -> Tensor:
     Returns:
         [B, M] bool; of equal items in a row the first counts.
     """
-    if shared.dim() == 1:
-        there = torch.isin(extra, shared)
-    else:
-        there = (extra[:, :, None] == shared[:, None]).any(dim=2)
+    there = torch.isin(extra, shared) if shared.dim() == 1 else (extra[:, :, None] == shared[:, None]).any(dim=2)
     order = torch.arange(extra.shape[1], device=extra.device)
     earlier = (extra[:, :, None] == extra[:, None]) & (order[None, :] < order[:, None])  # [B, M, M]
     return ~there & ~earlier.any(dim=2) & (extra != 0)
