@@ -261,8 +261,11 @@ def test_a_checkpoint_of_another_width_names_key_and_shapes(small, settings, tmp
     plain = tmp_path / "plain.safetensors"
     save_file(load_file(made["checkpoint"]), plain)
     given = settings(kd="mean", kd_unisrec_checkpoint=str(plain), kd_unisrec_hidden_size=12)
-    with pytest.raises(UserError, match=r"has shape \(\d.*, this model wants \(\d"):
+    with pytest.raises(UserError, match=r"has shape \(\d.*, this model wants \(\d.*made with\.$"):
         run_recbole_prmkd("SASRec", "tiny", config_dict=given)
+    folder = settings(kd="mean", kd_teacher_dir=str(Path(made["checkpoint"]).parent), kd_unisrec_hidden_size=12)
+    with pytest.raises(UserError, match=r"this model wants \(\d.*kd_teacher_dir, so it is used: name another"):
+        run_recbole_prmkd("SASRec", "tiny", config_dict=folder)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
 
 from recbole_prmkd import artifacts
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.keys import teacher_settings
@@ -91,7 +92,14 @@ def start(model: Teacher, name: str, config: Config) -> Path | None:
     """Put the weights of the run's checkpoint into the teacher, if it has one; returns that file."""
     file = checkpoint_of(name, config)
     if file is not None:
-        model.load_checkpoint(file)
+        try:
+            model.load_checkpoint(file)
+        except UserError as error:
+            if config[f"kd_{name}_checkpoint".lower()]:
+                raise
+            raise UserError(
+                f"{error} (It lies in kd_teacher_dir, so it is used: name another one to do without.)"
+            ) from error
         card = read_card(file)
         made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
         getLogger().info(f"{name} starts from {file}{made}.")
