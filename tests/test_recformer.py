@@ -24,11 +24,12 @@ from transformers import (
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, properties_dir, read_yaml
+from recbole_prmkd.passes import by_length
 from recbole_prmkd.teachers import recformer
 from recbole_prmkd.teachers.checkpoints import read_encoder
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.recformer import Recformer
-from recbole_prmkd.teachers.recformer_text import ItemTokens, by_length
+from recbole_prmkd.teachers.recformer_text import ItemTokens
 from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer, SampledRows
 
 WORDS = ["red", "blue", "old", "new", "pen", "cup", "lamp", "desk", "tape", "glue", "sock", "mug"]

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.passes import by_length
 from recbole_prmkd.prefixes import WINDOW, row_places
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 
+_PLACES = 1 << 13  # history places encoded at a time, padding included
 STAGES = ("pretrain", "inductive", "transductive")
 
 
@@ -73,6 +75,19 @@ class CausalTeacher(Teacher):
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """The causal Transformer's state at the last item, [B, D]."""
         return self.gather_indexes(self.states(item_seq, items), item_seq_len - 1)
+
+    def encode_batch(self, interaction: Interaction, items: Tensor) -> Tensor:
+        """As the parent; without gradient rows of similar length are encoded together, which RecBole pads alike."""
+        length = interaction[self.ITEM_SEQ_LEN]
+        if torch.is_grad_enabled() or WINDOW in interaction:
+            return super().encode_batch(interaction, items)
+        item_seq, vectors, order = interaction[self.ITEM_SEQ], [], []
+        for index in by_length(length.cpu(), _PLACES):
+            rows = index.to(length.device)
+            longest = max(1, int(length[rows[0]]))
+            vectors.append(self.encode_histories(item_seq[rows, :longest], length[rows], items))
+            order.append(rows)
+        return torch.cat(vectors)[torch.cat(order).argsort()]  # [B, D]
 
     def batch_items(self, items: Tensor) -> Tensor:
         """Vectors of some items, [U] ids -> [U, D], with gradient."""

@@ -29,12 +29,13 @@ from tqdm import tqdm
 from recbole_prmkd.dataset import by_domain
 from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.passes import by_length
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.mlm import Masked, MLMHead, WordMasking
-from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch, by_length
+from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch
 from recbole_prmkd.text import item_texts
 
 if TYPE_CHECKING:

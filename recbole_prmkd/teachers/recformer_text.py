@@ -10,7 +10,7 @@ items A (older) and B (newer), each `title: ...`, a history A B becomes
 Key and value are tokenised apart and joined without separator; nothing closes an item.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -133,23 +133,6 @@ class ItemTokens(nn.Module):
         items = item_seq.gather(1, column.clamp(min=0)).masked_fill(column < 0, 0)
         length = self.start[items + 1] - self.start[items]
         return items, length.cumsum(1)
-
-
-def by_length(lengths: Tensor, budget: int) -> Iterator[Tensor]:
-    """Batches of similar length, longest first, so that a batch too large for the memory fails at once.
-
-    Args:
-        lengths: [N] tokens of each sequence.
-        budget: tokens of a batch, padding included.
-    Yields:
-        [B] numbers of sequences, each once.
-    """
-    order = lengths.argsort(descending=True, stable=True)
-    begin = 0
-    while begin < len(order):
-        size = max(1, budget // int(lengths[order[begin]]))
-        yield order[begin : begin + size]
-        begin += size
 
 
 def _fixed(numbers: list[int]) -> nn.Parameter:
