@@ -6,6 +6,7 @@ Only training rows are used, so a data set may be pre-trained on and then be the
 in-batch accuracy on held-out training rows (at most 5 % of them).
 """
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from logging import getLogger
@@ -68,11 +69,14 @@ def pretrain(
         logs = folder / f"{model}-pretraining"
         logs.mkdir()
         with run_logging(config, logs):
-            card = _pretrain(model, configs, file, folder, logs)
+            card, reused = _pretrain(model, configs, file, folder, logs)
+        if reused:  # the log of the run that made it stays
+            shutil.rmtree(logs)
     return {"checkpoint": str(file), "card": card}
 
 
-def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, logs: Path) -> dict[str, Any]:
+def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, logs: Path) -> tuple[dict[str, Any], bool]:
+    """The card, and whether the weights were there already."""
     config = configs[0]
     init_seed(config["seed"], config["reproducibility"])
     getLogger().info(config)
@@ -91,12 +95,12 @@ def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, l
     }
     old = _stored(file, made_from, bool(config["kd_rebuild"]))
     if old is not None:
-        return old
+        return old, True
     trained = _train(teacher, config, data, logs)
     card = {**made_from, **trained, "versions": results.versions()}
     pretrained.write(folder, model, pretraining_weights(teacher), card)
     getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
-    return {**card, "teacher": model}
+    return {**card, "teacher": model}, False
 
 
 def _train(teacher: Teacher, config: Config, data: JoinedData, logs: Path) -> dict[str, Any]:

@@ -73,4 +73,4 @@ class PretrainTrainer(Trainer):
             best = in_batch_scores(histories.float(), keys.float(), 1.0).argmax(dim=1)
             hits += int((targets[best] == targets).sum())
             rows += len(targets)
-        return hits / rows
+        return hits / max(rows, 1)
