@@ -75,7 +75,9 @@ def pretrain(
     return {"checkpoint": str(file), "card": card}
 
 
-def _pretrain(model: str, configs: Sequence[Config], file: Path, folder: Path, logs: Path) -> tuple[dict[str, Any], bool]:
+def _pretrain(
+    model: str, configs: Sequence[Config], file: Path, folder: Path, logs: Path
+) -> tuple[dict[str, Any], bool]:
     """The card, and whether the weights were there already."""
     config = configs[0]
     init_seed(config["seed"], config["reproducibility"])
