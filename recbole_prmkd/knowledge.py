@@ -47,6 +47,7 @@ class Knowledge:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
         self._canonical = canonical.to(device)
+        self.n_items = len(canonical)  # with PAD
         self._known_items = [(teacher.items != 0).any(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]

@@ -1,6 +1,7 @@
 """The method on one screen: a batch -> kd_loss.
 
-    candidates   positives of the batch; later training items of the row's user are masked
+    candidates   positives of the batch; later training items of the row's user are masked; optionally the items that
+                 the teachers, or the student, rank first for the row
     scores       cosines of each teacher (knowledge cache)          [T, B, C]
     soft targets softmax at the teacher's own temperature           [T, B, C]
     confidence   how far each teacher is trusted on each row        [T, B]
@@ -12,6 +13,7 @@ arXiv 2401.00797; what the paper leaves open is our choice and a key in `propert
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.student import StudentScorer
+from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
 
 
@@ -40,6 +43,10 @@ class Objective:
             scorer,
         )
         self._generator = torch.Generator().manual_seed(config["seed"])
+        self._sources = SOURCES[config["kd_candidates"]]
+        self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
+        if "teacher" in self._sources:
+            self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
         self._sums: defaultdict[str, float] = defaultdict(float)
 
     def __str__(self) -> str:
@@ -48,7 +55,8 @@ class Objective:
         return (
             f"loss = rec_loss + {config['kd_weight']} x {config['kd_loss']}(target, student), target = {names}, "
             f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
-            f"damping {config['kd_consistency_damping']}], curriculum[{config['kd_curriculum']}]"
+            f"damping {config['kd_consistency_damping']}], curriculum[{config['kd_curriculum']}], "
+            f"candidates[{config['kd_candidates']}]"
         )
 
     def __call__(self, interaction: Interaction) -> Tensor:
@@ -59,12 +67,17 @@ class Objective:
         rows = interaction[ROW][places]  # [B]
         targets = interaction[config["ITEM_ID_FIELD"]][places]  # [B]
         items, columns = in_batch_candidates(targets)  # [C], [B]
-        mask = candidate_mask(items, targets, self._excluded(rows))  # [B, C]
+        excluded = self._excluded(rows)  # [B, P]
+        mask = candidate_mask(items, targets, excluded)  # [B, C]
         if scorer.by_pairs:
             items, mask = sampled_candidates(items, targets, config["kd_pair_candidates"], self._generator, mask)
             columns = torch.zeros_like(columns)  # [B]: the target stands first
-        target, weights, marks = self._target(rows, items, columns, mask)
-        student = scorer.scores(interaction, places, items)  # [B, C]
+        parts = [items]  # [C] for all rows or [B, C], and [B, M] of each row's own
+        for extra in self._ranked_first(interaction, places, rows, excluded):
+            mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
+            parts.append(extra)
+        target, weights, marks = self._target(rows, parts, columns, mask)  # [B, C + M]
+        student = torch.cat([scorer.scores(interaction, places, part) for part in parts], dim=1)
         loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
         scorer.release()
         self._record(loss, target, weights, marks, mask)
@@ -78,16 +91,28 @@ class Objective:
         return means
 
     @torch.no_grad()
-    def _target(self, rows: Tensor, items: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _target(
+        self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The fused target [B, C], the teachers' weights [T, B, C] and the consistency marks [T, B, C]."""
         config, knowledge = self.config, self.knowledge
-        scores, known = knowledge.scores(rows, items)  # [T, B, C]
+        found = [knowledge.scores(rows, part) for part in parts]
+        scores, known = (torch.cat(each, dim=2) for each in zip(*found, strict=True))  # [T, B, C]
         soft = soft_targets(scores.masked_fill(~known, torch.nan), knowledge.temperature, mask)
         knows_row = known.any(-1)  # [T, B]
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, knows_row, knowledge.validation)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
         return target, weights, marks | ~known | ~mask
+
+    def _ranked_first(
+        self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Tensor
+    ) -> Iterator[Tensor]:
+        """Further candidates of each row, [B, M] for each source of `kd_candidates`."""
+        if self._first is not None:
+            yield self._first[rows.cpu()].to(rows.device)
+        if "student" in self._sources:
+            yield self.scorer.first(interaction, places, self.config["kd_top_items"], excluded)
 
     def _excluded(self, rows: Tensor) -> Tensor:
         """Items that are no candidates of the rows, [B, P] padded with 0."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from recbole_prmkd.dataset import ROW
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.top_items import first_of
 
 # Context models whose forward() is a probability already, not a logit.
 _PROBABILITY_FORWARD = {"DCNV2", "KD_DAGFM"}
@@ -49,6 +50,7 @@ class StudentScorer:
         self.model, self.config, self.dataset = model, config, dataset
         self.path: str | None = None
         self._logits: Tensor | None = None
+        self._scores: Tensor | None = None
         self._passes: list[tuple[tuple[Any, ...], Any]] = []
 
     @contextmanager
@@ -99,19 +101,39 @@ class StudentScorer:
         Args:
             interaction: the batch.
             places: [B] the rows of the batch to score.
-            candidates: [C] for all rows, or [B, C] where `by_pairs`.
+            candidates: [C] for all rows, or [B, C]; where `by_pairs`, [B, C].
         """
-        if self.path == "loss":
-            assert self._logits is not None
-            return self._logits[places][:, candidates]
-        if self.path == "full":
-            return self._full(interaction)[places][:, candidates]
-        return self._pairs(interaction, places, candidates)
+        if self.by_pairs:
+            return self._pairs(interaction, places, candidates)
+        scores = self._all(interaction)[places]  # [B, n_items]
+        return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
+
+    def first(self, interaction: Interaction, places: Tensor, number: int, excluded: Tensor) -> Tensor:
+        """The items that the student ranks first for these rows, [B, number], without [B, P] `excluded`.
+
+        Raises:
+            UserError: a student that scores row by row, whose first items are not known.
+        """
+        if self.by_pairs:
+            raise UserError(
+                f"{type(self.model).__name__} scores items one by one, so what it ranks first is not known: use "
+                "kd_candidates=batch or teacher_top."
+            )
+        return first_of(self._all(interaction)[places], number, excluded)
 
     def release(self) -> None:
         """Forget the step's tensors, and graph caches that would otherwise outlive it."""
-        self._logits, self._passes = None, []
+        self._logits, self._scores, self._passes = None, None, []
         clear_graph_cache(self.model)
+
+    def _all(self, interaction: Interaction) -> Tensor:
+        """Scores of all items, [rows of the batch, n_items], computed once a step."""
+        if self.path == "loss":
+            assert self._logits is not None
+            return self._logits
+        if self._scores is None:
+            self._scores = self._full(interaction)
+        return self._scores
 
     def _probe(self, interaction: Interaction) -> str:
         n_items = self.dataset.item_num

@@ -18,20 +18,17 @@ SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",)
 
 
 @torch.no_grad()
-def teachers_first(
-    knowledge: Knowledge, rows: int, n_items: int, number: int, excluded: Callable[[Tensor], Tensor]
-) -> Tensor:
+def teachers_first(knowledge: Knowledge, rows: int, number: int, excluded: Callable[[Tensor], Tensor]) -> Tensor:
     """The items that each teacher ranks first for each training row, as many of each teacher.
 
     Args:
         rows: number of training rows, N.
-        n_items: items with PAD, in the student's ids.
         number: items of a row over all teachers; at least one of each.
         excluded: [B] row numbers -> [B, P] items that are no candidates of theirs, padded with 0.
     Returns:
         [N, teachers x ceil(number / teachers)] int64 on the CPU; 0 where a teacher knows too few items.
     """
-    teachers = len(knowledge.teachers)
+    teachers, n_items = len(knowledge.teachers), knowledge.n_items
     each = min(-(-number // teachers), n_items - 1)
     items = torch.arange(n_items, device=knowledge.device)
     first = torch.zeros(rows, teachers * each, dtype=torch.int64)
@@ -52,15 +49,17 @@ def first_of(scores: Tensor, number: int, excluded: Tensor) -> Tensor:
     return scores.topk(min(number, scores.shape[1] - 1), dim=1).indices
 
 
-def distinct(extra: Tensor, shared: Tensor) -> Tensor:
-    """Which of a row's extra candidates [B, M] are not there already; PAD never is.
+def distinct(extra: Tensor, *before: Tensor) -> Tensor:
+    """Which of a row's extra candidates [B, M] are new; PAD never is.
 
     Args:
-        shared: candidates of all rows [C], or of each row [B, C], those that are masked for a row among them.
+        before: candidates of all rows [C], or of each row [B, C], those that are masked for a row among them.
     Returns:
         [B, M] bool; of equal items in a row the first counts.
     """
-    there = torch.isin(extra, shared) if shared.dim() == 1 else (extra[:, :, None] == shared[:, None]).any(dim=2)
+    there = torch.zeros_like(extra, dtype=torch.bool)
+    for part in before:
+        there |= torch.isin(extra, part) if part.dim() == 1 else (extra[:, :, None] == part[:, None]).any(dim=2)
     order = torch.arange(extra.shape[1], device=extra.device)
     earlier = (extra[:, :, None] == extra[:, None]) & (order[None, :] < order[:, None])  # [B, M, M]
     return ~there & ~earlier.any(dim=2) & (extra != 0)

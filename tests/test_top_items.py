@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from recbole.utils import get_model
 
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import distinct, first_of, teachers_first
 
 N, ITEMS, D = 7, 12, 4
@@ -26,7 +31,7 @@ def knowledge():
 
 def test_teachers_first_items(knowledge):
     excluded = torch.tensor([[1, 0], [2, 4]] + [[0, 0]] * (N - 2))
-    first = teachers_first(knowledge, N, ITEMS, 6, lambda index: excluded[index])
+    first = teachers_first(knowledge, N, 6, lambda index: excluded[index])
     assert first.shape == (N, 6)
     scores, known = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
     for row in range(N):
@@ -40,7 +45,7 @@ def test_teachers_first_items(knowledge):
 
 def test_more_than_there_is(knowledge):
     everything = torch.arange(1, ITEMS).expand(N, -1)
-    first = teachers_first(knowledge, N, ITEMS, 100, lambda index: everything[index])
+    first = teachers_first(knowledge, N, 100, lambda index: everything[index])
     assert first.shape == (N, 2 * (ITEMS - 1)) and not first.any()
 
 
@@ -55,3 +60,39 @@ def test_distinct():
     assert distinct(extra, torch.tensor([6, 9])).tolist() == [[True, False, False, False], [True, True, False, False]]
     per_row = torch.tensor([[5, 1], [2, 3]])
     assert distinct(extra, per_row).tolist() == [[False, True, False, False], [True, True, True, False]]
+
+
+@pytest.mark.parametrize("student", ["SASRec", "LightGCN", "DeepFM"])
+@pytest.mark.parametrize("source", ["teacher_top", "student_top", "both_top"])
+def test_runs(student, source, settings):
+    given = settings(
+        kd="mean", kd_candidates=source, kd_top_items=4, epochs=1, kd_rows_per_batch=12, train_batch_size=12
+    )
+    if student == "DeepFM" and source != "teacher_top":
+        with pytest.raises(UserError, match="use kd_candidates=batch or teacher_top"):
+            run_recbole_prmkd(student, "tiny", config_dict=given)
+        return
+    run = run_recbole_prmkd(student, "tiny", config_dict=given)
+    plain = run_recbole_prmkd(student, "tiny", config_dict={**given, "kd_candidates": "batch"})
+    losses = [each["result"]["distillation"][0]["kd_loss"] for each in (run, plain)]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+
+
+def test_scores_of_own_candidates_are_the_students(settings):
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+    split = load_split(config)
+    model = get_model("SASRec")(config, split.train_data._dataset).eval()
+    scorer = StudentScorer(model, config, split.train_data._dataset)
+    batch = next(iter(split.train_data))
+    with scorer.watching():
+        model.calculate_loss(batch)
+    scorer.prepare(batch)
+    places = scorer.positives(batch)
+    everything = model.full_sort_predict(batch)[places]
+    own = torch.randint(1, everything.shape[1], (len(places), 3))
+    torch.testing.assert_close(scorer.scores(batch, places, own), everything.gather(1, own))
+    history = batch["item_id_list"][places]
+    first = scorer.first(batch, places, 5, history)
+    allowed = everything.scatter(1, history, -torch.inf)
+    allowed[:, 0] = -torch.inf
+    torch.testing.assert_close(first, allowed.topk(5, dim=1).indices)
