@@ -4,14 +4,15 @@ The package reads as the data flows:
 
 - `quick_start`: the whole run as visible steps; start here
 - `keys`, `config`, `checks`: the kd_ keys, RecBole's Config around them, what is refused before work starts
-- `dataset`, `text`: RecBole's split as rows of histories; item text and its vectors, by a side channel
+- `dataset`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
+- `text`, `encoder`, `images`, `vectors_file`: item text, images and their vectors, by a side channel
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
-- `artifacts`, `knowledge`: folders that a later run may trust; the teachers' vectors and their scores
-- `candidates`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
+- `artifacts`, `passes`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
+- `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
 - `objective`: the method on one screen
-- `student`, `prefixes`: the student's own scores; one pass for all prefixes of a sequence
+- `student`, `prefixes`, `warm_start`: the student's own scores; one pass for all prefixes; where its items start
 - `trainer`: RecBole's trainers with distillation
-- `evaluation`, `result`, `report`: metrics, result.json, tables
+- `evaluation`, `result`, `plots`, `report`: metrics, result.json, a figure, tables
 - `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
 """
 
