@@ -28,6 +28,12 @@ from recbole_prmkd.text import as_sentence, item_texts
 
 TOLERANCE = 1e-4
 BATCH = 64
+# Items and tokens of a history, and the attention's window, in the paper; the defaults are for a CPU.
+PAPER = {
+    "kd_recformer_max_item_list_length": 50,
+    "kd_recformer_max_token_num": 1024,
+    "kd_recformer_attention_window": 64,
+}
 
 
 def main() -> None:
@@ -35,25 +41,39 @@ def main() -> None:
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default=None)
     parser.add_argument("--teachers", default="UniSRec,UniM2Rec,Recformer")
-    parser.add_argument("--rows", type=int, default=2000, help="rows of the sample; whole users are drawn")
+    parser.add_argument("--rows", type=int, default=10_000, help="rows of the sample; whole users are drawn")
+    parser.add_argument("--recformer_rows", type=int, default=600, help="the same for Recformer, the slow one")
     parser.add_argument("--items", type=int, default=1000, help="items of the sample")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cache_dir", default=None, help="where item texts' vectors may lie already")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"kd": "mean", "kd_cache_dir": folder, "kd_teacher_dir": folder, "show_progress": False}
+        settings = {
+            "kd": "mean",
+            "kd_cache_dir": arguments.cache_dir or folder,
+            "kd_teacher_dir": folder,
+            "show_progress": False,
+        }
         if arguments.data_path:
             settings["data_path"] = arguments.data_path
         student = load_config("SASRec", arguments.dataset, config_dict=settings)
         init_seed(student["seed"], True)
         data = teacher_data(load_split(student), student["seed"])
-        rows = sample(data.train, arguments.rows)
         texts(student, data.item_tokens[: arguments.items], arguments.runs)
         for name in arguments.teachers.split(","):
             config = teacher_config(name, student)
             model = TEACHERS[name](config, data.dataset(config, data.fit)).to(config["device"]).eval()
-            if name == "Recformer":
-                recformer_items(model, arguments.items, arguments.runs)
-            histories(name, model, config, rows, arguments.runs)
+            if name != "Recformer":
+                histories(name, model, config, sample(data.train, arguments.rows), arguments.runs)
+                continue
+            recformer_items(model, arguments.items, arguments.runs)
+            rows = sample(data.train, arguments.recformer_rows)
+            histories("Recformer", model, config, rows, arguments.runs)
+            student.final_config_dict.update(PAPER)
+            config = teacher_config("Recformer", student)
+            model = TEACHERS["Recformer"](config, data.dataset(config, data.fit)).to(config["device"]).eval()
+            rows = sample(data.train, arguments.recformer_rows // 8)
+            histories("Recformer, the paper's budgets", model, config, rows, arguments.runs)
     print(table())
 
 
@@ -119,7 +139,7 @@ def histories(name: str, model: Teacher, config: Config, rows: Rows, runs: int) 
     """The vectors of training rows' histories."""
     device, longest = config["device"], config["MAX_ITEM_LIST_LENGTH"]
     with torch.no_grad():  # Recformer reads histories as text, without the items' vectors
-        items = torch.zeros(1, 1) if name == "Recformer" else model.encode_items()
+        items = torch.zeros(1, 1) if name.startswith("Recformer") else model.encode_items()
     index = torch.arange(len(rows))
 
     @torch.no_grad()
@@ -127,7 +147,7 @@ def histories(name: str, model: Teacher, config: Config, rows: Rows, runs: int) 
         vectors = []
         for part in index.split(BATCH):
             item_seq, length = (each.to(device) for each in rows.histories(part, longest))
-            if name == "Recformer":
+            if name.startswith("Recformer"):
                 vectors.append(padded(model, item_seq, length, model.item_tokens.max_tokens))
             else:
                 item_seq = torch.nn.functional.pad(item_seq, (0, longest - item_seq.shape[1]))
