@@ -83,8 +83,8 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
     columns = torch.searchsorted(items, excluded).clamp(max=len(items) - 1)  # [B, P]
     hit = items[columns] == excluded  # [B, P]
     columns = torch.where(hit, columns, own)  # [B, P]; a miss hits the own column, which is set again below
-    mask = torch.ones(len(targets), len(items), dtype=torch.bool, device=items.device)  # [B, C]
-    return mask.scatter(1, columns, False).scatter(1, own, True) & real
+    mask = real.repeat(1, len(items))  # [B, C]
+    return mask.scatter_(1, columns, False).scatter_(1, own, real)
 
 
 def sampled_candidates(

@@ -48,7 +48,7 @@ class Knowledge:
         self.teachers, self.device = teachers, device
         self._canonical = canonical.to(device)
         self.n_items = len(canonical)  # with PAD
-        self._known_items = [(teacher.items != 0).any(dim=1) for teacher in teachers]
+        self._unknown_items = [(teacher.items == 0).all(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
@@ -61,16 +61,26 @@ class Knowledge:
         Returns:
             scores [T, B, C] float32, and known [T, B, C] bool: whether the teacher knows both row and item.
         """
+        scores = self.cosines(rows, candidates)
+        known = ~scores.isnan()
+        return scores.nan_to_num_(nan=0.0), known
+
+    def cosines(self, rows: Tensor, candidates: Tensor) -> Tensor:
+        """`scores` alone, [T, B, C], NaN where the teacher knows nothing of the row or the item."""
         columns = self._canonical[candidates]
         numbers = rows.cpu().numpy()
-        scores, known = [], []
-        for teacher, known_items in zip(self.teachers, self._known_items, strict=True):
+        scores = torch.empty(len(self.teachers), len(rows), columns.shape[-1], device=self.device)
+        for out, teacher, unknown_items in zip(scores, self.teachers, self._unknown_items, strict=True):
             history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
             item = teacher.items[columns].float()  # [C, D] or [B, C, D]
-            product = history @ item.T if item.dim() == 2 else (item @ history.unsqueeze(-1)).squeeze(-1)
-            scores.append(product)  # [B, C]
-            known.append((history != 0).any(dim=1)[:, None] & known_items[columns])
-        return torch.stack(scores), torch.stack(known)
+            # A vector of NaN makes its products NaN: cheaper than a mask of all scores.
+            history.masked_fill_(history.abs().amax(dim=1, keepdim=True) == 0, torch.nan)
+            item.masked_fill_(unknown_items[columns].unsqueeze(-1), torch.nan)
+            if item.dim() == 2:
+                torch.mm(history, item.T, out=out)
+            else:
+                torch.bmm(item, history.unsqueeze(-1), out=out.unsqueeze(-1))
+        return scores
 
 
 def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) -> tuple[artifacts.Folder, bool]:
@@ -153,14 +163,14 @@ def encode_rows(model: Teacher, config: Config, train: Rows, items: Tensor, work
 
     Args:
         items: what the teacher's `encode_items` gave, [n_items, D].
-        work: the pass to fill.
+        work: the pass to fill, in its own precision.
     """
     shared = not model.reads_rows and why_not_shared(model, config, train) is None
     batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_rows)
     with shared_prefixes(model) if shared else nullcontext(), passes.autocast(config):
         for index in work.pending(batches):
             batch = batch_of(index)
-            vectors = _half(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
+            vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
             # Of equal histories the first is in the batch; its vector is that of the rows after it.
             place = torch.isin(index, batch[ROW]).cumsum(0) - 1  # [len(index)]
             work.write(index, vectors[place.numpy()])
@@ -226,16 +236,16 @@ def _history_numbers(rows: Rows, longest: int) -> Tensor:
 
 def _known(model: Teacher, items: Tensor) -> np.ndarray:
     """Item vectors for the cache, zero where the teacher knows nothing of the item."""
-    table = _half(items)
+    table = _unit(items).astype(np.float16)
     table[~model.known_items().numpy()] = 0
     return table
 
 
-def _half(vectors: Tensor) -> np.ndarray:
-    """Unit vectors in half precision; a non-finite vector becomes zero, that is unknown."""
+def _unit(vectors: Tensor) -> np.ndarray:
+    """Unit vectors; a non-finite vector becomes zero, that is unknown."""
     unit = functional.normalize(vectors.float(), dim=-1)
     unit[~torch.isfinite(unit).all(dim=-1)] = 0
-    return unit.cpu().numpy().astype(np.float16)
+    return unit.cpu().numpy()
 
 
 def _unknown(vectors: np.ndarray) -> int:

@@ -12,7 +12,6 @@
 arXiv 2401.00797; what the paper leaves open is our choice and a key in `properties/kd.yaml`.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +27,8 @@ from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
+
+_AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
 class Objective:
@@ -47,7 +48,8 @@ class Objective:
         self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
-        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._batches = 0
+        self._sums: dict[str, Tensor] = {}
 
     def __str__(self) -> str:
         config = self.config
@@ -76,34 +78,44 @@ class Objective:
         for extra in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
-        target, weights, marks = self._target(rows, parts, columns, mask)  # [B, C + M]
-        student = torch.cat([scorer.scores(interaction, places, part) for part in parts], dim=1)
+        target, shares, inconsistent = self._target(rows, parts, columns, mask)  # [B, C + M], [B, T], [B]
+        student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
         scorer.release()
-        self._record(loss, target, weights, marks, mask)
+        self._record(loss, target, shares, inconsistent, mask)
         return loss
 
     def epoch_means(self) -> dict[str, float]:
         """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, unknown rows."""
-        batches = self._sums.pop("batches", 0.0)
-        means = {name: value / batches for name, value in self._sums.items()} if batches else {}
-        self._sums.clear()
+        means = {name: total.item() / self._batches for name, total in self._sums.items()}
+        self._batches, self._sums = 0, {}
         return means
 
     @torch.no_grad()
     def _target(
         self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The fused target [B, C], the teachers' weights [T, B, C] and the consistency marks [T, B, C]."""
+        """The fused target [B, C], the teachers' mean weights [B, T] and the number of inconsistent marks [B]."""
+        scores = _joined([self.knowledge.cosines(rows, part) for part in parts])  # [T, B, C]
+        size = len(rows)
+        if scores.device.type == "cpu":  # no row needs another one, and block by block takes half the time
+            size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
+        blocks = zip(scores.split(size, dim=1), columns.split(size), mask.split(size), strict=True)
+        target, shares, inconsistent = map(torch.cat, zip(*(self._fused(*block) for block in blocks), strict=True))
+        return target, shares, inconsistent
+
+    def _fused(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`_target` from the scores [T, B, C], which are NaN where a teacher knows nothing."""
         config, knowledge = self.config, self.knowledge
-        found = [knowledge.scores(rows, part) for part in parts]
-        scores, known = (torch.cat(each, dim=2) for each in zip(*found, strict=True))  # [T, B, C]
-        soft = soft_targets(scores.masked_fill(~known, torch.nan), knowledge.temperature, mask)
-        knows_row = known.any(-1)  # [T, B]
+        mask = mask.to(scores)  # [B, C], 1 or 0, as is known: faster than bool
+        known = torch.eq(scores, scores, out=torch.empty_like(scores)).mul_(mask)  # [T, B, C]; NaN != NaN
+        soft = soft_targets(scores, knowledge.temperature, mask)  # [T, B, C]
+        knows_row = known.amax(-1) > 0  # [T, B]
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, knows_row, knowledge.validation)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
-        return target, weights, marks | ~known | ~mask
+        shares = (weights.sum(-1) / mask.sum(-1).clamp(min=1)).T  # [B, T]
+        return target, shares, (known - marks).sum((0, 2))
 
     def _ranked_first(
         self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Tensor
@@ -124,15 +136,23 @@ class Objective:
         excluded = torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 1, dtype=torch.int64)
         return excluded.to(rows.device)
 
-    def _record(self, loss: Tensor, target: Tensor, weights: Tensor, marks: Tensor, mask: Tensor) -> None:
-        sums = self._sums
-        sums["batches"] += 1
-        sums["kd_loss"] += loss.item()
-        sums["rows_without_knowledge"] += (target.sum(-1) == 0).float().mean().item()
-        sums["inconsistent"] += (~marks).sum().item() / max(mask.sum().item() * len(marks), 1)
-        share = (weights.sum(-1) / mask.sum(-1).clamp(min=1)).mean(-1)  # [T]
-        for teacher, value in zip(self.knowledge.teachers, share.tolist(), strict=True):
-            sums[f"weight_{teacher.name}"] += value
+    def _record(self, loss: Tensor, target: Tensor, shares: Tensor, inconsistent: Tensor, mask: Tensor) -> None:
+        """Sums stay on the device: to read a number there would wait for it at every step."""
+        marks = torch.count_nonzero(mask) * len(self.knowledge.teachers)
+        values = {
+            "kd_loss": loss.detach(),
+            "rows_without_knowledge": (target.sum(-1) == 0).double().mean(),
+            "inconsistent": inconsistent.double().sum() / marks.clamp(min=1),
+        }
+        for teacher, share in zip(self.knowledge.teachers, shares.mean(0), strict=True):
+            values[f"weight_{teacher.name}"] = share
+        self._sums = {name: self._sums.get(name, 0) + value.double() for name, value in values.items()}
+        self._batches += 1
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts beside each other, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def described(values: dict[str, Any]) -> str:

@@ -11,6 +11,9 @@ Consistency: `std`, `outlier`, `vote`, `vote_uniform` all give the figure's nine
 Axes: T teachers, B batch rows, C candidates. `mask` [B, C]: what counts as a candidate. `known` [T, B, C], or
 [T, B] of a row: where a teacher has knowledge at all; the unknown never gets weight. Float64 stays float64,
 all else is computed in float32, under autocast too.
+
+Bools are slow on a CPU, so `mask`, `known` and marks may instead all be 1.0 or 0.0, provided that `known` is 0
+where `mask` is and that soft targets are 0 where `known` is. Only what is made here is changed in place.
 """
 
 from collections.abc import Callable
@@ -27,7 +30,7 @@ def soft_targets(scores: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
     Args:
         scores: [T, B, C] raw scores; NaN = this teacher does not know this candidate, which counts as masked.
         temperature: [T], > 0, each teacher's own training temperature.
-        mask: [B, C], bool.
+        mask: [B, C], bool or 1.0 and 0.0.
 
     Returns:
         [T, B, C], 0 where masked, else summing to 1 over C; a row with no score above -inf is 0 throughout.
@@ -39,11 +42,12 @@ def soft_targets(scores: Tensor, temperature: Tensor, mask: Tensor) -> Tensor:
     with torch.autocast(scores.device.type, enabled=False):
         scores = _upcast(scores)
         limit = torch.finfo(scores.dtype).max
-        scores = scores.masked_fill(~mask | scores.isnan(), -torch.inf).clamp(max=limit)
-        top = scores.amax(-1, keepdim=True).clamp(min=-limit)  # [T, B, 1]
+        share = scores + (1 - 1 / mask.to(scores))  # [T, B, C]; -inf where masked; from here on in place
+        share.nan_to_num_(nan=-torch.inf, posinf=limit, neginf=-torch.inf)
+        top = share.amax(-1, keepdim=True).clamp_(min=-limit)  # [T, B, 1]
         # The maximum goes before the division: neither large scores nor small temperatures overflow.
-        share = ((scores - top) / temperature.to(scores).view(-1, 1, 1)).exp()  # [T, B, C]
-        return _divide(share, share.sum(-1, keepdim=True))
+        share.sub_(top).div_(temperature.to(scores).view(-1, 1, 1)).exp_()
+        return share.div_(_or_one(share.sum(-1, keepdim=True)))
 
 
 def by_probability(soft: Tensor, columns: Tensor, known: Tensor, validation: Tensor | None = None) -> Tensor:
@@ -54,7 +58,9 @@ def by_probability(soft: Tensor, columns: Tensor, known: Tensor, validation: Ten
 def by_entropy(soft: Tensor, columns: Tensor, known: Tensor, validation: Tensor | None = None) -> Tensor:
     """1 - H_k / sum_j H_j, normalised; H = entropy of the soft targets (EBKD, Kwon et al., ICASSP 2020)."""
     say = _has_say(soft, known)  # [T, B]
-    entropy = -torch.xlogy(_upcast(soft), soft).sum(-1).clamp(max=0).masked_fill(~say, 0)  # [T, B]
+    soft = _upcast(soft)
+    logs = soft.clamp(min=torch.finfo(soft.dtype).tiny).log_()  # [T, B, C]; torch.xlogy takes several times as long
+    entropy = -logs.mul_(soft).sum(-1).clamp(max=0).masked_fill(~say, 0)  # [T, B]
     return _over_teachers(1 - _divide(entropy, entropy.sum(0)), say)
 
 
@@ -91,37 +97,44 @@ CONFIDENCE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]]
 
 def mark_none(soft: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """Every known teacher is consistent."""
-    return known & mask
+    return known & mask if known.dtype is torch.bool else known.clone()
 
 
 def mark_std(soft: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """Within one population standard deviation of the teachers' mean, inclusive; one or two always are."""
-    difference = _from_mean(soft, known & mask)  # [T, B, C]
-    deviation = _divide((difference**2).sum(0), (known & mask).sum(0)).sqrt()  # [B, C]
-    return (difference.abs() <= deviation + TOLERANCE) & known & mask
+    soft, say = _with_say(soft, known, mask)
+    difference, number = _from_mean(soft, say)
+    deviation = (difference**2).sum(0).div_(number.clamp(min=1)).sqrt_()  # [B, C]
+    return difference.abs_().le_(deviation.add_(TOLERANCE)).mul_(say).to(known.dtype)
 
 
 def mark_outlier(soft: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """Not the farthest from the others' mean; a tie marks all, so one, two or equal teachers always are."""
-    say = known & mask  # [T, B, C]
-    distance = _from_mean(soft, say).abs()  # [T, B, C]; times n / (n - 1): to the mean of the n - 1 others
-    farthest = (distance >= distance.amax(0) - TOLERANCE) & say  # [T, B, C]
-    alone = (farthest.sum(0) == 1) & (say.sum(0) > 1)  # [B, C]
-    return say & ~(farthest & alone)
+    soft, say = _with_say(soft, known, mask)
+    difference, number = _from_mean(soft, say)
+    distance = difference.abs_()  # [T, B, C]; times n / (n - 1): to the mean of the n - 1 others
+    farthest = distance.ge_(distance.amax(0).sub_(TOLERANCE)).mul_(say)  # [T, B, C]
+    alone = (farthest.sum(0) == 1) & (number > 1)  # [B, C]
+    return (say - farthest.mul_(alone)).to(known.dtype)
 
 
 def mark_vote(soft: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """With the majority on "my score >= the teachers' mean of this (row, candidate)"; a tie marks all."""
-    return _with_majority(_from_mean(soft, known & mask) >= -TOLERANCE, known & mask)
+    soft, say = _with_say(soft, known, mask)
+    difference, _ = _from_mean(soft, say)
+    return _with_majority(difference.ge_(-TOLERANCE), say).to(known.dtype)
 
 
 def mark_vote_uniform(soft: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """With the majority on "my score >= 1 / number of the row's candidates"; a tie marks all."""
-    return _with_majority(_upcast(soft) * mask.sum(-1, keepdim=True) >= 1 - TOLERANCE, known & mask)
+    soft, say = _with_say(soft, known, mask)
+    number = mask.sum(-1, keepdim=True).to(soft)  # [B, 1]
+    return _with_majority((soft * number).ge_(1 - TOLERANCE), say).to(known.dtype)
 
 
-# (soft [T, B, C], known [T, B, C], mask [B, C]) -> marks [T, B, C], bool: True for a teacher who agrees with
-# the other known teachers of this candidate, False for an unknown teacher and for a masked candidate.
+# (soft [T, B, C], known [T, B, C], mask [B, C]) -> marks [T, B, C], bool or 1.0 and 0.0 as known is: True for a
+# teacher who agrees with the other known teachers of this candidate, False for an unknown teacher and for a masked
+# candidate.
 CONSISTENCY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "none": mark_none,
     "std": mark_std,
@@ -153,12 +166,17 @@ def fuse(
     if not 0 <= damping <= 1:
         raise ValueError(f"damping must be in [0, 1], got {damping}.")
     with torch.autocast(probabilities.device.type, enabled=False):
-        say = known & mask  # [T, B, C]
+        soft, say = _with_say(probabilities, known, mask)
         confidence = _upcast(confidence).unsqueeze(-1)  # [T, B, 1]
-        weights = torch.where(consistent, confidence, damping * confidence) * say  # [T, B, C]
-        weights = _over_teachers(torch.where(weights.sum(0) > 0, weights, confidence), say)
-        target = (weights * _upcast(probabilities).masked_fill(~say, 0)).sum(0)  # [B, C]
-        return _divide(target, target.sum(-1, keepdim=True)), weights
+        agrees = (consistent * say).to(torch.promote_types(soft.dtype, confidence.dtype))  # [T, B, C]
+        weights = agrees.mul_(1 - damping).add_(say, alpha=damping).mul_(confidence)  # [T, B, C]
+        total = weights.sum(0)  # [B, C]
+        if torch.equal(total.sign(), say.amax(0)):
+            weights.div_(_or_one(total))
+        else:  # somewhere nothing is left
+            weights = _over_teachers(torch.where(total > 0, weights, confidence), say.bool())
+        target = (weights * soft).sum(0)  # [B, C]
+        return target.div_(_or_one(target.sum(-1, keepdim=True))), weights
 
 
 def _upcast(values: Tensor) -> Tensor:
@@ -178,20 +196,40 @@ def _over_teachers(raw: Tensor, say: Tensor) -> Tensor:
 
 
 def _has_say(soft: Tensor, known: Tensor) -> Tensor:
-    return known & (soft > 0).any(-1)  # [T, B]
+    return known & (soft.amax(-1) > 0)  # [T, B]
 
 
 def _of_true_item(soft: Tensor, columns: Tensor) -> Tensor:
     return _upcast(soft[:, torch.arange(len(columns), device=columns.device), columns])  # [T, B]
 
 
-def _from_mean(soft: Tensor, say: Tensor) -> Tensor:
-    """[T, B, C]: score less the mean of the teachers with a say, in units of the largest; 0 elsewhere."""
-    soft = _upcast(soft).masked_fill(~say, 0)
-    soft = _divide(soft, soft.amax(0))  # else the squares of small probabilities would underflow
-    return (soft - _divide(soft.sum(0), say.sum(0))).masked_fill(~say, 0)
+def _with_say(soft: Tensor, known: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, B, C] twice: the scores, 0 where the teacher has no say, and who has one, 1.0 or 0.0. Not always new."""
+    soft = _upcast(soft)
+    if known.dtype is torch.bool:
+        known = known & mask
+        soft = torch.where(known, soft, 0)
+    return soft, known.to(soft)
+
+
+def _or_one(total: Tensor) -> Tensor:
+    """total with 1 in place of 0: to divide by it leaves the parts of a total of 0, which are 0, as they are."""
+    return total.clone().eq_(0).add_(total)
+
+
+def _from_mean(soft: Tensor, say: Tensor) -> tuple[Tensor, Tensor]:
+    """Score less the mean of the teachers with a say, in units of the largest, 0 elsewhere, and how many have a say.
+
+    Both arguments as `_with_say` gives them; [T, B, C], new, and [B, C].
+    """
+    number = say.sum(0)  # [B, C]
+    soft = soft / _or_one(soft.amax(0))  # else the squares of small probabilities would underflow
+    return soft.sub_(soft.sum(0).div_(number.clamp(min=1))).mul_(say), number
 
 
 def _with_majority(yes: Tensor, say: Tensor) -> Tensor:
-    ayes, noes = (yes & say).sum(0), (~yes & say).sum(0)  # [B, C]
-    return torch.where(yes, ayes >= noes, noes >= ayes) & say
+    """[T, B, C]: 1 where a teacher's vote, 1 or 0, is that of most teachers with a say. In place."""
+    ayes = yes.mul_(say).sum(0)  # [B, C]
+    noes = say.sum(0).sub_(ayes)
+    for_yes, for_no = (ayes >= noes).to(say), (noes >= ayes).to(say)
+    return yes.mul_(for_yes - for_no).add_(for_no).mul_(say)

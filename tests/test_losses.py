@@ -163,6 +163,14 @@ def test_half_precision_and_autocast_are_computed_in_float32(kind: str) -> None:
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_stays_as_it_was(kind: str) -> None:
+    given = batch(12)
+    before = [tensor.clone() for tensor in given]
+    kd_loss(*given, 0.5, kind)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
+
+
 def test_the_target_gets_no_gradient() -> None:
     scores, target, mask = batch(9)
     target.requires_grad_()

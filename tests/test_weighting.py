@@ -360,6 +360,58 @@ def test_half_precision_and_autocast_are_computed_in_float32(confidence: str, co
     assert torch.equal(target, expected[0]) and torch.equal(weights, expected[1])
 
 
+@pytest.mark.parametrize(("confidence", "consistency"), RULES)
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_numbers_give_what_bools_give_and_change_nothing(
+    confidence: str, consistency: str, damping: float, gaps: bool
+) -> None:
+    scores, mask = raw(16, teachers=4)
+    scores[0] *= 1e4  # sure of one candidate: nothing is left of the others where damping is 0
+    if gaps:
+        scores[1, 0] = scores[:3, 1] = scores[:, 2] = scores[0, :, 5] = torch.nan
+    known = ~scores.isnan()
+    some, say = mask.float(), (known & mask).float()
+    soft = soft_targets(scores, TEMPERATURE, mask)
+    weights = CONFIDENCE[confidence](soft, TRUE, known.any(-1), VALIDATION)
+    marks = CONSISTENCY[consistency](soft, known, mask)
+    given = scores, some, say, soft, weights, known, mask
+    before = [tensor.clone() for tensor in given]
+    assert torch.equal(soft_targets(scores, TEMPERATURE, some), soft)
+    numbers = CONSISTENCY[consistency](soft, say, some)
+    assert marks.dtype == torch.bool and torch.equal(numbers, marks.float())
+    target, fused = fuse(soft, weights, marks, damping, known, mask)
+    for got, expected in zip(fuse(soft, weights, numbers, damping, say, some), (target, fused), strict=True):
+        assert torch.equal(got, expected)
+    for tensor, old in zip(given, before, strict=True):
+        torch.testing.assert_close(tensor, old, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_fusion_equals_its_definition(damping: float, gaps: bool) -> None:
+    """Entry by entry in plain Python, with teachers without any confidence in some rows."""
+    scores, mask = raw(17)
+    marks = torch.rand(T, B, C, generator=torch.Generator().manual_seed(18)) > 0.5
+    known = torch.ones_like(marks)
+    if gaps:
+        known[1, 0] = known[:2, 1] = known[:, 2] = known[0, :, 5] = False
+    soft = soft_targets(scores, TEMPERATURE[:T], mask)
+    confidence = torch.tensor([[0.0], [0.4], [0.6]]).repeat(1, B)
+    confidence[:, 3] = torch.tensor([1.0, 0.0, 0.0])
+    target, weights = fuse(soft, confidence, marks, damping, known, mask)
+    expected = torch.zeros(T, B, C)
+    for row in range(B):
+        for candidate in torch.nonzero(mask[row]).flatten().tolist():
+            say = known[:, row, candidate].float()
+            agrees = torch.where(marks[:, row, candidate], 1.0, damping)
+            options = (confidence[:, row] * agrees * say, confidence[:, row] * say, say)
+            expected[:, row, candidate] = next((w / w.sum() for w in options if w.sum() > 0), say)
+    close(weights, expected)
+    total = (expected * soft).sum(0)
+    close(target, total / total.sum(-1, keepdim=True).clamp(min=1e-30))
+
+
 def test_what_cannot_be_is_refused() -> None:
     scores, mask = raw(13)
     soft = soft_targets(scores, TEMPERATURE[:T], mask)

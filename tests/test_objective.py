@@ -1,0 +1,169 @@
+"""The objective's short cuts change no number: rows in blocks, 1.0 and 0.0 for bools, NaN for the unknown."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_prmkd import objective as module
+from recbole_prmkd.candidates import candidate_mask, in_batch_candidates
+from recbole_prmkd.dataset import Rows
+from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.losses import kd_loss
+from recbole_prmkd.objective import Objective
+from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
+
+N, ITEMS, PER_USER = 90, 40, 9
+BATCH = torch.arange(0, N, 2)
+RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), ("validation", "vote_uniform")]
+CONFIG = {
+    "seed": 1,
+    "ITEM_ID_FIELD": "item_id",
+    "kd_candidates": "batch",
+    "kd_top_items": 6,
+    "kd_pair_candidates": 4,
+    "kd_temperature": 2.0,
+    "kd_loss": "kl",
+    "kd_confidence": "probability",
+    "kd_consistency": "std",
+    "kd_consistency_damping": 0.5,
+    "kd_false_negative_mask": True,
+    "kd_history_mask": False,
+}
+
+
+class Scorer:
+    """A student whose scores are a parameter [N, ITEMS]."""
+
+    by_pairs = False
+
+    def __init__(self):
+        self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
+
+    def prepare(self, interaction):
+        pass
+
+    def release(self):
+        pass
+
+    def positives(self, interaction):
+        return torch.arange(len(interaction["kd_row"]))
+
+    def scores(self, interaction, places, candidates):
+        scores = self.table[interaction["kd_row"]]
+        return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
+
+
+def knowledge(gaps, widths=(12, 12, 7)):
+    """Teachers of several widths; with gaps, all of them know nothing of row 4, and each of some rows and items."""
+    rng = np.random.default_rng(0)
+
+    def vectors(number, width):
+        table = functional.normalize(torch.from_numpy(rng.normal(size=(number, width))), dim=-1).half()
+        if gaps:
+            table[torch.from_numpy(rng.random(number) < 0.2)] = 0
+            table[4] = 0
+        return table
+
+    teachers = [
+        TeacherKnowledge(f"T{k}", 0.1 + 0.2 * k, 0.1 + k, vectors(ITEMS, width), vectors(N, width).numpy())
+        for k, width in enumerate(widths)
+    ]
+    return Knowledge(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+
+
+def objective(gaps, by_pairs=False, **more):
+    items = torch.randint(1, ITEMS, (N,), generator=torch.Generator().manual_seed(3))
+    first = torch.arange(N) // PER_USER * PER_USER
+    train = Rows(torch.arange(N) // PER_USER, items, first, torch.arange(N), items)
+    later = Rows(train.users, items, torch.arange(N) + 1, first + PER_USER, items)
+    made = Objective({**CONFIG, **more}, knowledge(gaps), train, later, Scorer())
+    made.scorer.by_pairs = by_pairs
+    return made
+
+
+def step(made: Objective) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """kd_loss, its gradient and the means after a batch."""
+    loss = made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
+    loss.backward()
+    return loss.detach(), made.scorer.table.grad, made.epoch_means()
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_cosines_are_the_scores_with_nan_for_the_unknown(gaps: bool, per_row: bool) -> None:
+    known_by = knowledge(gaps)
+    candidates = torch.arange(ITEMS).expand(N, -1) if per_row else torch.arange(ITEMS)
+    rows = torch.arange(N)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, known = known_by.scores(rows, candidates)
+        cosines = known_by.cosines(rows, candidates)
+    assert scores.dtype == cosines.dtype == torch.float32 and known.dtype == torch.bool
+    assert torch.equal(cosines.isnan(), ~known) and torch.equal(cosines.nan_to_num(nan=0), scores)
+    for k, teacher in enumerate(known_by.teachers):
+        items, histories = teacher.items.flip(0).float(), torch.from_numpy(teacher.rows).float()
+        torch.testing.assert_close(scores[k], histories @ items.T, rtol=0, atol=1e-6)
+        assert torch.equal(known[k], (histories != 0).any(1)[:, None] & (items != 0).any(1))
+    assert bool(known.all()) != gaps
+
+
+@pytest.mark.parametrize(("confidence", "consistency"), RULES)
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str, gaps: bool, damping: float) -> None:
+    rules = {"kd_confidence": confidence, "kd_consistency": consistency, "kd_consistency_damping": damping}
+    made = objective(gaps, **rules)
+    loss, gradient, means = step(made)
+    targets = made.train.targets[BATCH]
+    items, columns = in_batch_candidates(targets)
+    mask = candidate_mask(items, targets, made.later.histories(BATCH, N)[0])
+    scores, known = made.knowledge.scores(BATCH, items)
+    soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
+    trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)
+    marks = CONSISTENCY[consistency](soft, known, mask)
+    target, weights = fuse(soft, trust, marks, damping, known, mask)
+    table = made.scorer.table.detach().clone().requires_grad_()
+    expected = kd_loss(table[BATCH][:, items], target, mask, 2.0, "kl")
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, table.grad, rtol=1e-5, atol=1e-8)
+    shares = (weights.sum(-1) / mask.sum(-1)).mean(-1)
+    assert means == pytest.approx(
+        {
+            "kd_loss": expected.item(),
+            "rows_without_knowledge": (target.sum(-1) == 0).float().mean().item(),
+            "inconsistent": (known & mask & ~marks).sum().item() / (3 * mask.sum().item()),
+            **{f"weight_T{k}": share for k, share in enumerate(shares.tolist())},
+        },
+        rel=1e-6,
+    )
+    assert (means["rows_without_knowledge"] > 0) == gaps and made.epoch_means() == {}
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("more", [{}, {"by_pairs": True}, {"kd_candidates": "teacher_top"}])
+@pytest.mark.parametrize("size", [1, 500])  # row by row, and blocks of a few
+def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, monkeypatch) -> None:
+    loss, gradient, means = step(objective(gaps, **more))
+    monkeypatch.setattr(module, "_AT_ONCE", size)
+    blocks = step(objective(gaps, **more))
+    torch.testing.assert_close(blocks[0], loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(blocks[1], gradient, rtol=1e-5, atol=1e-8)
+    assert blocks[2] == pytest.approx(means, rel=1e-6)
+
+
+def test_means_are_over_the_batches_and_hold_no_graph() -> None:
+    made = objective(gaps=True)
+    losses = [made({"kd_row": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
+    assert not any(total.requires_grad for total in made._sums.values())
+    means = made.epoch_means()
+    assert means["kd_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-6)
+
+
+def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
+    made = objective(gaps=False)
+    loss = made({"kd_row": torch.tensor([7]), "item_id": made.train.targets[7:8]})
+    means = made.epoch_means()
+    assert loss.item() == 0 and means["inconsistent"] == means["rows_without_knowledge"] == 0
+    assert sum(value for name, value in means.items() if name.startswith("weight_")) == pytest.approx(1)
