@@ -124,7 +124,10 @@ def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) 
             folder, name = item_file(domain).parent, domain["dataset"]
             parts.append(processed.vectors(folder, name, tokens, dropped_words=word_drop > 0))
             continue
-        stored, _ = _stored_vectors(domain, sorted(tokens), word_drop=word_drop)
+        texts = _sentences(domain, sorted(tokens))
+        if word_drop:
+            texts = drop_words(texts, word_drop, domain["seed"])
+        stored, _ = _stored_vectors(domain, sorted(tokens), texts)
         order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
         parts.append(np.asarray(stored.array("vectors"))[order])
     vectors = np.concatenate([np.zeros_like(parts[0][:1]), *parts])
@@ -162,17 +165,18 @@ def prepare_item_text(config: Config, tokens: Sequence[str], vectors: bool = Tru
         getLogger().info(f"Item text: ready vectors, {config['dataset']}.{processed.READY}; no text is encoded.")
         return True
     ordered = sorted(tokens)
-    texts = [as_sentence(fields) for fields in item_texts(config, ordered)]
+    texts = _sentences(config, ordered)
     _report_coverage(config, ordered, texts)
-    return _stored_vectors(config, ordered, rebuild=config["kd_rebuild"])[1] if vectors else True
+    return _stored_vectors(config, ordered, texts, rebuild=config["kd_rebuild"])[1] if vectors else True
+
+
+def _sentences(config: Config, tokens: list[str]) -> list[str]:
+    return [as_sentence(fields) for fields in item_texts(config, tokens)]
 
 
 def _stored_vectors(
-    config: Config, tokens: list[str], word_drop: float = 0.0, rebuild: bool = False
+    config: Config, tokens: list[str], texts: list[str], rebuild: bool = False
 ) -> tuple[artifacts.Folder, bool]:
-    texts = [as_sentence(fields) for fields in item_texts(config, tokens)]
-    if word_drop:
-        texts = drop_words(texts, word_drop, config["seed"])
     root = Path(config["kd_cache_dir"]) / config["dataset"]
     identity = {
         "encoder": encoder_digest(encoder_folder(config["kd_text_encoder"])),

@@ -2,14 +2,13 @@
 
 import itertools
 import shutil
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import init_seed
+from recformer_parity import build_model
 from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity
 from transformers import (
@@ -48,21 +47,9 @@ def settings(folder, **changes):
     }
 
 
-def build(folder, monkeypatch, texts=TEXTS, **changes):
+def build(folder, texts=TEXTS, **changes):
     """Recformer without RecBole's Config and data set."""
-    monkeypatch.setattr(recformer, "item_texts", lambda config, tokens: texts)
-    fields = {
-        "USER_ID_FIELD": "user_id",
-        "ITEM_ID_FIELD": "item_id",
-        "LIST_SUFFIX": "_list",
-        "ITEM_LIST_LENGTH_FIELD": "item_length",
-        "NEG_PREFIX": "neg_",
-        "device": "cpu",
-        "train_stage": None,
-    }
-    tokens = np.array(["[PAD]", *map(str, range(len(texts)))])
-    dataset = SimpleNamespace(num=lambda field: len(tokens), iid_field="item_id", field2id_token={"item_id": tokens})
-    return Recformer({**settings(folder, **changes), **fields}, dataset)
+    return build_model(texts, folder, **settings(folder, **changes)).train()
 
 
 def histories(number=20, longest=9):
@@ -127,8 +114,8 @@ def test_batches_hold_each_sequence_once_within_the_budget():
     assert all(len(b) == 1 or len(b) * int(lengths[b].max()) <= 80 for b in batches)
 
 
-def test_dense_attention_equals_the_stock_encoder(tiny_encoder, monkeypatch):
-    model = build(tiny_encoder, monkeypatch).eval()
+def test_dense_attention_equals_the_stock_encoder(tiny_encoder):
+    model = build(tiny_encoder).eval()
     batch = model.item_tokens.batch(*histories())
     real = batch.attention_mask.bool()
     model.longformer.dense_up_to = 0
@@ -138,8 +125,8 @@ def test_dense_attention_equals_the_stock_encoder(tiny_encoder, monkeypatch):
 
 
 @pytest.mark.parametrize("pooler", ["cls", "mean"])
-def test_batching_and_padding_change_nothing(pooler, tiny_encoder, monkeypatch):
-    model = build(tiny_encoder, monkeypatch, pooler_type=pooler, encode_batch_tokens=40).eval()
+def test_batching_and_padding_change_nothing(pooler, tiny_encoder):
+    model = build(tiny_encoder, pooler_type=pooler, encode_batch_tokens=40).eval()
     item_seq, lengths = histories()
     one_by_one = [
         model.encode_histories(row[None, : max(int(n), 1)], n[None], model.encode_items())
@@ -150,13 +137,13 @@ def test_batching_and_padding_change_nothing(pooler, tiny_encoder, monkeypatch):
     torch.testing.assert_close(together, torch.cat(one_by_one), rtol=1e-4, atol=1e-5)
 
 
-def test_items_without_text_are_not_known(tiny_encoder, monkeypatch):
-    model = build(tiny_encoder, monkeypatch, texts=[{"title": "pen"}, {"title": ""}, {"title": "cup"}])
+def test_items_without_text_are_not_known(tiny_encoder):
+    model = build(tiny_encoder, texts=[{"title": "pen"}, {"title": ""}, {"title": "cup"}])
     assert model.known_items().tolist() == [False, True, False, True]
 
 
-def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny_encoder, monkeypatch, tmp_path):
-    model = build(tiny_encoder, monkeypatch).train()
+def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny_encoder, tmp_path):
+    model = build(tiny_encoder).train()
     first = model.encode_items().clone()
     assert model.training and not first[0].any() and first[1:].any(dim=1).all()
     with torch.no_grad():
@@ -168,9 +155,9 @@ def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny_encoder, monkeyp
 
 
 @pytest.fixture
-def checkpoint(tiny_encoder, monkeypatch):
+def checkpoint(tiny_encoder):
     """A model, and the state dict of its encoder to be spoilt."""
-    model = build(tiny_encoder, monkeypatch)
+    model = build(tiny_encoder)
     return model, {name: tensor.clone() for name, tensor in model.longformer.state_dict().items()}
 
 
@@ -220,27 +207,27 @@ def test_checkpoint_of_another_model(checkpoint, tmp_path):
         ({"train_layers": 3}, "train_layers 3 is out of range: the encoder has 2 layers"),
     ],
 )
-def test_illegal_settings(changes, words, tiny_encoder, monkeypatch):
+def test_illegal_settings(changes, words, tiny_encoder):
     with pytest.raises(UserError, match=words):
-        build(tiny_encoder, monkeypatch, **changes)
+        build(tiny_encoder, **changes)
 
 
-def test_only_the_top_layer_is_trained(tiny_encoder, monkeypatch):
-    model = build(tiny_encoder, monkeypatch, train_layers=1)
+def test_only_the_top_layer_is_trained(tiny_encoder):
+    model = build(tiny_encoder, train_layers=1)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if ".encoder.layer.1." in name}
 
 
-def test_tokenizer_that_does_not_fit(tiny_encoder, tmp_path, monkeypatch):
+def test_tokenizer_that_does_not_fit(tiny_encoder, tmp_path):
     config = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds no tokenizer"):
-        build(tmp_path, monkeypatch)
+        build(tmp_path)
     for file in tiny_encoder.iterdir():
         if file.name.startswith(("vocab", "tokenizer")):
             shutil.copy(file, tmp_path)
     with pytest.raises(UserError, match="30522 tokens, its encoder 99"):
-        build(tmp_path, monkeypatch)
+        build(tmp_path)
 
 
 def test_other_encoders_are_refused(tmp_path):
@@ -394,7 +381,7 @@ def test_official_size(tiny_encoder, monkeypatch, tmp_path):
     torch.save({f"longformer.{name}": t for name, t in state.items()}, tmp_path / "recformer_seqrec_ckpt.bin")
     blank = {name: t if name.endswith("_ids") else torch.zeros_like(t) for name, t in state.items()}
     monkeypatch.setattr(recformer, "read_encoder", lambda *_: ("longformer", config, blank))
-    model = build(tiny_encoder, monkeypatch, attention_window=64, max_item_embeddings=51, max_token_num=1024).eval()
+    model = build(tiny_encoder, attention_window=64, max_item_embeddings=51, max_token_num=1024).eval()
     model.load_checkpoint(tmp_path / "recformer_seqrec_ckpt.bin")
     assert all(torch.equal(model.longformer.state_dict()[name], tensor) for name, tensor in state.items())
     item_seq, lengths = histories(4)

@@ -30,7 +30,7 @@ from recbole_prmkd.keys import teacher_settings
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
-from recbole_prmkd.teachers.pretrained import checkpoint_of, read_card
+from recbole_prmkd.teachers.pretrained import checkpoint_of
 
 
 @dataclass
@@ -90,19 +90,20 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
 
 def start(model: Teacher, name: str, config: Config) -> Path | None:
     """Put the weights of the run's checkpoint into the teacher, if it has one; returns that file."""
-    file = checkpoint_of(name, config)
-    if file is not None:
-        try:
-            model.load_checkpoint(file)
-        except UserError as error:
-            if config[f"kd_{name}_checkpoint".lower()]:
-                raise
-            raise UserError(
-                f"{error} (It lies in kd_teacher_dir, so it is used: name another one to do without.)"
-            ) from error
-        card = read_card(file)
-        made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
-        getLogger().info(f"{name} starts from {file}{made}.")
+    found = checkpoint_of(name, config)
+    if found is None:
+        return None
+    file, card = found
+    try:
+        model.load_checkpoint(file)
+    except UserError as error:
+        if config[f"kd_{name}_checkpoint".lower()]:
+            raise
+        raise UserError(
+            f"{error} (It lies in kd_teacher_dir, so it is used: name another one to do without.)"
+        ) from error
+    made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
+    getLogger().info(f"{name} starts from {file}{made}.")
     return file
 
 

@@ -65,8 +65,8 @@ def text_encoder(config: Config) -> dict[str, str]:
     return {"name": name, "digest": encoder_digest(encoder_folder(name))}
 
 
-def checkpoint_of(teacher: str, config: Config) -> Path | None:
-    """The file that this run starts the teacher from, or None: from scratch.
+def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | None] | None:
+    """The file that this run starts the teacher from, with its card if it has one, or None: from scratch.
 
     Raises:
         UserError: there is no such file, or its card names another teacher or text encoder.
@@ -79,7 +79,7 @@ def checkpoint_of(teacher: str, config: Config) -> Path | None:
         return None
     card = read_card(file)
     if card is None:
-        return file
+        return file, None
     if card["teacher"] != teacher:
         raise UserError(f"{file} holds a pre-trained {card['teacher']}, not {teacher}: name another checkpoint.")
     if card["text_encoder"] != text_encoder(config):
@@ -87,4 +87,4 @@ def checkpoint_of(teacher: str, config: Config) -> Path | None:
             f"{file} was pre-trained with text encoder {card['text_encoder']['name']}: use it here too, by "
             "--kd_text_encoder."
         )
-    return file
+    return file, card
