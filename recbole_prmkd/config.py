@@ -73,6 +73,8 @@ def load_config(
     config.parameters["Distillation"] = list(settings)
     for key, value in settings.items():
         config[key] = value
+    if config["kd_teacher_seed"] is None:
+        config["kd_teacher_seed"] = config["seed"]
     if kd == "single":
         config["kd_teachers"] = config["kd_teachers"][:1]
     return config

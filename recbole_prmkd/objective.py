@@ -26,7 +26,7 @@ from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
-from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
+from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
@@ -78,33 +78,33 @@ class Objective:
         for extra in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
-        target, shares, inconsistent = self._target(rows, parts, columns, mask)  # [B, C + M], [B, T], [B]
+        target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
         scorer.release()
-        self._record(loss, target, shares, inconsistent, mask)
+        self._record(loss, target, mask, *told)
         return loss
 
     def epoch_means(self) -> dict[str, float]:
-        """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, unknown rows."""
+        """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, agreement..."""
         means = {name: total.item() / self._batches for name, total in self._sums.items()}
         self._batches, self._sums = 0, {}
         return means
 
     @torch.no_grad()
-    def _target(
-        self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The fused target [B, C], the teachers' mean weights [B, T] and the number of inconsistent marks [B]."""
+    def _target(self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """The fused target [B, C], and what explains it, a row each.
+
+        The teachers' mean weights [B, T], the number of inconsistent marks [B], and the teachers' agreement [B].
+        """
         scores = _joined([self.knowledge.cosines(rows, part) for part in parts])  # [T, B, C]
         size = len(rows)
         if scores.device.type == "cpu":  # no row needs another one, and block by block takes half the time
             size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
         blocks = zip(scores.split(size, dim=1), columns.split(size), mask.split(size), strict=True)
-        target, shares, inconsistent = map(torch.cat, zip(*(self._fused(*block) for block in blocks), strict=True))
-        return target, shares, inconsistent
+        return tuple(map(torch.cat, zip(*(self._fused(*block) for block in blocks), strict=True)))
 
-    def _fused(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _fused(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """`_target` from the scores [T, B, C], which are NaN where a teacher knows nothing."""
         config, knowledge = self.config, self.knowledge
         mask = mask.to(scores)  # [B, C], 1 or 0, as is known: faster than bool
@@ -115,7 +115,7 @@ class Objective:
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
         shares = (weights.sum(-1) / mask.sum(-1).clamp(min=1)).T  # [B, T]
-        return target, shares, (known - marks).sum((0, 2))
+        return target, shares, (known - marks).sum((0, 2)), agreement(soft, knows_row)
 
     def _ranked_first(
         self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Tensor
@@ -136,13 +136,16 @@ class Objective:
         excluded = torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 1, dtype=torch.int64)
         return excluded.to(rows.device)
 
-    def _record(self, loss: Tensor, target: Tensor, shares: Tensor, inconsistent: Tensor, mask: Tensor) -> None:
+    def _record(
+        self, loss: Tensor, target: Tensor, mask: Tensor, shares: Tensor, inconsistent: Tensor, agreed: Tensor
+    ) -> None:
         """Sums stay on the device: to read a number there would wait for it at every step."""
         marks = torch.count_nonzero(mask) * len(self.knowledge.teachers)
         values = {
             "kd_loss": loss.detach(),
             "rows_without_knowledge": (target.sum(-1) == 0).double().mean(),
             "inconsistent": inconsistent.double().sum() / marks.clamp(min=1),
+            "agreement": agreed.double().mean(),
         }
         for teacher, share in zip(self.knowledge.teachers, shares.mean(0), strict=True):
             values[f"weight_{teacher.name}"] = share

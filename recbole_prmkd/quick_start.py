@@ -178,7 +178,7 @@ def _knowledge(
     if wanted != {"nothing"}:
         with steps("text") as state:
             state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
-    data: TeacherData = teacher_data(split, config["seed"])
+    data: TeacherData = teacher_data(split, config["kd_teacher_seed"])
     teachers, folders = [], []
     for name in config["kd_teachers"]:
         with steps(f"teacher {name}") as state:
@@ -200,7 +200,7 @@ def _start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequenc
         if source == "text":
             state["reused"] = prepare_item_text(config, split.item_tokens)
             return item_text_vectors(config, split.dataset)
-        data = teacher_data(split, config["seed"])
+        data = teacher_data(split, config["kd_teacher_seed"])
         named = [teacher for teacher in teachers if teacher.name == source]
         teacher = named[0] if named else fit_or_load(source, config, data)
         state["reused"] = teacher.reused

@@ -179,6 +179,21 @@ def fuse(
         return target.div_(_or_one(target.sum(-1, keepdim=True))), weights
 
 
+def agreement(soft: Tensor, known: Tensor) -> Tensor:
+    """What all teachers that know a row have in common: the sum over candidates of the least probability (our choice).
+
+    Args:
+        soft: [T, B, C] soft targets.
+        known: [T, B] which teachers know the row.
+
+    Returns:
+        [B] in [0, 1]: 1 where they say the same (one alone always does), 0 where none shares a candidate with all
+        others, and 0 where no teacher knows the row.
+    """
+    least = soft.masked_fill(~known.unsqueeze(-1), 1).amin(0)  # [B, C]
+    return torch.where(known.any(0), least.sum(-1), 0)
+
+
 def _upcast(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -69,6 +69,17 @@ def test_result_is_complete_and_a_warm_run_equals_the_cold_one(model, settings, 
     assert not (tmp_path / "1" / "unfinished").exists()
 
 
+def test_runs_of_other_seeds_share_the_teachers_where_these_have_a_seed_of_their_own(settings, tmp_path):
+    def run(seed, **more):
+        result = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="prmkd", seed=seed, **more))["result"]
+        return result["steps"]["teacher UniSRec"]["reused"], result["config"]["kd_teacher_seed"]
+
+    more = {"kd_cache_dir": str(tmp_path / "cache"), "kd_teacher_dir": str(tmp_path / "teachers")}
+    assert run(1, **more) == (False, 1)
+    assert run(2, kd_teacher_seed=1, **more) == (True, 1)
+    assert run(2, **more) == (False, 2)
+
+
 @pytest.mark.parametrize("model", STUDENTS)
 def test_weight_zero_equals_no_distillation(model, settings, tmp_path):
     alone = run_recbole_prmkd(

@@ -12,7 +12,7 @@ from recbole_prmkd.dataset import Rows
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.objective import Objective
-from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
+from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
@@ -134,6 +134,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
             "kd_loss": expected.item(),
             "rows_without_knowledge": (target.sum(-1) == 0).float().mean().item(),
             "inconsistent": (known & mask & ~marks).sum().item() / (3 * mask.sum().item()),
+            "agreement": agreement(soft, known.any(-1)).mean().item(),
             **{f"weight_T{k}": share for k, share in enumerate(shares.tolist())},
         },
         rel=1e-6,

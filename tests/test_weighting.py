@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, fuse, soft_targets
+from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 T, B, C = 3, 5, 8
 TRUE = torch.arange(B)  # the column of each row's true item
@@ -410,6 +410,14 @@ def test_fusion_equals_its_definition(damping: float, gaps: bool) -> None:
     close(weights, expected)
     total = (expected * soft).sum(0)
     close(target, total / total.sum(-1, keepdim=True).clamp(min=1e-30))
+
+
+def test_agreement_is_what_all_knowing_teachers_have_in_common() -> None:
+    soft = torch.tensor([[[0.5, 0.5, 0.0], [1.0, 0, 0]], [[0.2, 0.5, 0.3], [0, 0.5, 0.5]]])  # [2, 2, 3]
+    everyone = torch.ones(2, 2, dtype=torch.bool)
+    close(agreement(soft, everyone), torch.tensor([0.7, 0.0]))
+    close(agreement(soft[[0, 0]], everyone), torch.ones(2))
+    close(agreement(soft, torch.tensor([[True, False], [False, False]])), torch.tensor([1.0, 0.0]))
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -26,7 +26,6 @@ from recbole_prmkd.keys import key_table, teacher_settings
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
 _SHARED = (
-    "seed",
     "reproducibility",
     "gpu_id",
     "use_gpu",
@@ -112,6 +111,7 @@ def teacher_config(name: str, student: Config) -> Config:
         "load_col": None,
         "unused_col": None,
         "threshold": None,
+        "seed": student["kd_teacher_seed"],
     }
     with _no_command_line():
         config = Config(model=name, dataset=student["dataset"], config_dict={**shared, **own, **fixed})
