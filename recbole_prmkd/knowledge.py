@@ -122,15 +122,19 @@ def open_knowledge(
     teachers: Sequence[FittedTeacher],
     folders: Sequence[artifacts.Folder],
     data: TeacherData,
-    device: torch.device,
+    student: Config,
 ) -> Knowledge:
-    """The knowledge of all teachers, mapped from disk."""
+    """The knowledge of all teachers, mapped from disk; with `kd_shuffled_teachers`, that of other items."""
+    device = student["device"]
+    order = torch.arange(len(data.canonical))
+    if student["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
+        order[1:] = 1 + torch.randperm(len(order) - 1, generator=torch.Generator().manual_seed(student["seed"]))
     opened = [
         TeacherKnowledge(
             name=teacher.name,
             temperature=teacher.model.temperature,
             holdout=teacher.holdout,
-            items=torch.from_numpy(np.array(folder.array("items"))).to(device),
+            items=torch.from_numpy(np.array(folder.array("items")))[order].to(device),
             rows=folder.array("rows"),
         )
         for teacher, folder in zip(teachers, folders, strict=True)

@@ -189,7 +189,7 @@ def _knowledge(
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_unknown(name, stored.notes, split)
-    knowledge = open_knowledge(teachers, folders, data, config["device"])
+    knowledge = open_knowledge(teachers, folders, data, config)
     return teachers, knowledge, {t.name: folder.notes for t, folder in zip(teachers, folders, strict=True)}
 
 

@@ -46,7 +46,7 @@ def built(settings):
         data = teacher_data(split, config["seed"])
         teachers = [fit_or_load(name, config, data) for name in config["kd_teachers"]]
         folders = [build_or_load(teacher, data, config)[0] for teacher in teachers]
-        return config, split, data, teachers, open_knowledge(teachers, folders, data, torch.device("cpu"))
+        return config, split, data, teachers, open_knowledge(teachers, folders, data, config)
 
     return make
 
@@ -65,6 +65,15 @@ def test_scores_are_the_live_teachers(built):
     assert known.all()
     per_row, _ = knowledge.scores(rows, candidates.expand(len(rows), -1))
     torch.testing.assert_close(per_row, scores)
+
+
+def test_shuffled_teachers_give_each_row_the_scores_of_other_items(built):
+    *_, true = built()
+    *_, shuffled = built(kd_shuffled_teachers=True)
+    rows, items = torch.arange(20), torch.arange(1, true.n_items)
+    scores, control = true.scores(rows, items)[0][0], shuffled.scores(rows, items)[0][0]
+    torch.testing.assert_close(control.sort(dim=1).values, scores.sort(dim=1).values)
+    assert (control != scores).float().mean() > 0.8
 
 
 def test_unknown_rows_and_items_have_no_weight(built, tmp_path):

@@ -49,7 +49,7 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
     data = teacher_data(split, config["seed"])
     teacher = fit_or_load("Vectors", config, data)
     folder, _ = build_or_load(teacher, data, config)
-    knowledge = open_knowledge([teacher], [folder], data, config["device"])
+    knowledge = open_knowledge([teacher], [folder], data, config)
     candidates = torch.arange(1, len(split.item_tokens) + 1)
     scores, known = knowledge.scores(torch.arange(len(split.train)), candidates)
     assert scores.shape[1] == len(files["row_names"])
