@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates
-from recbole_prmkd.dataset import ROW, Rows
+from recbole_prmkd.dataset import Rows
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.student import StudentScorer
@@ -65,9 +65,8 @@ class Objective:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""
         config, scorer = self.config, self.scorer
         scorer.prepare(interaction)
-        places = scorer.positives(interaction)
-        rows = interaction[ROW][places]  # [B]
-        targets = interaction[config["ITEM_ID_FIELD"]][places]  # [B]
+        places, rows = scorer.positives(interaction)  # [B], [B]
+        targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         items, columns = in_batch_candidates(targets)  # [C], [B]
         excluded = self._excluded(rows)  # [B, P]
         mask = candidate_mask(items, targets, excluded)  # [B, C]
@@ -84,6 +83,10 @@ class Objective:
         scorer.release()
         self._record(loss, target, mask, *told)
         return loss
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Add a batch's number to the epoch's mean; it stays on the device, since to read it would wait for it."""
+        self._sums[name] = self._sums.get(name, 0) + value.detach().double()
 
     def epoch_means(self) -> dict[str, float]:
         """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, agreement..."""
@@ -139,17 +142,17 @@ class Objective:
     def _record(
         self, loss: Tensor, target: Tensor, mask: Tensor, shares: Tensor, inconsistent: Tensor, agreed: Tensor
     ) -> None:
-        """Sums stay on the device: to read a number there would wait for it at every step."""
         marks = torch.count_nonzero(mask) * len(self.knowledge.teachers)
         values = {
-            "kd_loss": loss.detach(),
+            "kd_loss": loss,
             "rows_without_knowledge": (target.sum(-1) == 0).double().mean(),
             "inconsistent": inconsistent.double().sum() / marks.clamp(min=1),
             "agreement": agreed.double().mean(),
         }
         for teacher, share in zip(self.knowledge.teachers, shares.mean(0), strict=True):
             values[f"weight_{teacher.name}"] = share
-        self._sums = {name: self._sums.get(name, 0) + value.double() for name, value in values.items()}
+        for name, value in values.items():
+            self.note(name, value)
         self._batches += 1
 
 

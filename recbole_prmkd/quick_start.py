@@ -243,7 +243,7 @@ def _distil(config: Config, split: Split, knowledge: Knowledge, student: Abstrac
     if not _distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return
-    scorer = StudentScorer(student, config, split.train_data._dataset)
+    scorer = StudentScorer(student, config, split.train_data._dataset, split.train)
     objective = Objective(config, knowledge, split.train, split.later, scorer)
     trainer.distil(objective, Curriculum(config, split.train) if config["kd_curriculum"] != "none" else None)
 

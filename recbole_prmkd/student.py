@@ -1,13 +1,15 @@
 """The student's own scores of chosen candidates, with gradient, from any RecBole model without editing it.
 
-Three paths, the first that works on the first batch:
+Four paths, the first that works on the first batch:
 1. `loss`: the logits that the model has just computed for its full-softmax loss (no further work);
-2. `full`: `full_sort_predict`, the score that evaluation ranks by, sharing the step's own forward pass;
-3. `pairs`: one prediction per (row, candidate), for models that must see both together (DeepFM and its kind).
+2. `factorised`: the users x items product of `full_sort_predict`, with the candidates' items alone;
+3. `full`: `full_sort_predict`, the score that evaluation ranks by, for all items;
+4. `pairs`: one prediction per (row, candidate), for models that must see both together (DeepFM and its kind).
    There the candidates are few: the row's target and `kd_pair_candidates` others.
+All share the step's own forward pass where the model makes the same one again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
@@ -20,12 +22,30 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from torch import Tensor, nn
 
-from recbole_prmkd.dataset import ROW
+from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.factorised import candidates_alone
+from recbole_prmkd.positives import UserRows, positive_rows
+from recbole_prmkd.prefixes import WINDOW
 from recbole_prmkd.top_items import first_of
 
-# Context models whose forward() is a probability already, not a logit.
-_PROBABILITY_FORWARD = {"DCNV2", "KD_DAGFM"}
+_COSINE_SCALE = 10.0  # 1 / temperature of students whose scores are cosines (our choice)
+
+
+def _logit(probability: Tensor) -> Tensor:
+    return probability.float().clamp(1e-6, 1 - 1e-6).logit()
+
+
+# Scores on another scale than logits, and what makes logits of them. A context model is named for its `forward`,
+# since its `predict` always is a probability.
+_AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    **dict.fromkeys(("DCNV2", "KD_DAGFM", "DMF", "NeuMF", "NNCF", "DIN", "DIEN"), _logit),
+    **dict.fromkeys(("FISM", "NAIS"), lambda score: _logit(_logit(score))),  # their predict takes the sigmoid twice
+    "RepeatNet": lambda distribution: distribution.float().clamp(min=1e-12).log(),
+    "SimpleX": lambda cosine: cosine * _COSINE_SCALE,
+}
+# Models whose full_sort_predict runs user by user, or holds users x items x width at once.
+_BY_PAIRS = {"FISM", "NAIS", "TransRec"}
 # Loss-based or closed-form models that RecBole does not train by gradient.
 _UNTRAINED = {
     "Pop",
@@ -38,6 +58,7 @@ _UNTRAINED = {
     "XGBoost",
     "LightGBM",
 }
+_PROBED = 8  # rows that the paths are compared on
 
 
 class StudentScorer:
@@ -46,9 +67,11 @@ class StudentScorer:
     Use: `with scorer.watching(): loss = calculate_loss(batch)`, then `scorer.prepare(batch)` and `scorer.scores`.
     """
 
-    def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset) -> None:
-        self.model, self.config, self.dataset = model, config, dataset
+    def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset, train: Rows) -> None:
+        """dataset: of the training split, for items' features; train: its rows."""
+        self.model, self.config, self.dataset, self.train = model, config, dataset, train
         self.path: str | None = None
+        self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
         self._scores: Tensor | None = None
         self._passes: list[tuple[tuple[Any, ...], Any]] = []
@@ -66,23 +89,13 @@ class StudentScorer:
             if hook is not None:
                 hook.remove()
 
-    def positives(self, interaction: Interaction) -> Tensor:
-        """Places of the batch's positive rows, each training row once: [B]."""
-        if ROW not in interaction:
-            raise UserError(
-                f"{type(self.model).__name__} is trained on whole users, not on (user, item) rows: "
-                "such students are not distilled yet; use --kd=none or another model."
-            )
-        rows = interaction[ROW]
-        places = torch.arange(len(rows), device=rows.device)
-        label = self.config["LABEL_FIELD"]
-        if label in interaction:
-            places = places[interaction[label] > 0]
-        # Several sampled negatives repeat a positive row: keep its first place.
-        order = torch.argsort(rows[places], stable=True)
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = rows[places[order[1:]]] != rows[places[order[:-1]]]
-        return places[order[first]].sort().values
+    def positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """Places of the batch's positive rows and their numbers, each training row once: [B] and [B]."""
+        if ROW in interaction:
+            return positive_rows(interaction, self.config["LABEL_FIELD"])
+        if self._user_rows is None:
+            self._user_rows = UserRows(self.train, self.config["seed"])
+        return self._user_rows.draw(interaction[self.config["USER_ID_FIELD"]])
 
     @property
     def by_pairs(self) -> bool:
@@ -105,6 +118,10 @@ class StudentScorer:
         """
         if self.by_pairs:
             return self._pairs(interaction, places, candidates)
+        if self.path == "factorised":
+            items, columns = torch.unique(candidates, return_inverse=True)
+            scores = self._factorised(interaction, places, items)  # [B, distinct items]
+            return scores[:, columns] if candidates.dim() == 1 else scores.gather(1, columns)
         scores = self._all(interaction)[places]  # [B, n_items]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
@@ -126,6 +143,39 @@ class StudentScorer:
         self._logits, self._scores, self._passes = None, None, []
         clear_graph_cache(self.model)
 
+    def _probe(self, interaction: Interaction) -> str:
+        if self._logits is not None and self._logits.shape == (_rows(interaction), self.dataset.item_num):
+            return "loss"
+        if type(self.model).__name__ in _BY_PAIRS:
+            return "pairs"
+        # A few rows, in evaluation mode: dropout would make two passes differ.
+        few = interaction if WINDOW in interaction else interaction[:_PROBED]
+        places = torch.arange(min(_rows(few), _PROBED), device=self.config["device"])
+        training, passes = self.model.training, self._passes[:]
+        self.model.eval()
+        try:
+            full = self._full(few)
+            if not full.requires_grad:
+                raise UserError(
+                    f"{type(self.model).__name__} gives no score with a gradient: it cannot be distilled, use "
+                    "--kd=none."
+                )
+            items = torch.arange(1, self.dataset.item_num, 2, device=full.device)
+            return "factorised" if self._same(full[places][:, items], few, places, items) else "full"
+        except NotImplementedError:
+            return "pairs"
+        finally:
+            self.model.train(training)
+            self._passes = passes
+
+    def _same(self, wanted: Tensor, few: Interaction, places: Tensor, items: Tensor) -> bool:
+        """Whether the factorised path gives the wanted scores."""
+        try:
+            scores = self._factorised(few, places, items)
+        except (RuntimeError, IndexError):  # some later step needs the scores of all items
+            return False
+        return scores.shape == wanted.shape and torch.allclose(scores, wanted, rtol=1e-4, atol=1e-5)
+
     def _all(self, interaction: Interaction) -> Tensor:
         """Scores of all items, [rows of the batch, n_items], computed once a step."""
         if self.path == "loss":
@@ -135,24 +185,20 @@ class StudentScorer:
             self._scores = self._full(interaction)
         return self._scores
 
-    def _probe(self, interaction: Interaction) -> str:
-        n_items = self.dataset.item_num
-        rows = len(interaction[ROW])
-        if self._logits is not None and self._logits.shape == (rows, n_items):
-            return "loss"
-        try:
-            if self._full(interaction).requires_grad:
-                return "full"
-        except NotImplementedError:
-            return "pairs"
-        raise UserError(
-            f"{type(self.model).__name__} gives no score with a gradient: it cannot be distilled, use --kd=none."
-        )
-
     def _full(self, interaction: Interaction) -> Tensor:
+        """`full_sort_predict` as logits, [rows, width]: all items, or as many as the product was made with."""
         clear_graph_cache(self.model)
         with self._shared_forward():
-            return self.model.full_sort_predict(interaction).view(len(interaction[ROW]), -1)  # [rows, n_items]
+            scores = self.model.full_sort_predict(interaction)
+        return self._as_logits(scores.view(_rows(interaction), -1))
+
+    def _factorised(self, interaction: Interaction, places: Tensor, items: Tensor) -> Tensor:
+        """Scores of the rows at `places` for items [C], [B, C]."""
+        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL and len(places) < _rows(interaction):
+            interaction = interaction[places]  # sampled negatives need no scores
+            places = torch.arange(len(places), device=places.device)
+        with candidates_alone(items, self.dataset.item_num):
+            return self._full(interaction)[places]
 
     def _pairs(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
         number, width = candidates.shape
@@ -166,11 +212,14 @@ class StudentScorer:
         return self._pair_logits(Interaction(pairs)).view(number, width)
 
     def _pair_logits(self, pairs: Interaction) -> Tensor:
-        model = self.model
-        if self.config["MODEL_TYPE"] != ModelType.CONTEXT:
-            return model.predict(pairs)
-        output = model.forward(pairs).view(-1)
-        return output.float().clamp(1e-6, 1 - 1e-6).logit() if type(model).__name__ in _PROBABILITY_FORWARD else output
+        context = self.config["MODEL_TYPE"] == ModelType.CONTEXT
+        scores = self.model.forward(pairs) if context else self.model.predict(pairs)
+        return self._as_logits(scores.view(-1))
+
+    def _as_logits(self, scores: Tensor) -> Tensor:
+        """The model's scores as logits, whatever their own scale."""
+        make = _AS_LOGITS.get(type(self.model).__name__)
+        return make(scores) if make else scores
 
     def _keep_logits(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 2:
@@ -201,10 +250,15 @@ class StudentScorer:
                 model.forward = had
 
 
+def _rows(interaction: Interaction) -> int:
+    """Rows of a batch: in one of windows there are more of them than windows."""
+    return len(interaction[ROW]) if ROW in interaction else len(interaction)
+
+
 def clear_graph_cache(model: AbstractRecommender) -> None:
-    """Null the `restore_*` tensors that graph models keep for evaluation, so that no later score is stale."""
+    """Null the tensors that graph models (and DMF) keep for evaluation, so that no later score is stale."""
     for name in vars(model):
-        if name.startswith("restore_"):
+        if name.startswith("restore_") or name == "i_embedding":
             setattr(model, name, None)
 
 

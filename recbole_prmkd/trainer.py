@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from recbole.config import Config
+from recbole.data.dataloader import UserDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
@@ -38,7 +39,9 @@ class DistillationMixin:
         """Train with this objective and curriculum from now on."""
         self.objective, self.curriculum = objective, curriculum
         self.history: list[dict[str, float]] = []
-        self.model.calculate_loss = with_kd(self.model.calculate_loss, objective, self.config["kd_weight"])
+        # MKR alone has its rec_loss under another name.
+        name = "calculate_rs_loss" if hasattr(self.model, "calculate_rs_loss") else "calculate_loss"
+        setattr(self.model, name, with_kd(getattr(self.model, name), objective, self.config["kd_weight"]))
         self.logger.info(str(objective))
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -48,8 +51,7 @@ class DistillationMixin:
         share = self.curriculum.schedule(train_data, epoch_idx) if self.curriculum else 1.0
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         if self.objective is not None:
-            _, *rec = losses
-            numbers = {"rec_loss": sum(rec) / len(train_data), **self.objective.epoch_means(), "share": share}
+            numbers = {**self.objective.epoch_means(), "share": share}
             self.history.append({"epoch": epoch_idx, **numbers})
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
@@ -76,28 +78,41 @@ def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: fl
         with objective.scorer.watching():
             rec_loss = calculate_loss(interaction, *args, **kwargs)
         parts = rec_loss if isinstance(rec_loss, tuple) else (rec_loss,)
+        objective.note("rec_loss", torch.stack([part.detach() for part in parts]).sum())
         return (weight * objective(interaction), *parts)
 
     return loss
 
 
 class Curriculum:
-    """Which training rows an epoch shows: a pure function of (seed, epoch)."""
+    """Which training rows an epoch shows: a pure function of (seed, epoch).
+
+    Students that are trained on whole users see users instead, each as difficult as the user's newest row.
+    """
 
     def __init__(self, config: Config, train: Rows) -> None:
         self.config = config
-        self.difficulty = difficulty(train.lengths, mean_popularity(train), config["kd_curriculum_mix"])
+        popularity = mean_popularity(train)
+        self.difficulty = difficulty(train.lengths, popularity, config["kd_curriculum_mix"])  # [N]
+        by_length = torch.argsort(train.lengths, stable=True)
+        by_user = by_length[torch.argsort(train.users[by_length], stable=True)]
+        self.users, number = torch.unique(train.users, return_counts=True)  # [U]
+        rows = by_user[number.cumsum(0) - 1]  # [U] with the longest history
+        self.user_difficulty = difficulty(train.lengths[rows], popularity[rows], config["kd_curriculum_mix"])  # [U]
 
     def schedule(self, train_data: Any, epoch: int) -> float:
         """Let the loader show this epoch's rows to both losses; returns their share of all rows."""
         config = self.config
         share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
-        rows = scheduled_rows(self.difficulty, share, config["kd_curriculum"], config["seed"])
-        if isinstance(train_data, WindowLoader):
-            train_data.schedule(rows)
+        loader = getattr(train_data, "general_dataloader", train_data)  # inside a knowledge model's loader
+        by_user = isinstance(loader, UserDataLoader)
+        hard = self.user_difficulty if by_user else self.difficulty
+        chosen = scheduled_rows(hard, share, config["kd_curriculum"], config["seed"])
+        if isinstance(loader, WindowLoader):
+            loader.schedule(chosen)
         else:
-            # RecBole's loaders draw from this list of row numbers; a sampler made from it follows its length.
-            vars(train_data)["dataset"][:] = rows.tolist()
+            # RecBole's loaders draw from this list of numbers; a sampler made from it follows its length.
+            vars(loader)["dataset"][:] = (self.users[chosen] if by_user else chosen).tolist()
         return share
 
 

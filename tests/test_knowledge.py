@@ -29,7 +29,7 @@ class GivenScores:
         pass
 
     def positives(self, interaction):
-        return torch.arange(len(interaction["kd_row"]))
+        return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
 
     def scores(self, interaction, places, candidates):
         return self.table[interaction["kd_row"]][:, candidates]

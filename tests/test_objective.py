@@ -48,7 +48,7 @@ class Scorer:
         pass
 
     def positives(self, interaction):
-        return torch.arange(len(interaction["kd_row"]))
+        return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
 
     def scores(self, interaction, places, candidates):
         scores = self.table[interaction["kd_row"]]

@@ -7,7 +7,6 @@ from recbole.utils import get_model
 
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import ROW, load_split
-from recbole_prmkd.errors import UserError
 from recbole_prmkd.student import StudentScorer
 
 
@@ -17,7 +16,12 @@ def scorer_of(settings):
         config = load_config(model, "tiny", config_dict=settings(kd="mean", **more))
         split = load_split(config)
         net = get_model(model)(config, split.train_data._dataset)
-        return StudentScorer(net, config, split.train_data._dataset), net, next(iter(split.train_data)), split
+        return (
+            StudentScorer(net, config, split.train_data._dataset, split.train),
+            net,
+            next(iter(split.train_data)),
+            split,
+        )
 
     return make
 
@@ -27,10 +31,11 @@ def scorer_of(settings):
     [
         ("SASRec", "loss", {}),
         ("GRU4Rec", "loss", {}),
-        ("SASRec", "full", {"loss_type": "BPR"}),
+        ("SASRec", "factorised", {"loss_type": "BPR"}),
         ("BERT4Rec", "full", {}),
-        ("LightGCN", "full", {}),
-        ("BPR", "full", {}),
+        ("LightGCN", "factorised", {}),
+        ("BPR", "factorised", {}),
+        ("MultiVAE", "factorised", {"train_neg_sample_args": None}),
         ("DeepFM", "pairs", {}),
         ("FM", "pairs", {}),
     ],
@@ -42,7 +47,7 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
         net.calculate_loss(batch)
     scorer.prepare(batch)
     assert scorer.path == path
-    places = scorer.positives(batch)
+    places, _ = scorer.positives(batch)
     candidates = torch.tensor([1, 5, 9])
     wanted = candidates.expand(len(places), -1) if scorer.by_pairs else candidates
     scores = scorer.scores(batch, places, wanted)  # [B, C]
@@ -62,11 +67,11 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
 
 def test_positive_rows_once_each(scorer_of):
     scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    places = scorer.positives(batch)
+    places, _ = scorer.positives(batch)
     assert bool((batch["label"][places] == 1).all())
     assert len(torch.unique(batch[ROW][places])) == len(places) == len(batch) // 4
     scorer, _, batch, _ = scorer_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    assert len(scorer.positives(batch)) == len(batch) // 3
+    assert len(scorer.positives(batch)[0]) == len(batch) // 3
 
 
 def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
@@ -77,11 +82,20 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    scorer.scores(batch, scorer.positives(batch), torch.tensor([1, 2]))
+    scorer.scores(batch, scorer.positives(batch)[0], torch.tensor([1, 2]))
     assert len(calls) == 1
 
 
-def test_whole_user_batches_are_refused_by_name(scorer_of):
-    scorer, _, batch, _ = scorer_of("MultiVAE", train_neg_sample_args=None)
-    with pytest.raises(UserError, match="MultiVAE"):
-        scorer.positives(batch)
+def test_whole_users_come_with_one_of_their_rows_each(scorer_of):
+    scorer, _, batch, split = scorer_of("MultiVAE", train_neg_sample_args=None)
+    seen = []
+    for _ in range(20):
+        places, rows = scorer.positives(batch)
+        torch.testing.assert_close(batch["user_id"][places], split.train.users[rows])
+        assert bool((split.train.lengths[rows] > 0).all())
+        seen.append(rows)
+    with_history = torch.unique(split.train.users[split.train.lengths > 0])
+    torch.testing.assert_close(
+        batch["user_id"][places].sort().values, with_history[torch.isin(with_history, batch["user_id"])]
+    )
+    assert len(torch.unique(torch.cat(seen))) > 2 * len(places)

@@ -82,12 +82,12 @@ def test_scores_of_own_candidates_are_the_students(settings):
     config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
     split = load_split(config)
     model = get_model("SASRec")(config, split.train_data._dataset).eval()
-    scorer = StudentScorer(model, config, split.train_data._dataset)
+    scorer = StudentScorer(model, config, split.train_data._dataset, split.train)
     batch = next(iter(split.train_data))
     with scorer.watching():
         model.calculate_loss(batch)
     scorer.prepare(batch)
-    places = scorer.positives(batch)
+    places, _ = scorer.positives(batch)
     everything = model.full_sort_predict(batch)[places]
     own = torch.randint(1, everything.shape[1], (len(places), 3))
     torch.testing.assert_close(scorer.scores(batch, places, own), everything.gather(1, own))
