@@ -1,5 +1,6 @@
 """What can be checked cheaply is checked here, before the first expensive step. Each refusal names the way out."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import check_vectors
 from recbole_prmkd.text import text_fields
 
+# Models that RecBole finds, and that import a package of their own when they are made or trained.
+_NEEDED = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
+# Models that RecBole trains in stages; the last one ranks items, and starts from a file of the stage before.
+_STAGED = {"S3Rec", "RaCT"}
 _LEAST_FREE = 200 * 1024**2  # bytes
 
 
@@ -32,6 +37,9 @@ def check_run(config: Config, output: Path) -> None:
     """
     _check_data(config)
     _check_metrics(config)
+    package = _NEEDED.get(config["model"])
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
     for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         _check_writable(folder)
     teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
@@ -102,6 +110,16 @@ def _check_student(config: Config) -> None:
     reason = why_not_distilled(config["model"], config["MODEL_TYPE"])
     if reason:
         raise UserError(f"{reason}.")
+    if config["model"] in _STAGED and config["train_stage"] != "finetune":
+        raise UserError(
+            f"{config['model']} learns in stages and is distilled in the last one: run train_stage="
+            f"{config['train_stage']} with --kd=none, then --train_stage=finetune with --pre_model_path=FILE."
+        )
+    if config["model"] in _STAGED and not Path(config["pre_model_path"]).is_file():
+        raise UserError(
+            f"There is no pre_model_path {config['pre_model_path']!r}: name the file that {config['model']}'s stage "
+            "before this one left."
+        )
     if config["eval_type"] != EvaluatorType.RANKING:
         raise UserError(
             f"Distillation ranks items, but metrics are {config['metrics']}: use Recall, MRR, NDCG, Hit or Precision."

@@ -49,6 +49,6 @@ def evaluate_unseen(trainer: Trainer, config: Config, dataset: Dataset, rows: Ro
     return plain(trainer.evaluate(UnseenEvalDataLoader(config, dataset, rows), load_best_model=False))
 
 
-def plain(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics as plain numbers under RecBole's own keys (`ndcg@10`)."""
-    return {key: float(value) for key, value in metrics.items()}
+def plain(metrics: dict[str, Any] | None) -> dict[str, float]:
+    """Metrics as plain numbers under RecBole's own keys (`ndcg@10`); none where RecBole has none (a first stage)."""
+    return {key: float(value) for key, value in (metrics or {}).items()}

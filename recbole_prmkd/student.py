@@ -44,8 +44,8 @@ _AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "RepeatNet": lambda distribution: distribution.float().clamp(min=1e-12).log(),
     "SimpleX": lambda cosine: cosine * _COSINE_SCALE,
 }
-# Models whose full_sort_predict runs user by user, or holds users x items x width at once.
-_BY_PAIRS = {"FISM", "NAIS", "TransRec"}
+# Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
+_BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 # Loss-based or closed-form models that RecBole does not train by gradient.
 _UNTRAINED = {
     "Pop",
@@ -172,7 +172,7 @@ class StudentScorer:
         """Whether the factorised path gives the wanted scores."""
         try:
             scores = self._factorised(few, places, items)
-        except (RuntimeError, IndexError):  # some later step needs the scores of all items
+        except Exception:  # whatever a foreign model raises where a later step needs the scores of all items
             return False
         return scores.shape == wanted.shape and torch.allclose(scores, wanted, rtol=1e-4, atol=1e-5)
 
@@ -195,7 +195,7 @@ class StudentScorer:
     def _factorised(self, interaction: Interaction, places: Tensor, items: Tensor) -> Tensor:
         """Scores of the rows at `places` for items [C], [B, C]."""
         if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL and len(places) < _rows(interaction):
-            interaction = interaction[places]  # sampled negatives need no scores
+            interaction = Interaction(_of_rows(interaction, places))  # sampled negatives need no scores
             places = torch.arange(len(places), device=places.device)
         with candidates_alone(items, self.dataset.item_num):
             return self._full(interaction)[places]
@@ -203,7 +203,7 @@ class StudentScorer:
     def _pairs(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
         number, width = candidates.shape
         repeated = places.repeat_interleave(width)
-        pairs = {name: interaction[name][repeated] for name in interaction.columns if name != ROW}
+        pairs = _of_rows(interaction, repeated)
         items = candidates.reshape(-1)
         features = self.dataset.get_item_feature()
         for name in features.columns:
@@ -253,6 +253,12 @@ class StudentScorer:
 def _rows(interaction: Interaction) -> int:
     """Rows of a batch: in one of windows there are more of them than windows."""
     return len(interaction[ROW]) if ROW in interaction else len(interaction)
+
+
+def _of_rows(interaction: Interaction, places: Tensor) -> dict[str, Tensor]:
+    """The columns of these rows; a knowledge model's batch holds triples beside them, in a number of their own."""
+    columns = {name: interaction[name] for name in interaction.columns if name != ROW}
+    return {name: column[places] for name, column in columns.items() if len(column) == _rows(interaction)}
 
 
 def clear_graph_cache(model: AbstractRecommender) -> None:

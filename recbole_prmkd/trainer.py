@@ -69,17 +69,21 @@ def distillation_trainer(host: type) -> type:
 
 
 def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: float) -> Callable[..., Any]:
-    """The student's loss with kd_loss in front: (weight x kd_loss, rec_loss...), summed and logged apart by RecBole.
+    """The student's loss with weight x kd_loss added; both are recorded apart.
 
-    In front, since one RecBole trainer (NCL) drops the last part during its warm-up.
+    A loss in parts stays one, with kd_loss in front: one RecBole trainer (NCL) drops the last part in its warm-up. One
+    in one part stays that too: some trainers (MKR's) cannot add up more.
     """
 
-    def loss(interaction: Interaction, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    def loss(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
         with objective.scorer.watching():
             rec_loss = calculate_loss(interaction, *args, **kwargs)
-        parts = rec_loss if isinstance(rec_loss, tuple) else (rec_loss,)
-        objective.note("rec_loss", torch.stack([part.detach() for part in parts]).sum())
-        return (weight * objective(interaction), *parts)
+        kd_loss = weight * objective(interaction)
+        if isinstance(rec_loss, tuple):
+            objective.note("rec_loss", torch.stack([part.detach().sum() for part in rec_loss]).sum())
+            return (kd_loss, *rec_loss)
+        objective.note("rec_loss", rec_loss)
+        return kd_loss + rec_loss
 
     return loss
 
