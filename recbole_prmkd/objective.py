@@ -43,7 +43,7 @@ class Objective:
             later,
             scorer,
         )
-        self._generator = torch.Generator().manual_seed(config["seed"])
+        self.generator = torch.Generator().manual_seed(config["seed"])
         self._sources = SOURCES[config["kd_candidates"]]
         self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
         if "teacher" in self._sources:
@@ -65,13 +65,13 @@ class Objective:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""
         config, scorer = self.config, self.scorer
         scorer.prepare(interaction)
-        places, rows = scorer.positives(interaction)  # [B], [B]
+        places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         items, columns = in_batch_candidates(targets)  # [C], [B]
         excluded = self._excluded(rows)  # [B, P]
         mask = candidate_mask(items, targets, excluded)  # [B, C]
         if scorer.by_pairs:
-            items, mask = sampled_candidates(items, targets, config["kd_pair_candidates"], self._generator, mask)
+            items, mask = sampled_candidates(items, targets, config["kd_pair_candidates"], self.generator, mask)
             columns = torch.zeros_like(columns)  # [B]: the target stands first
         parts = [items]  # [C] for all rows or [B, C], and [B, M] of each row's own
         for extra in self._ranked_first(interaction, places, rows, excluded):

@@ -35,18 +35,17 @@ class UserRows:
     time a user comes, one of the user's rows that have a history is drawn for the teachers.
     """
 
-    def __init__(self, train: Rows, seed: int) -> None:
+    def __init__(self, train: Rows) -> None:
         usable = torch.nonzero(train.lengths > 0).squeeze(1)
         self._rows = usable[torch.argsort(train.users[usable], stable=True)]  # by user
         users = train.users[self._rows]
         self._first = torch.searchsorted(users, torch.arange(int(train.users.max()) + 2))
-        self._generator = torch.Generator().manual_seed(seed)
 
-    def draw(self, users: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, users: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Places of the users [B] that have a row, and a row of each: [B'] and [B'], on the users' device."""
         known = users.cpu().clamp(max=len(self._first) - 2)
         first, number = self._first[known], self._first[known + 1] - self._first[known]
         places = torch.nonzero(number > 0).squeeze(1)
-        share = torch.rand(len(known), generator=self._generator, dtype=torch.float64)
+        share = torch.rand(len(known), generator=generator, dtype=torch.float64)
         rows = self._rows[(first + (share * number).long())[places]]
         return places.to(users.device), rows.to(users.device)

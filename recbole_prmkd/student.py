@@ -89,13 +89,16 @@ class StudentScorer:
             if hook is not None:
                 hook.remove()
 
-    def positives(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Places of the batch's positive rows and their numbers, each training row once: [B] and [B]."""
+    def positives(self, interaction: Interaction, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Places of the batch's positive rows and their numbers, each training row once: [B] and [B].
+
+        generator: draws a row of each user for students that are trained on whole users.
+        """
         if ROW in interaction:
             return positive_rows(interaction, self.config["LABEL_FIELD"])
         if self._user_rows is None:
-            self._user_rows = UserRows(self.train, self.config["seed"])
-        return self._user_rows.draw(interaction[self.config["USER_ID_FIELD"]])
+            self._user_rows = UserRows(self.train)
+        return self._user_rows.draw(interaction[self.config["USER_ID_FIELD"]], generator)
 
     @property
     def by_pairs(self) -> bool:

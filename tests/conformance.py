@@ -17,7 +17,7 @@ import torch
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 
-from recbole_prmkd import quick_start, run_recbole_prmkd
+from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.objective import Objective
@@ -150,7 +150,7 @@ def conform(model: str, data: Path, folder: Path) -> tuple[str, str]:
         settings["pre_model_path"] = str(folder / stage / result["student"]["checkpoint"])
     with (
         mock.patch.object(Objective, "__call__", watched),
-        mock.patch.object(quick_start, "_knowledge", lambda config, split, steps: ([], synthetic(split), {})),
+        mock.patch.object(preparation, "_knowledge", lambda config, split, steps: ([], [], synthetic(split))),
     ):
         try:
             returned = run_recbole_prmkd(model, "small", config_dict=settings)

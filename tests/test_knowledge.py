@@ -28,7 +28,7 @@ class GivenScores:
     def prepare(self, interaction):
         pass
 
-    def positives(self, interaction):
+    def positives(self, interaction, generator):
         return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
 
     def scores(self, interaction, places, candidates):

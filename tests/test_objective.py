@@ -47,7 +47,7 @@ class Scorer:
     def release(self):
         pass
 
-    def positives(self, interaction):
+    def positives(self, interaction, generator):
         return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
 
     def scores(self, interaction, places, candidates):

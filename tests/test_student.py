@@ -47,7 +47,7 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
         net.calculate_loss(batch)
     scorer.prepare(batch)
     assert scorer.path == path
-    places, _ = scorer.positives(batch)
+    places, _ = scorer.positives(batch, torch.Generator())
     candidates = torch.tensor([1, 5, 9])
     wanted = candidates.expand(len(places), -1) if scorer.by_pairs else candidates
     scores = scorer.scores(batch, places, wanted)  # [B, C]
@@ -67,11 +67,11 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
 
 def test_positive_rows_once_each(scorer_of):
     scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    places, _ = scorer.positives(batch)
+    places, _ = scorer.positives(batch, torch.Generator())
     assert bool((batch["label"][places] == 1).all())
     assert len(torch.unique(batch[ROW][places])) == len(places) == len(batch) // 4
     scorer, _, batch, _ = scorer_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    assert len(scorer.positives(batch)[0]) == len(batch) // 3
+    assert len(scorer.positives(batch, torch.Generator())[0]) == len(batch) // 3
 
 
 def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
@@ -82,15 +82,15 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    scorer.scores(batch, scorer.positives(batch)[0], torch.tensor([1, 2]))
+    scorer.scores(batch, scorer.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
 
 
 def test_whole_users_come_with_one_of_their_rows_each(scorer_of):
     scorer, _, batch, split = scorer_of("MultiVAE", train_neg_sample_args=None)
-    seen = []
+    seen, generator = [], torch.Generator()
     for _ in range(20):
-        places, rows = scorer.positives(batch)
+        places, rows = scorer.positives(batch, generator)
         torch.testing.assert_close(batch["user_id"][places], split.train.users[rows])
         assert bool((split.train.lengths[rows] > 0).all())
         seen.append(rows)

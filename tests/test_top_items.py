@@ -87,7 +87,7 @@ def test_scores_of_own_candidates_are_the_students(settings):
     with scorer.watching():
         model.calculate_loss(batch)
     scorer.prepare(batch)
-    places, _ = scorer.positives(batch)
+    places, _ = scorer.positives(batch, torch.Generator())
     everything = model.full_sort_predict(batch)[places]
     own = torch.randint(1, everything.shape[1], (len(places), 3))
     torch.testing.assert_close(scorer.scores(batch, places, own), everything.gather(1, own))

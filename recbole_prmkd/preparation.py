@@ -1,0 +1,114 @@
+"""What stands before a student: data -> item text -> teachers -> knowledge cache -> item vectors to start from.
+
+A plain run does this for itself; a sweep does it once, and hands the product to its trials.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging import getLogger
+from typing import Any
+
+from recbole.config import Config
+from recbole.utils import set_color
+from torch import Tensor
+
+from recbole_prmkd.artifacts import Folder
+from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
+from recbole_prmkd.result import StepResult
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.data import TeacherData, teacher_data
+from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.text import item_text_vectors, prepare_item_text
+
+
+class Steps:
+    """Times each step and says when it starts and whether it was reused."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, StepResult] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[dict[str, Any]]:
+        """Run a step; set `reused` in the dict that it yields."""
+        started, state = time.time(), {"reused": None}
+        getLogger().info(set_color(f"Step: {name}", "green"))
+        yield state
+        seconds = time.time() - started
+        self.results[name] = StepResult(seconds=seconds, reused=state["reused"])
+        how = {None: "done", True: "reused", False: "made"}[state["reused"]]
+        getLogger().info(f"Step: {name} {how} in {seconds:.1f} s")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a student is made from.
+
+    knowledge: None without distillation. teachers: those that gave it; none where it was handed over.
+    folders: each teacher's stored knowledge. start_vectors: [n_items, D] that `kd_item_init` names, or None.
+    """
+
+    split: Split
+    knowledge: Knowledge | None = None
+    teachers: list[FittedTeacher] = field(default_factory=list)
+    folders: list[Folder] = field(default_factory=list)
+    start_vectors: Tensor | None = None
+
+
+def prepare(config: Config, steps: Steps) -> Prepared:
+    """Data, teachers and their knowledge; each taken from disk where it still matches, else made."""
+    with steps("data"):
+        split = load_split(config)
+    teachers: list[FittedTeacher] = []
+    folders: list[Folder] = []
+    knowledge = None
+    if config["kd"] != "none":
+        teachers, folders, knowledge = _knowledge(config, split, steps)
+    vectors = start_vectors(config, split, steps, teachers) if config["kd_item_init"] != "none" else None
+    return Prepared(split, knowledge, teachers, folders, vectors)
+
+
+def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedTeacher], list[Folder], Knowledge]:
+    """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
+    wanted = {TEACHERS[name].item_text for name in config["kd_teachers"]}
+    if wanted != {"nothing"}:
+        with steps("text") as state:
+            state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
+    data: TeacherData = teacher_data(split, config["kd_teacher_seed"])
+    teachers: list[FittedTeacher] = []
+    folders: list[Folder] = []
+    for name in config["kd_teachers"]:
+        with steps(f"teacher {name}") as state:
+            teacher = fit_or_load(name, config, data)
+            teachers.append(teacher)
+            state["reused"] = teacher.reused
+        with steps(f"knowledge {name}") as state:
+            stored, state["reused"] = build_or_load(teacher, data, config)
+            folders.append(stored)
+            _warn_of_unknown(name, stored.notes, split)
+    knowledge = open_knowledge(teachers, folders, data, config)
+    return teachers, folders, knowledge
+
+
+def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence[FittedTeacher]) -> Tensor:
+    """What `kd_item_init` names: vectors of all items by the student's ids, [n_items, D]; zero where there is none."""
+    source = config["kd_item_init"]
+    with steps(f"item vectors {source}") as state:
+        if source == "text":
+            state["reused"] = prepare_item_text(config, split.item_tokens)
+            return item_text_vectors(config, split.dataset)
+        data = teacher_data(split, config["kd_teacher_seed"])
+        named = [teacher for teacher in teachers if teacher.name == source]
+        teacher = named[0] if named else fit_or_load(source, config, data)
+        state["reused"] = teacher.reused
+        return unit_items(teacher)[data.canonical]
+
+
+def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:
+    if notes["unknown_rows"] or notes["unknown_items"]:
+        getLogger().warning(
+            f"{name} knows nothing of {notes['unknown_rows']} of {len(split.train)} training rows (no history) and of "
+            f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text or image): its weight is zero there."
+        )

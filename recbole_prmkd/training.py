@@ -1,0 +1,128 @@
+"""A student and its training, the same for a plain run and for a trial of a sweep.
+
+`make_trainer` builds the student from what was prepared, `train` fits it; a state of `progress` lets it go on from
+the epoch at which another process stopped.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+from recbole.data.transform import construct_transform
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import ModelType, get_flops, get_model, get_trainer, init_seed
+
+from recbole_prmkd import progress
+from recbole_prmkd.dataset import Split
+from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.knowledge import Knowledge
+from recbole_prmkd.objective import Objective
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.student import StudentScorer
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.fit import start
+from recbole_prmkd.trainer import Curriculum, distillation_trainer
+from recbole_prmkd.warm_start import warm_start
+
+# Called after each validation with the trainer, its training loader, the epoch and the validation score.
+AfterEpoch = Callable[[Any, Any, int, float], None]
+
+
+def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
+    """The student, seeded, inside its trainer (`trainer.model`), whose files go to `folder`."""
+    split = prepared.split
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+    if config["model"] in TEACHERS:
+        start(student, config["model"], config)
+    if prepared.start_vectors is not None:
+        warm_start(student, config, split.dataset, prepared.start_vectors)
+    getLogger().info(student)
+    _log_flops(student, config, split)
+    return quiet_trainer(_trainer_class(config), config, student, folder)
+
+
+def train(
+    config: Config,
+    prepared: Prepared,
+    trainer: Any,
+    saved: bool,
+    after_epoch: AfterEpoch | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> tuple[float, dict[str, float], float]:
+    """Fit the student; returns RecBole's best validation score and result, and the seconds of its fit.
+
+    Args:
+        saved: keep the best epoch's weights in the trainer's file.
+        after_epoch: called after each validation.
+        state: what `progress.captured` gave after an earlier epoch, to go on from there.
+    """
+    with ExitStack() as stack:
+        train_data = _training_data(config, prepared.split, trainer.model, stack)
+        if prepared.knowledge is not None:
+            _distil(config, prepared.split, prepared.knowledge, trainer.model, trainer)
+        if state is not None:
+            progress.restore(state, trainer, train_data)
+
+        def callback(epoch: int, score: float) -> None:
+            if after_epoch is not None:
+                after_epoch(trainer, train_data, epoch, score)
+
+        started = time.time()
+        score, result = trainer.fit(
+            train_data,
+            prepared.split.valid_data,
+            saved=saved,
+            show_progress=config["show_progress"],
+            callback_fn=callback,
+        )
+        return score, result, time.time() - started
+
+
+def distils(config: Config) -> bool:
+    """Whether kd_loss is in use."""
+    return config["kd"] != "none" and config["kd_weight"] > 0
+
+
+def _log_flops(student: AbstractRecommender, config: Config, split: Split) -> None:
+    """RecBole's count, which fails for some models and data (DSSM with number features): no reason to stop."""
+    try:
+        flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
+    except Exception as error:  # whatever the counter or the model raises on its one made-up row
+        getLogger().warning(f"FLOPs are not known: RecBole's counter fails on {config['model']} ({error}).")
+    else:
+        getLogger().info(f"FLOPs: {flops}")
+
+
+def _trainer_class(config: Config) -> type:
+    host = get_trainer(config["MODEL_TYPE"], config["model"])
+    return host if config["kd"] == "none" else distillation_trainer(host)
+
+
+def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:
+    """RecBole's training loader, or windows where shared prefixes are wanted and the student allows them."""
+    wanted = config["kd_shared_prefixes"]
+    if wanted is None:
+        wanted = distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if not wanted:
+        return split.train_data
+    reason = why_not_shared(student, config, split.train)
+    if reason is not None:
+        getLogger().warning(f"{config['model']} is trained row by row, as in RecBole: {reason}.")
+        return split.train_data
+    stack.enter_context(shared_prefixes(student))
+    return WindowLoader(config, split.train_data._dataset, split.train)
+
+
+def _distil(config: Config, split: Split, knowledge: Knowledge, student: AbstractRecommender, trainer: Any) -> None:
+    if not distils(config):
+        getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
+        return
+    scorer = StudentScorer(student, config, split.train_data._dataset, split.train)
+    objective = Objective(config, knowledge, split.train, split.later, scorer)
+    trainer.distil(objective, Curriculum(config, split.train) if config["kd_curriculum"] != "none" else None)
