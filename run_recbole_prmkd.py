@@ -2,6 +2,7 @@
 
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config_files="my.yaml" --kd_weight=5
+python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --nproc=4
 python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
 """
 
@@ -10,6 +11,7 @@ import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
+from recbole_prmkd.distributed import run_on_ranks
 
 
 def main() -> None:
@@ -22,6 +24,11 @@ def main() -> None:
     parser.add_argument("--model", "-m", default=None, help="name of the student, such as SASRec")
     parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
     parser.add_argument("--datasets", default=None, help="data sets to pre-train a teacher on, separated by commas")
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine, one for each GPU")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines; -1: those of this one")
+    parser.add_argument("--ip", default="localhost", help="the first machine's address")
+    parser.add_argument("--port", default="5678", help="a free port there")
+    parser.add_argument("--group_offset", type=int, default=0, help="processes on the machines before this one")
     parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
     arguments, others = parser.parse_known_args()
     try:
@@ -35,6 +42,15 @@ def main() -> None:
         datasets = datasets_to_pretrain_on(arguments.dataset, files)
         if datasets:
             pretrain(arguments.model, datasets, files)
+        elif arguments.nproc > 1 or arguments.world_size > 0:
+            given = vars(arguments)
+            sys.argv[1:] = others  # RecBole reads what is left as settings
+            run_on_ranks(
+                arguments.model,
+                arguments.dataset,
+                files,
+                **{name: given[name] for name in ("nproc", "world_size", "ip", "port", "group_offset")},
+            )
         else:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from recbole.config import Config
 from recbole.utils import ModelType, get_model
 
 from recbole_prmkd import keys, processed
+from recbole_prmkd.distributed import any_device
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
@@ -60,7 +62,9 @@ def load_config(
     below = _start_repairs(view)
     if protocol == "ranking" or (protocol == "auto" and kd != "none"):
         below = _ranking(view) | below
-    with tempfile.TemporaryDirectory() as folder:
+    if "local_rank" in view.user and "gpu_id" not in view.user:
+        below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))
+    with tempfile.TemporaryDirectory() as folder, any_device():
         # As the first file, so that every setting of the user's stands above it.
         file = Path(folder) / "below.yaml"
         file.write_text(yaml.safe_dump(below), encoding="utf-8")
@@ -70,6 +74,8 @@ def load_config(
             config_file_list=[str(file), *(config_file_list or [])],
             config_dict=copy.deepcopy(dict(config_dict or {})),
         )
+    if not torch.cuda.is_available():
+        config["device"] = torch.device("cpu")  # RecBole's processes have none other than CUDA's
     config.parameters["Distillation"] = list(settings)
     for key, value in settings.items():
         config[key] = value

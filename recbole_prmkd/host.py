@@ -17,6 +17,8 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_prmkd.distributed import any_device
+
 
 @contextmanager
 def run_logging(config: Config, folder: Path) -> Iterator[None]:
@@ -41,9 +43,8 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
 
 def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommender, folder: Path) -> Any:
     """A RecBole trainer whose curves and checkpoint go to `folder`."""
-    with mock.patch(
-        "recbole.trainer.trainer.get_tensorboard", lambda logger: SummaryWriter(str(folder / "tensorboard"))
-    ):
+    curves = str(folder / "tensorboard")
+    with mock.patch("recbole.trainer.trainer.get_tensorboard", lambda logger: SummaryWriter(curves)), any_device():
         kept = config["checkpoint_dir"]
         config["checkpoint_dir"] = str(folder)
         trainer = trainer_class(config, model)

@@ -20,10 +20,12 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates
+from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates, target_columns
 from recbole_prmkd.dataset import Rows
+from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
+from recbole_prmkd.prefixes import weighted
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
@@ -67,7 +69,8 @@ class Objective:
         scorer.prepare(interaction)
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
-        items, columns = in_batch_candidates(targets)  # [C], [B]
+        items, _ = in_batch_candidates(gathered(targets, config))  # [C]
+        columns = target_columns(items, targets)  # [B]
         excluded = self._excluded(rows)  # [B, P]
         mask = candidate_mask(items, targets, excluded)  # [B, C]
         if scorer.by_pairs:
@@ -80,6 +83,7 @@ class Objective:
         target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
+        loss = weighted(loss, interaction)
         scorer.release()
         self._record(loss, target, mask, *told)
         return loss
@@ -92,7 +96,7 @@ class Objective:
         """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, agreement..."""
         means = {name: total.item() / self._batches for name, total in self._sums.items()}
         self._batches, self._sums = 0, {}
-        return means
+        return mean_over_ranks(means, self.config)
 
     @torch.no_grad()
     def _target(self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

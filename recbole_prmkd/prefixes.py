@@ -22,8 +22,10 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_prmkd.dataset import ROW, Rows
+from recbole_prmkd.distributed import share_of
 
 WINDOW, OFFSET = "kd_window", "kd_offset"  # a row's window in the batch, and its last item's place there
+WEIGHT = "kd_batch_weight"  # of the batch's mean loss among those of other processes
 _POOL = 32  # batches whose windows are sorted by length together
 
 
@@ -68,7 +70,7 @@ class WindowLoader:
 
     def __init__(self, config: Config, dataset: Dataset | None, rows: Rows) -> None:
         self.config, self.dataset, self._dataset, self.rows = config, dataset, dataset, rows
-        self.shuffle, self.epoch = True, 0
+        self.shuffle, self.epoch = False, 0  # False: RecBole would set the epoch of a sampler
         self._usable = torch.nonzero(rows.lengths > 0).squeeze(1)  # [N']
         self._tiles = windows(rows.select(self._usable), config["MAX_ITEM_LIST_LENGTH"], config["kd_window_context"])
         self._scheduled: Tensor | None = None
@@ -83,7 +85,16 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Interaction]:
         batches = self.batches()
         self.epoch += 1
-        return map(self.batch, batches)
+        return map(self._own_part, batches)
+
+    def _own_part(self, places: Tensor) -> Interaction:
+        """This process's part of a batch; where there are several, with its weight."""
+        part, weight = share_of(places, self.config)
+        batch = self.batch(part)
+        if not self.config["single_spec"]:
+            batch.interaction[WEIGHT] = torch.full((len(part),), weight)
+            batch = Interaction(batch.interaction)
+        return batch
 
     def _rows_in_use(self) -> Tensor:
         if self._scheduled is None:
@@ -143,6 +154,11 @@ def row_places(interaction: Interaction, length: Tensor) -> tuple[Tensor, Tensor
     return torch.arange(len(length), device=length.device), length - 1
 
 
+def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
+    """The mean loss of a batch times its weight among those of other processes."""
+    return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
+
+
 _ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
 
 
@@ -161,22 +177,25 @@ def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
         window, offset = wanted[-1]
         return output[window, offset]  # [R, D]
 
-    def on_windows(function: Any) -> Any:
+    def on_windows(name: str) -> Any:
+        function = getattr(model, name)
+
         def call(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
             if WINDOW not in interaction:
                 return function(interaction, *args, **kwargs)
             wanted.append((interaction[WINDOW], interaction[OFFSET]))
             try:
-                return function(interaction, *args, **kwargs)
+                result = function(interaction, *args, **kwargs)
             finally:
                 wanted.pop()
+            return weighted(result, interaction) if name == "calculate_loss" else result
 
         return call
 
     entries = [name for name in _ENTRIES if hasattr(model, name)]
     model.gather_indexes = gather_indexes
     for name in entries:
-        setattr(model, name, on_windows(getattr(model, name)))
+        setattr(model, name, on_windows(name))
     try:
         yield
     finally:

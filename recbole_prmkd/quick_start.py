@@ -7,6 +7,7 @@ for bit. What is made on the way (item vectors, teachers, knowledge) is reused w
 seeded after it, so a cold and a warm run give the same student.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from logging import getLogger
@@ -15,6 +16,7 @@ from typing import Any
 
 from recbole.config import Config
 from recbole.utils import get_environment, init_seed, set_color
+from torch import distributed
 
 from recbole_prmkd import result as results
 from recbole_prmkd.checks import check_run
@@ -48,7 +50,9 @@ def run_recbole_prmkd(
         UserError: bad input, in one sentence; nothing was written.
     """
     config = load_config(model, dataset, config_file_list, config_dict)
-    output = _output_dir(config)
+    output = output_dir(config)
+    if config["local_rank"] > 0:  # the first process on this machine writes the result
+        return _follow(config, output, saved)
     check_run(config, output)
     with results.output_folder(output) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
@@ -60,7 +64,17 @@ def run_recbole_prmkd(
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
 
 
-def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], RunResult]:
+def _follow(config: Config, output: Path, saved: bool) -> dict[str, Any]:
+    """The same run in a further process of one training: its files are of no use, the weights are the first one's."""
+    with tempfile.TemporaryDirectory() as folder, run_logging(config, Path(folder)):
+        returned, _ = _run(config, Path(folder), saved, output / results.UNFINISHED)
+    return returned
+
+
+def _run(
+    config: Config, folder: Path, saved: bool, checkpoints: Path | None = None
+) -> tuple[dict[str, Any], RunResult]:
+    """checkpoints: where another process keeps the best epoch's weights; none: in `folder`."""
     steps = Steps()
     init_seed(config["seed"], config["reproducibility"])
     getLogger().info(config)
@@ -68,9 +82,13 @@ def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], Run
     split = prepared.split
     with steps("student"):
         trainer = make_trainer(config, prepared, folder)
+        if checkpoints is not None:
+            trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
     with steps("distillation" if distils(config) else "training"):
         best_score, best_valid, seconds = train(config, prepared, trainer, saved)
+        if not config["single_spec"]:
+            distributed.barrier()  # the first process has saved its weights
 
     with steps("evaluation"):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
@@ -120,7 +138,8 @@ def _run(config: Config, folder: Path, saved: bool) -> tuple[dict[str, Any], Run
     return returned, run
 
 
-def _output_dir(config: Config) -> Path:
+def output_dir(config: Config) -> Path:
+    """The folder of the run's result."""
     if config["kd_output_dir"]:
         return Path(config["kd_output_dir"])
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")

@@ -18,6 +18,7 @@ from recbole_prmkd.errors import UserError
 
 SCHEMA = "recbole_prmkd/1"
 RESULT = "result.json"
+UNFINISHED = "unfinished"
 _PACKAGES = (
     "recbole_prmkd",
     "recbole",
@@ -104,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def output_folder(path: Path, name: str = "unfinished") -> Iterator[Path]:
+def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
     """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
     A run that fails leaves its log in there, one refused for bad input leaves nothing; the next run clears it. An

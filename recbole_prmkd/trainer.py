@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import Trainer
 from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
 
 from recbole_prmkd.curriculum import PACING, difficulty, scheduled_rows
 from recbole_prmkd.dataset import Rows
@@ -117,6 +118,10 @@ class Curriculum:
         else:
             # RecBole's loaders draw from this list of numbers; a sampler made from it follows its length.
             vars(loader)["dataset"][:] = (self.users[chosen] if by_user else chosen).tolist()
+            if isinstance(loader.sampler, DistributedSampler):  # has counted another list
+                rows: Any = chosen.tolist()
+                sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=loader.sampler.shuffle)
+                vars(loader.sampler).update(vars(sampler))
         return share
 
 

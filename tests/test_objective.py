@@ -19,6 +19,7 @@ BATCH = torch.arange(0, N, 2)
 RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), ("validation", "vote_uniform")]
 CONFIG = {
     "seed": 1,
+    "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
     "kd_candidates": "batch",
     "kd_top_items": 6,

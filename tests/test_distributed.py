@@ -1,0 +1,66 @@
+"""Two processes train as one does: same batches, candidates, losses and weights; on gloo and the CPU."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd.distributed import run_on_ranks, share_of
+
+SAME = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "metric_decimal_place": 6}
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("kd", ["none", "prmkd"])
+def test_two_processes_equal_one(kd, settings, tmp_path):
+    """Shared prefixes, curriculum and all: the same global batches give the same weights and losses."""
+    more = {**SAME, "kd": kd, "kd_protocol": "ranking", "kd_shared_prefixes": True, "kd_rows_per_batch": 64}
+    alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(**more))
+    two = run_on_ranks(
+        "SASRec", "tiny", config_dict=settings(**more, kd_output_dir=str(tmp_path / "two")), nproc=2, port=free_port()
+    )
+    assert two["result"]["student"]["epochs"] == 2
+    for one_epoch, other in zip(alone["result"]["distillation"], two["result"]["distillation"], strict=True):
+        for name in ("kd_loss", "rec_loss", "share"):
+            assert other[name] == pytest.approx(one_epoch[name], rel=1e-5)
+    weights = [
+        torch.load(folder / "SASRec.pth", weights_only=False)["state_dict"]
+        for folder in (tmp_path / "out", tmp_path / "two")
+    ]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
+        path.name for path in (tmp_path / "out").iterdir()
+    )
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "DeepFM"])
+def test_other_students_train_on_two_processes(model, settings):
+    """RecBole's own loaders, cut by its sampler, under a curriculum."""
+    returned = run_on_ranks(model, "tiny", config_dict=settings(kd="prmkd"), nproc=2, port=free_port())
+    epochs = returned["result"]["distillation"]
+    assert [epoch["share"] for epoch in epochs] == pytest.approx([0.2, 0.482], abs=1e-3)
+    assert all(np.isfinite(epoch["kd_loss"]) and epoch["rec_loss"] > 0 for epoch in epochs)
+
+
+def test_shares_cover_the_batch_and_their_weighted_means_are_its_mean():
+    places = torch.arange(7)
+    parts = [
+        share_of(places, {"single_spec": False, "local_rank": rank, "offset": 1, "world_size": 3})
+        for rank in (-1, 0, 1)
+    ]
+    assert torch.equal(torch.cat([part for part, _ in parts]), places)
+    mean = sum(part.float().mean() * weight for part, weight in parts) / 3
+    assert mean.item() == pytest.approx(3)
+    assert share_of(places[:2], {"single_spec": False, "local_rank": 0, "offset": 0, "world_size": 3}) == (
+        pytest.approx(places[:2]),
+        1.0,
+    )
+    assert share_of(places, {"single_spec": True})[0] is places
