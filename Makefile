@@ -37,9 +37,10 @@ test: lint
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-# What the teachers' encoding gains, as a ratio inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
+# What the teachers' encoding and PyGLightGCN gain, as ratios inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encoding.py $(DATA)
+	$(BIN)/python benchmarks/lightgcn.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

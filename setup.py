@@ -50,6 +50,7 @@ setup(
     py_modules=["run_recbole_prmkd"],
     packages=[
         "recbole_prmkd",
+        "recbole_prmkd.students",
         "recbole_prmkd.teachers",
         "recbole_prmkd.properties",
         "recbole_prmkd.properties.model",

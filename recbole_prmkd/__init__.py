@@ -10,6 +10,7 @@ The package reads as the data flows:
 - `artifacts`, `passes`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
 - `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
 - `objective`: the method on one screen
+- `students`: models of our own to distil into, beside RecBole's
 - `student`, `prefixes`, `warm_start`: the student's own scores; one pass for all prefixes; where its items start
 - `trainer`: RecBole's trainers with distillation
 - `evaluation`, `result`, `plots`, `report`: metrics, result.json, a figure, tables

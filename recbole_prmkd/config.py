@@ -143,7 +143,7 @@ def _read_settings(config_file_list: Sequence[str] | None, config_dict: Mapping[
 
 
 def find_model(name: str) -> Any:
-    """The model class of this name, from RecBole or from our teachers.
+    """The model class of this name, from RecBole or from this package.
 
     Raises:
         UserError: there is none, or it differs in case.
