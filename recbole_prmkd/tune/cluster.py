@@ -1,0 +1,50 @@
+"""Where Ray runs: the cluster that the user names, one that this process already uses, or one for this call alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import recbole_prmkd
+from recbole_prmkd.errors import UserError
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray, for the length of the block.
+
+    Args:
+        address: of a running cluster, such as `auto` or `10.0.0.5:6379`; None: this machine.
+    Raises:
+        UserError: there is no such cluster, or it refuses the token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's own note of the sweep every second, so that a killed driver has lost nothing that had ended.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+            log_to_driver=False,
+            include_dashboard=None if address else False,
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"Cannot use the Ray cluster {address or 'of this machine'}: {reason}; see docs/sweeps.md, which also "
+            "says how to give the cluster's token."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_path() -> str:
+    """PYTHONPATH for Ray's workers: what this process imports the package from comes first."""
+    home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
+    return os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
