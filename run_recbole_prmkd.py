@@ -2,6 +2,7 @@
 
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config_files="my.yaml" --kd_weight=5
+python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --tune=hyper/sasrec.yaml --tune_trials=50
 python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
 """
 
@@ -10,6 +11,7 @@ import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
+from recbole_prmkd.tune import run_sweep
 
 
 def main() -> None:
@@ -23,6 +25,12 @@ def main() -> None:
     parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
     parser.add_argument("--datasets", default=None, help="data sets to pre-train a teacher on, separated by commas")
     parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
+    parser.add_argument("--tune", metavar="FILE", default=None, help="sweep file: search settings, as in hyper/")
+    parser.add_argument("--tune_trials", type=int, default=None, help="number of trials, in place of the sweep file's")
+    parser.add_argument(
+        "--tune_resume", metavar="FOLDER", nargs="?", const=True, default=None, help="go on with an interrupted sweep"
+    )
+    parser.add_argument("--ray_address", default=None, help="a running Ray cluster, such as auto; none: this machine")
     arguments, others = parser.parse_known_args()
     try:
         for other in others:
@@ -33,7 +41,18 @@ def main() -> None:
                 )
         files = arguments.config_files.split() if arguments.config_files else None
         datasets = datasets_to_pretrain_on(arguments.dataset, files)
-        if datasets:
+        if arguments.tune or arguments.tune_resume:
+            sys.argv[1:] = others  # RecBole reads what is left as settings
+            run_sweep(
+                arguments.model,
+                arguments.dataset,
+                files,
+                sweep_file=arguments.tune,
+                trials=arguments.tune_trials,
+                ray_address=arguments.ray_address,
+                resume=arguments.tune_resume,
+            )
+        elif datasets:
             pretrain(arguments.model, datasets, files)
         else:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)

@@ -63,7 +63,7 @@ class Handover:
         missing = [name for name in wanted if name not in self.teachers]
         if missing:
             raise UserError(
-                f"The sweep made no knowledge of {', '.join(missing)}: name them in kd_teachers at its start."
+                f"The sweep made no knowledge of {', '.join(missing)}: name them in kd_teachers when you start it."
             )
         knowledge = None
         if wanted:
@@ -115,10 +115,11 @@ def unpacked(content: bytes, config: Config) -> Split:
         part.config = config
     init_seed(config["seed"], config["reproducibility"])
     dataset.build = lambda: parts  # the split was made before
-    loaders = data_preparation(config, dataset)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
     del dataset.build
     train, later, valid, test = stored["rows"]
-    return Split(dataset, *loaders, train, later, valid, test, *stored["tokens"])
+    items, users = stored["tokens"]
+    return Split(dataset, train_data, valid_data, test_data, train, later, valid, test, items, users)
 
 
 def _opened(name: str, handed: HandedTeacher, device: torch.device) -> TeacherKnowledge:

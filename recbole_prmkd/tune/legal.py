@@ -36,7 +36,9 @@ def check_space(domains: Sequence[Domain], view: HostView) -> None:
     for domain in domains:
         _check_key(domain.key, view.stock)
         if domain.key in view.user:
-            raise UserError(f"{domain.key} is in the search space and set to {view.user[domain.key]!r} too: drop one.")
+            raise UserError(
+                f"{domain.key} is in the search space and fixed to {view.user[domain.key]!r} too: leave one out."
+            )
         for value in domain.witnesses:
             if domain.key == "kd" or domain.key.startswith("kd_"):
                 _check_kd(domain.key, value)

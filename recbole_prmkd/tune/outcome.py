@@ -35,7 +35,7 @@ class Trial:
 
 def trials_of(results: tune.ResultGrid, plan: Plan, folder: Path) -> list[Trial]:
     """All trials, by name."""
-    return sorted((_trial(result, plan, folder) for result in results), key=lambda trial: trial.name)
+    return sorted((_trial(results[i], plan, folder) for i in range(len(results))), key=lambda trial: trial.name)
 
 
 def winner_of(trials: list[Trial], base: Config) -> Trial:

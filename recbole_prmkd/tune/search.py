@@ -20,6 +20,7 @@ from recbole_prmkd.tune.space import Domain, as_option
 from recbole_prmkd.tune.trial import BEST
 
 _TIME = "training_iteration"  # counts validations
+_CONTINUOUS: dict[str, Any] = {"uniform": tune.uniform, "loguniform": tune.loguniform, "quniform": tune.quniform}
 
 
 def param_space(sweep: SweepSettings) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def _ray_domain(domain: Domain, grid: bool) -> Any:
         return tune.grid_search(options) if grid else tune.choice(options)
     if domain.kind == "integer":
         return tune.randint(values[0], values[1] + 1)
-    return {"uniform": tune.uniform, "loguniform": tune.loguniform, "quniform": tune.quniform}[domain.kind](*values)
+    return _CONTINUOUS[domain.kind](*values)
 
 
 def tune_config(sweep: SweepSettings, base: Config, longest: int) -> tune.TuneConfig:

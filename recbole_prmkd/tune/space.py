@@ -86,9 +86,7 @@ def read_lines(text: str, source: Path) -> dict[str, Any]:
         if not words or line.lstrip().startswith("#"):
             continue
         if len(words) < 3 or words[1] not in {"choice", "uniform", "loguniform", "quniform"}:
-            raise UserError(
-                f"{source}, line {number}: {line.strip()!r} is not `key choice [a,b]` or `key uniform a,b`."
-            )
+            raise UserError(f"{source}, line {number}: {line.strip()!r} is no `key choice [a,b]` or `key uniform a,b`.")
         key, kind, values = words
         try:
             parsed = ast.literal_eval(values if kind == "choice" else f"[{values}]")

@@ -24,6 +24,7 @@ from recbole_prmkd.host import no_command_line, run_logging
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.tune.cluster import cluster
+from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
 from recbole_prmkd.tune.outcome import Trial, trials_of, winner_of, write_trials, write_winner
 from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write_plan
@@ -65,6 +66,7 @@ def run_sweep(
     with run_logging(base, folder), cluster(ray_address):
         ended = _trials(plan, base, folder)
         write_trials(ended, base, folder)
+        draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
         winner = winner_of(ended, base)
         best = write_winner(winner, plan, base, folder)
         getLogger().info(set_color("winner", "yellow") + f": trial {winner.name}, {winner.settings}")
