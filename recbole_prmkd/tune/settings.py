@@ -144,5 +144,7 @@ def checked(content: dict[str, Any], source: str) -> SweepSettings:
         where = ".".join(map(str, first["loc"]))
         hint = f"; legal are {', '.join(SweepSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{source}: {where + ': ' if where else ''}{first['msg']}{hint}.") from error
-    read_space(settings.space)
+    for domain in read_space(settings.space):
+        if settings.search == "grid" and domain.kind != "choice":
+            raise UserError(f"{source}: {domain.key} is a range, of which search: grid cannot try all; use choice.")
     return settings

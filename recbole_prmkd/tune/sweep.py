@@ -61,7 +61,7 @@ def run_sweep(
     Raises:
         UserError: bad input, in one sentence, before Ray starts; or every trial failed.
     """
-    plan, folder = _plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
+    plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
     base = _widest(plan)
     with run_logging(base, folder), cluster(ray_address):
         ended = _trials(plan, base, folder)
@@ -85,14 +85,14 @@ def run_sweep(
     }
 
 
-def _plan_and_folder(
+def plan_and_folder(
     model: str | None,
     dataset: str | None,
     config_file_list: Sequence[str] | None,
     config_dict: Mapping[str, Any] | None,
     sweep_file: str | None,
-    trials: int | None,
-    resume: str | bool | None,
+    trials: int | None = None,
+    resume: str | bool | None = None,
 ) -> tuple[Plan, Path]:
     """A new sweep and its new folder, or an interrupted one's."""
     stored = None
