@@ -11,7 +11,7 @@ import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
-from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune import passes_on, run_sweep
 
 
 def main() -> None:
@@ -55,7 +55,8 @@ def main() -> None:
         elif datasets:
             pretrain(arguments.model, datasets, files)
         else:
-            run_recbole_prmkd(arguments.model, arguments.dataset, files)
+            with passes_on(arguments.ray_address):
+                run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
 

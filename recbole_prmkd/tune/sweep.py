@@ -7,6 +7,7 @@ Trials see the validation rows only; the test rows are ranked once, by the plain
 
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
@@ -24,6 +25,7 @@ from recbole_prmkd.host import no_command_line, run_logging
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.tune.cluster import cluster
+from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
 from recbole_prmkd.tune.outcome import Trial, trials_of, winner_of, write_trials, write_winner
@@ -64,7 +66,7 @@ def run_sweep(
     plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
     base = _widest(plan)
     with run_logging(base, folder), cluster(ray_address):
-        ended = _trials(plan, base, folder)
+        ended = _trials(plan, base, folder, distributed=ray_address is not None)
         write_trials(ended, base, folder)
         draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
         winner = winner_of(ended, base)
@@ -165,9 +167,10 @@ def _widest(plan: Plan) -> Config:
     return plan.config(settings)
 
 
-def _trials(plan: Plan, base: Config, folder: Path) -> list[Trial]:
-    """Prepare once, run the trials or what is left of them."""
-    handover = _prepared(plan, base)
+def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[Trial]:
+    """Prepare once (`distributed`: with the teachers' passes on the cluster), then run what is left of the trials."""
+    with spread(plan.sweep.resources.gpu) if distributed else nullcontext():
+        handover = _prepared(plan, base)
     job = Job(plan, handover, folder)
     resources = {"cpu": plan.sweep.resources.cpu, "gpu": plan.sweep.resources.gpu}
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), resources)

@@ -1,0 +1,211 @@
+"""Sweeps on a real Ray: two nodes on one machine, nodes and drivers that are killed, winners that are reproduced."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import yaml
+from conftest import write_tiny
+from ray.cluster_utils import Cluster
+
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.config import load_config
+from recbole_prmkd.preparation import Steps, prepare
+from recbole_prmkd.result import read
+from recbole_prmkd.tune import passes_on, run_sweep
+
+ROOT = Path(__file__).parent.parent
+SPACE = {"kd_weight": {"loguniform": [0.5, 20]}, "learning_rate": {"loguniform": [0.0005, 0.02]}}
+METRIC = "valid mrr@10"
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    """Writes a sweep file of the space above."""
+
+    def write(**more):
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump({"space": SPACE, "trials": 2, **more}))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    """A cluster of a head with one CPU and another node with one; removed afterwards."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def listed(folder):
+    return pd.read_csv(Path(folder) / "trials.csv", dtype={"id": str}).set_index("id")
+
+
+def check_winner(out):
+    """best.yaml gives the winner's validation score, exactly; only the winner has seen the test rows."""
+    trials, folder = listed(out["output_dir"]), Path(out["output_dir"])
+    good = trials[trials.status != "failed"]
+    assert out["best_valid_score"] == good[METRIC].max()
+    assert read(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
+    again = run_recbole_prmkd(
+        config_file_list=[str(folder / "best.yaml")], config_dict={"kd_output_dir": str(folder / "again")}
+    )
+    assert again["best_valid_score"] == out["best_valid_score"]
+    assert again["test_result"] == out["winner"]["test_result"]
+    assert not [column for column in trials if "test" in column]
+
+
+def test_a_sweep_from_file_to_winner(settings, sweep_file, tmp_path):
+    """Three trials, one of them fails: the others go on, and it is listed with its error."""
+    space = {**SPACE, "loss_type": {"choice": ["CE", "BPR", "wrong"]}}
+    del space["learning_rate"]
+    file = sweep_file(space=space, trials=6, seed=3, max_failures=0)
+    out = run_sweep("SASRec", "tiny", None, settings(kd="prmkd", train_neg_sample_args=None), file)
+    folder, trials = Path(out["output_dir"]), listed(out["output_dir"])
+    assert len(trials) == 6
+    wrong = trials.loss_type != "CE"
+    assert wrong.any() and (trials[wrong].status == "failed").all() and trials[wrong].error.str.len().min() > 10
+    assert (trials[~wrong].status == "finished").all() and trials[~wrong][METRIC].notna().all()
+    check_winner(out)
+    for name in ("importance.svg", "parallel_coordinates.svg"):
+        assert (folder / name).stat().st_size > 1000
+    one = folder / "trials" / trials[~wrong].index[0]
+    assert list(one.glob("tensorboard/events*")) and list(one.glob("log/**/*.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["DeepFM", "LightGCN"])
+def test_asha_and_a_node_killed_in_the_middle(model, settings, sweep_file, two_nodes):
+    """Six trials stop early where they are worse; a node dies: what had ended stays, the sweep completes."""
+    file = sweep_file(trials=6, scheduler={"name": "asha", "grace": 2, "reduction": 2}, search="optuna", seed=1)
+    fixed = settings(kd="prmkd", epochs=24, stopping_step=50)
+    folder = Path(fixed["kd_output_dir"])
+    ended = {}
+
+    def kill():
+        while not list(folder.glob("trials/*/finished.json")):
+            time.sleep(0.1)
+        ended.update({path: path.read_text() for path in folder.glob("trials/*/finished.json")})
+        two_nodes.remove_node(two_nodes.list_all_nodes[-1], allow_graceful=False)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    out = run_sweep(model, "tiny", None, fixed, file, ray_address=two_nodes.address)
+    thread.join(10)
+    trials = listed(folder)
+    assert len(trials) == 6 and (trials.status == "stopped").any() and (trials.status != "failed").all()
+    assert ended
+    for path, content in ended.items():
+        assert path.read_text() == content and trials.status[path.parent.name] == "finished"
+        assert len(list(path.parent.glob("log/**/*.log"))) == 1  # trained once
+    check_winner(out)
+
+
+DRIVER = """
+import sys, json
+sys.argv = sys.argv[:1]
+from recbole_prmkd.tune import run_sweep
+run_sweep("BPR", "tiny", None, json.loads(sys.stdin.read()), {file!r})
+"""
+
+
+@pytest.mark.slow
+def test_resume_after_the_driver_was_killed(settings, sweep_file, tmp_path):
+    """kill -9, then `--tune_resume=FOLDER`: what had finished is not trained again."""
+    import json
+
+    file = sweep_file(trials=6, seed=1, max_concurrent=1)
+    fixed = settings(kd="prmkd", epochs=40, stopping_step=50)
+    folder = Path(fixed["kd_output_dir"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(file=file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+    )
+    driver.stdin.write(json.dumps(fixed))
+    driver.stdin.close()
+    until = time.time() + 200
+    while len(list(folder.glob("trials/*/finished.json"))) < 2:
+        assert driver.poll() is None and time.time() < until
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(3)  # its Ray dies after it
+    finished = {path.parent: path.read_text() for path in folder.glob("trials/*/finished.json")}
+    assert 2 <= len(finished) < 6
+    logs = {trial: sorted(trial.glob("log/**/*.log")) for trial in finished}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_recbole_prmkd.py"), f"--tune_resume={folder}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    trials = listed(folder)
+    assert len(trials) == 6 and (trials.status == "finished").all()
+    for trial, content in finished.items():
+        assert (trial / "finished.json").read_text() == content
+        assert sorted(trial.glob("log/**/*.log")) == logs[trial]
+    assert read(folder / "winner").student.valid["mrr@10"] == trials[METRIC].max()
+    with pytest.raises(UserError, match="epochs"):
+        run_sweep("BPR", "tiny", None, {**fixed, "epochs": 3}, file, resume=True)
+
+
+def cache_of(folder):
+    files = [file for file in folder.rglob("*") if file.suffix in {".npy", ".json", ".safetensors"}]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["UniSRec", "Recformer"])
+def test_the_cache_from_ray_data_equals_the_local_one(teacher, settings, tmp_path, two_nodes, tiny_encoder):
+    """Byte for byte, arrays, weights and hashes; the manifests differ in seconds alone."""
+    made = []
+    for name, address in (("local", None), ("ray", two_nodes.address)):
+        folder = tmp_path / name
+        more = {"kd_recformer_base": str(tiny_encoder)} if teacher == "Recformer" else {}
+        config = load_config(
+            "SASRec",
+            "tiny",
+            config_dict=settings(
+                kd="prmkd",
+                kd_teachers=[teacher],
+                data_path=str(write_tiny(folder / "data")),
+                kd_cache_dir=str(folder / "cache"),
+                kd_teacher_dir=str(folder / "teachers"),
+                **more,
+            ),
+        )
+        with passes_on(address):
+            prepare(config, Steps())
+        made.append(cache_of(folder))
+    local, spread = made
+    arrays = {name for name in local if name.endswith(("npy", "safetensors"))}
+    assert local.keys() == spread.keys() and len(arrays) == 4
+    for name in local:
+        left, right = local[name], spread[name]
+        if not name.endswith("manifest.json"):
+            assert left == right, name
+            continue
+        left, right = yaml.safe_load(left), yaml.safe_load(right)
+        assert left["identity"] == right["identity"] and left["files"] == right["files"]
