@@ -11,7 +11,6 @@ import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
-from recbole_prmkd.tune import passes_on, run_sweep
 
 
 def main() -> None:
@@ -41,6 +40,8 @@ def main() -> None:
                 )
         files = arguments.config_files.split() if arguments.config_files else None
         datasets = datasets_to_pretrain_on(arguments.dataset, files)
+        from recbole_prmkd.tune import passes_on, run_sweep  # takes seconds
+
         if arguments.tune or arguments.tune_resume:
             sys.argv[1:] = others  # RecBole reads what is left as settings
             run_sweep(

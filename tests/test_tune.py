@@ -60,30 +60,41 @@ def check_winner(out):
     good = trials[trials.status != "failed"]
     assert out["best_valid_score"] == good[METRIC].max()
     assert read(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
+    assert not [column for column in trials if "test" in column]
     again = run_recbole_prmkd(
         config_file_list=[str(folder / "best.yaml")], config_dict={"kd_output_dir": str(folder / "again")}
     )
     assert again["best_valid_score"] == out["best_valid_score"]
     assert again["test_result"] == out["winner"]["test_result"]
-    assert not [column for column in trials if "test" in column]
 
 
-def test_a_sweep_from_file_to_winner(settings, sweep_file, tmp_path):
-    """Three trials, one of them fails: the others go on, and it is listed with its error."""
-    space = {**SPACE, "loss_type": {"choice": ["CE", "BPR", "wrong"]}}
-    del space["learning_rate"]
-    file = sweep_file(space=space, trials=6, seed=3, max_failures=0)
+def test_a_sweep_from_file_to_winner(settings, sweep_file):
+    """The whole way on a local Ray, with fixed settings, two trials and their folders."""
+    out = run_sweep("SASRec", "tiny", None, settings(kd="prmkd"), sweep_file())
+    folder, trials = Path(out["output_dir"]), listed(out["output_dir"])
+    assert len(trials) == 2 and (trials.status == "finished").all() and trials.error.isna().all()
+    assert (trials.seconds > 0).all() and trials["best epoch"].isin([0, 1]).all()
+    assert set(SPACE) <= set(trials.columns)
+    check_winner(out)
+    one = folder / "trials" / trials.index[0]
+    assert list(one.glob("tensorboard/events*")) and list(one.glob("log/**/*.log"))
+    assert (folder / "parallel_coordinates.svg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_failed_trials_are_listed_and_the_others_go_on(settings, sweep_file):
+    """A grid, half of which cannot train: each is tried twice, then listed with its error."""
+    space = {"kd_weight": {"choice": [1, 5]}, "loss_type": {"choice": ["CE", "wrong"]}}
+    file = sweep_file(space=space, trials=None, search="grid", max_failures=1)
     out = run_sweep("SASRec", "tiny", None, settings(kd="prmkd", train_neg_sample_args=None), file)
     folder, trials = Path(out["output_dir"]), listed(out["output_dir"])
-    assert len(trials) == 6
-    wrong = trials.loss_type != "CE"
-    assert wrong.any() and (trials[wrong].status == "failed").all() and trials[wrong].error.str.len().min() > 10
+    wrong = trials.loss_type == "wrong"
+    assert len(trials) == 4 and wrong.sum() == 2 and (trials[wrong].status == "failed").all()
+    assert trials[wrong].error.str.contains("loss_type").all()
     assert (trials[~wrong].status == "finished").all() and trials[~wrong][METRIC].notna().all()
+    assert len(list((folder / "trials" / trials[wrong].index[0]).glob("log/**/*.log"))) == 2
     check_winner(out)
-    for name in ("importance.svg", "parallel_coordinates.svg"):
-        assert (folder / name).stat().st_size > 1000
-    one = folder / "trials" / trials[~wrong].index[0]
-    assert list(one.glob("tensorboard/events*")) and list(one.glob("log/**/*.log"))
+    assert (folder / "importance.svg").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     # Ray's own note of the sweep every second, so that a killed driver has lost nothing that had ended.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # ... and no word about it
     try:
         ray.init(
             address=address or "local",
