@@ -27,7 +27,15 @@ def planned(settings, tmp_path, monkeypatch):
     def plan(content, model="SASRec", name="sweep.yaml", **more):
         file = tmp_path / name
         file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-        free = {"train_batch_size", "hidden_size", "mlp_hidden_size", "embedding_size", "epochs", "kd_output_dir"}
+        free = {
+            "train_batch_size",
+            "hidden_size",
+            "inner_size",
+            "mlp_hidden_size",
+            "embedding_size",
+            "epochs",
+            "kd_output_dir",
+        }
         fixed = {key: value for key, value in settings(kd="prmkd").items() if key not in free}
         return plan_and_folder(model, "tiny", None, {**fixed, **more}, str(file))
 
@@ -121,6 +129,22 @@ def test_a_wrong_space_is_refused_by_name(space, sentence, planned):
 def test_a_wrong_setting_is_refused_by_name(more, sentence, planned):
     with pytest.raises(UserError, match=sentence):
         planned({"space": {"kd_weight": {"choice": [1, 2]}}, **more})
+
+
+@pytest.mark.parametrize("key", ["n_layers", "inner_size", "epochs", "learner"])
+def test_a_population_may_not_change_what_a_student_is(key, planned, tmp_path):
+    space = {
+        key: {"choice": ["adam", "sgd"] if key == "learner" else [8, 16]},
+        "learning_rate": {"uniform": [0.1, 0.2]},
+    }
+    with pytest.raises(UserError, match=key):
+        planned({"space": space, "scheduler": "pbt"})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_population_may_change_the_rest(planned):
+    space = {"hidden_dropout_prob": {"uniform": [0.1, 0.5]}, "kd_weight": {"uniform": [1, 5]}}
+    assert planned({"space": {**space, "learning_rate": {"loguniform": [0.001, 0.1]}}, "scheduler": "pbt"})
 
 
 def test_no_key_is_both_searched_and_fixed(planned):

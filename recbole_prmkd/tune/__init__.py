@@ -5,7 +5,7 @@
 - `plan`: what all trials share, checked, and kept in the sweep's folder
 - `handover`: data and knowledge, made once and handed to the trials
 - `trial`: one trial: the code of a plain run, without the test
-- `search`: search algorithm and scheduler by name
+- `search`: search algorithm and scheduler by name; `population`: what PBT may change
 - `outcome`, `figures`: trials.csv, best.yaml, importance and parallel coordinates
 - `cluster`: where Ray runs; `encode`: the teachers' pass as a Ray Data job
 """

@@ -30,6 +30,7 @@ from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
 from recbole_prmkd.tune.outcome import Trial, trials_of, winner_of, write_trials, write_winner
 from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write_plan
+from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
 from recbole_prmkd.tune.trial import Job, run_trial
@@ -101,10 +102,6 @@ def plan_and_folder(
     if resume:
         folder = _resumed_folder(resume, config_file_list, config_dict)
         stored = read_plan(folder)
-        if not tune.Tuner.can_restore(str(folder / _RAY)):
-            raise UserError(
-                f"The sweep in {folder} was stopped before its first trial: start it anew without --tune_resume."
-            )
         if sweep_file is None:
             return stored, folder
     if sweep_file is None:
@@ -120,6 +117,8 @@ def plan_and_folder(
         return plan, folder
     folder = _new_folder(plan, config_file_list, config_dict)
     check_run(_widest(plan), folder)
+    if isinstance(plan.sweep.scheduler, Pbt):
+        check_population(plan)
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
