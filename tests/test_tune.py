@@ -8,14 +8,16 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import ray
+import torch
 import yaml
 from conftest import write_tiny
 from ray.cluster_utils import Cluster
 
-from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd import UserError, passes, run_recbole_prmkd
 from recbole_prmkd.config import load_config
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.result import read
@@ -220,3 +222,43 @@ def test_the_cache_from_ray_data_equals_the_local_one(teacher, settings, tmp_pat
             continue
         left, right = yaml.safe_load(left), yaml.safe_load(right)
         assert left["identity"] == right["identity"] and left["files"] == right["files"]
+
+
+@pytest.mark.slow
+def test_a_lost_worker_costs_only_its_shard(tmp_path, two_nodes):
+    """One actor dies at batch 21: what the others did is not done again, and the result is whole and in order."""
+    batches = list(torch.arange(160).split(4))
+    died = tmp_path / "died"
+
+    def encode(index):
+        number = int(index[0]) // 4
+        with (tmp_path / f"batch-{number}").open("a") as file:
+            file.write("x")
+        if number == 21 and not died.exists():
+            died.touch()
+            os._exit(1)
+        return np.stack([index.numpy(), index.numpy() ** 2], axis=1)
+
+    with (
+        passes_on(two_nodes.address),
+        passes.resumable(tmp_path / "cache", "numbers", {}, 160, label="Numbers", dtype=np.int64) as work,
+    ):
+        array = np.array(work.fill(batches, encode))
+    assert died.exists() and (array == np.stack([np.arange(160), np.arange(160) ** 2], axis=1)).all()
+    again = [n for n in range(40) if len((tmp_path / f"batch-{n}").read_text()) > 1]
+    assert again and len(again) <= 8 and 21 in again
+
+
+@pytest.mark.slow
+def test_a_population_takes_over_students_and_settings(settings, sweep_file, tmp_path):
+    """PBT: the worst go on from a copy of the best, at its epoch, with settings of their own."""
+    scheduler = {"name": "pbt", "interval": 2, "share": 0.5}
+    space = {"learning_rate": {"loguniform": [0.00001, 0.05]}, "kd_weight": {"uniform": [1, 5]}}
+    file = sweep_file(space=space, trials=2, scheduler=scheduler, seed=1)
+    out = run_sweep("BPR", "tiny", None, settings(kd="prmkd", epochs=12, stopping_step=50), file)
+    folder, trials = Path(out["output_dir"]), listed(out["output_dir"])
+    assert len(trials) == 2 and (trials.status != "failed").all()
+    assert max(len(list(trial.glob("log/**/*.log"))) for trial in (folder / "trials").iterdir()) > 1
+    takeovers = [line for file in (folder / "ray").glob("pbt_policy_*.txt") for line in file.read_text().splitlines()]
+    assert takeovers
+    assert "PBT" in (folder / "best.yaml").read_text()

@@ -168,6 +168,7 @@ def _widest(plan: Plan) -> Config:
 
 def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[Trial]:
     """Prepare once (`distributed`: with the teachers' passes on the cluster), then run what is left of the trials."""
+    getLogger("tensorboardX").setLevel("WARNING")  # else it says at each epoch that a metric's @ becomes _
     with spread(plan.sweep.resources.gpu) if distributed else nullcontext():
         handover = _prepared(plan, base)
     job = Job(plan, handover, folder)
