@@ -9,7 +9,7 @@ import yaml
 
 from recbole_prmkd import UserError
 from recbole_prmkd.tune import run_sweep
-from recbole_prmkd.tune.search import param_space
+from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import read_sweep
 from recbole_prmkd.tune.space import Domain, read_space
 from recbole_prmkd.tune.sweep import plan_and_folder
@@ -108,6 +108,18 @@ def test_what_ray_draws_becomes_the_settings_again():
 def test_a_wrong_space_is_refused_by_name(space, sentence, planned):
     with pytest.raises(UserError, match=sentence):
         planned({"space": space})
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "median", "pbt", {"name": "asha", "grace": 40, "reduction": 2}])
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_search_and_scheduler_are_rays(search, scheduler, planned):
+    if scheduler == "pbt":
+        search = "random"
+    space = {"kd_weight": {"loguniform": [0.5, 20]}, "kd_curriculum": {"choice": ["none", "easy"]}}
+    plan, _ = planned({"space": space, "search": search, "scheduler": scheduler, "trials": 4, "max_concurrent": 2})
+    made = tune_config(plan.sweep, plan.config({"kd_weight": 1.0}), longest=10)
+    assert made.num_samples == 4 and made.mode == "max"
+    assert made.metric == ("mrr@10" if scheduler == "pbt" else "best_score")
 
 
 @pytest.mark.parametrize(

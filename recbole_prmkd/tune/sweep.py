@@ -24,6 +24,8 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line, run_logging
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.text import prepare_item_text
 from recbole_prmkd.tune.cluster import cluster
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
@@ -203,6 +205,8 @@ def _prepared(plan: Plan, base: Config) -> Handover:
     init_seed(base["seed"], base["reproducibility"])
     base["kd_item_init"] = "none"
     prepared = prepare(base, steps)
+    if plan.model in TEACHERS and TEACHERS[plan.model].item_text == "vectors":
+        prepare_item_text(base, prepared.split.item_tokens)  # a student that reads texts itself
     vectors = {}
     for source in _values(plan, "kd_item_init"):
         if source != "none":
