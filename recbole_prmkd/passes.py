@@ -64,11 +64,7 @@ class Pass:
         return np.zeros((self._rows, 0), self._dtype) if self._array is None else self._array
 
     def pending(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The batches that are not finished; `write` each before taking the next.
-
-        Args:
-            batches: row numbers of each, int64 on the CPU; no row is in two.
-        """
+        """The batches (row numbers, int64 on the CPU, none in two) to do; `write` each before taking the next."""
         self._batches = artifacts.digest(batches)
         self._resume(len(batches))
         total = sum(map(len, batches))
