@@ -182,6 +182,13 @@ def test_a_folder_is_never_used_twice(planned, tmp_path):
         planned(content, kd_output_dir=str(tmp_path / "mine"))
 
 
+def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"127.0.0.1:1 .*--ray_address"):
+        run_sweep("BPR", "tiny", sweep_file="sweep.yaml", ray_address="127.0.0.1:1")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(UserError, match="no sweep in"):
         run_sweep(resume=str(tmp_path))

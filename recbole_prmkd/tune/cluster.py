@@ -1,6 +1,7 @@
 """Where Ray runs: the cluster that the user names, one that this process already uses, or one for this call alone."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,23 @@ import ray
 
 import recbole_prmkd
 from recbole_prmkd.errors import UserError
+
+
+def check_address(address: str | None) -> None:
+    """Refuse a cluster that cannot be reached; Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing listens at the address.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "://" in host or not port.isdigit():  # auto and Ray's other words, which fail fast
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at {address} ({error}): check --ray_address; docs/sweeps.md says how to start one."
+        ) from error
 
 
 @contextmanager
@@ -23,6 +41,7 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    check_address(address)
     # Ray's own note of the sweep every second, so that a killed driver has lost nothing that had ended.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # ... and no word about it

@@ -26,7 +26,7 @@ from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.text import prepare_item_text
-from recbole_prmkd.tune.cluster import cluster
+from recbole_prmkd.tune.cluster import check_address, cluster
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
@@ -66,6 +66,7 @@ def run_sweep(
     Raises:
         UserError: bad input, in one sentence, before Ray starts; or every trial failed.
     """
+    check_address(ray_address)
     plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
     base = _widest(plan)
     with run_logging(base, folder), cluster(ray_address):
