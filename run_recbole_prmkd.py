@@ -3,6 +3,7 @@
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config_files="my.yaml" --kd_weight=5
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --nproc=4
+python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --tune=hyper/sasrec.yaml --tune_trials=50
 python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
 """
 
@@ -30,6 +31,12 @@ def main() -> None:
     parser.add_argument("--port", default="5678", help="a free port there")
     parser.add_argument("--group_offset", type=int, default=0, help="processes on the machines before this one")
     parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
+    parser.add_argument("--tune", metavar="FILE", default=None, help="sweep file: search settings, as in hyper/")
+    parser.add_argument("--tune_trials", type=int, default=None, help="number of trials, in place of the sweep file's")
+    parser.add_argument(
+        "--tune_resume", metavar="FOLDER", nargs="?", const=True, default=None, help="go on with an interrupted sweep"
+    )
+    parser.add_argument("--ray_address", default=None, help="a running Ray cluster, such as auto; none: this machine")
     arguments, others = parser.parse_known_args()
     try:
         for other in others:
@@ -40,7 +47,20 @@ def main() -> None:
                 )
         files = arguments.config_files.split() if arguments.config_files else None
         datasets = datasets_to_pretrain_on(arguments.dataset, files)
-        if datasets:
+        if arguments.tune or arguments.tune_resume:
+            from recbole_prmkd.tune import run_sweep  # takes seconds
+
+            sys.argv[1:] = others  # RecBole reads what is left as settings
+            run_sweep(
+                arguments.model,
+                arguments.dataset,
+                files,
+                sweep_file=arguments.tune,
+                trials=arguments.tune_trials,
+                ray_address=arguments.ray_address,
+                resume=arguments.tune_resume,
+            )
+        elif datasets:
             pretrain(arguments.model, datasets, files)
         elif arguments.nproc > 1 or arguments.world_size > 0:
             given = vars(arguments)
@@ -51,6 +71,11 @@ def main() -> None:
                 files,
                 **{name: given[name] for name in ("nproc", "world_size", "ip", "port", "group_offset")},
             )
+        elif arguments.ray_address:
+            from recbole_prmkd.tune import passes_on
+
+            with passes_on(arguments.ray_address):
+                run_recbole_prmkd(arguments.model, arguments.dataset, files)
         else:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:

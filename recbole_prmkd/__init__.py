@@ -2,7 +2,8 @@
 
 The package reads as the data flows:
 
-- `quick_start`: the whole run as visible steps; start here
+- `quick_start`: the whole run as visible steps; start here. Its parts: `preparation` (data, teachers, knowledge),
+  `training` (the student, and `progress`, from which a training goes on)
 - `keys`, `config`, `checks`: the kd_ keys, RecBole's Config around them, what is refused before work starts
 - `dataset`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
 - `text`, `encoder`, `images`, `vectors_file`: item text, images and their vectors, by a side channel
@@ -14,6 +15,7 @@ The package reads as the data flows:
 - `student`, `prefixes`, `warm_start`: the student's own scores; one pass for all prefixes; where its items start
 - `trainer`: RecBole's trainers with distillation
 - `evaluation`, `result`, `plots`, `report`: metrics, result.json, a figure, tables
+- `tune`: sweeps on Ray: many trainings from one preparation
 - `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
 """
 

@@ -103,6 +103,11 @@ def host_view(
     return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
 
 
+def user_setting(key: str, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None) -> Any:
+    """What the user has set for one key in files, dict or command line; None where nothing."""
+    return _read_settings(config_file_list, config_dict).external_config_dict.get(key)
+
+
 def datasets_to_pretrain_on(
     dataset: str | None, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None
 ) -> list[str] | None:

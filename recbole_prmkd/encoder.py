@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from recbole.config import Config
+from torch import Tensor
 
 from recbole_prmkd import artifacts, passes
 from recbole_prmkd.errors import UserError
@@ -44,19 +45,21 @@ def encode(texts: list[str], config: Config, work: passes.Pass) -> np.ndarray:
     distinct.sort(key=lambda text: -tokens[text])  # longest first: what does not fit the memory fails at once
     number_of = {text: number for number, text in enumerate(distinct)}
     number = torch.tensor([number_of.get(text, -1) for text in texts])  # [N]
-    with passes.autocast(config):
-        for index in work.pending(passes.equal_together(number, _CHUNK)):
-            first, last = int(number[index[0]]), int(number[index[-1]])
-            chunk = distinct[first : last + 1]
+
+    def encode_chunk(index: Tensor) -> np.ndarray:
+        first, last = int(number[index[0]]), int(number[index[-1]])
+        chunk = distinct[first : last + 1]
+        with passes.autocast(config):
             # As a tensor: numpy has no bfloat16.
             encoded = model.encode(chunk, batch_size=_BATCH, show_progress_bar=False, convert_to_tensor=True).float()
-            if not torch.isfinite(encoded).all():
-                raise UserError(
-                    f"The encoder {config['kd_text_encoder']} gave non-finite vectors in {passes.precision(config)}: "
-                    "use another one with --kd_text_encoder, or another --kd_encode_precision."
-                )
-            work.write(index, encoded[number[index] - first].cpu().numpy())
-    return work.array
+        if not torch.isfinite(encoded).all():
+            raise UserError(
+                f"The encoder {config['kd_text_encoder']} gave non-finite vectors in {passes.precision(config)}: "
+                "use another one with --kd_text_encoder, or another --kd_encode_precision."
+            )
+        return encoded[number[index] - first].cpu().numpy()
+
+    return work.fill(passes.equal_together(number, _CHUNK), encode_chunk)
 
 
 def load_encoder(config: Config) -> "SentenceTransformer":

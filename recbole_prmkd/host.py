@@ -1,4 +1,4 @@
-"""Where RecBole writes: its log file, TensorBoard curves and checkpoint, put into a folder of our choice.
+"""Where RecBole reads and writes: no command line; log, TensorBoard curves and checkpoint in a folder we name.
 
 RecBole writes to ./log, ./log_tensorboard and ./saved of the working directory, and its logger keeps the first run's
 handlers for good. Nothing else of it is changed here.
@@ -6,6 +6,7 @@ handlers for good. Nothing else of it is changed here.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,16 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
             handler.close()
         root.handlers = before
         root.setLevel(level)
+
+
+@contextmanager
+def no_command_line() -> Iterator[None]:
+    """Config reads sys.argv; inside, it finds nothing there, for a model that those options are not meant for."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommender, folder: Path) -> Any:

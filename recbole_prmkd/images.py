@@ -177,7 +177,6 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
     return {token: row for row, token in enumerate(files)}, stored.array("vectors")
 
 
-@torch.no_grad()
 def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: passes.Pass) -> np.ndarray:
     """The vision model's pooled output of each picture, or the mean of its tokens if it has no such output.
 
@@ -186,15 +185,18 @@ def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: pa
     """
     processor, model, pooled = _load_encoder(encoder)
     model = model.to(config["device"]).eval()
-    with passes.autocast(config):
-        for index in work.pending(torch.arange(len(files)).split(_BATCH)):
-            batch = [_picture(files[i]) for i in index.tolist()]
-            inputs = processor(images=batch, return_tensors="pt").to(config["device"])  # pixel_values [B, 3, H, W]
+
+    @torch.no_grad()
+    def encode_batch(index: Tensor) -> np.ndarray:
+        batch = [_picture(files[i]) for i in index.tolist()]
+        inputs = processor(images=batch, return_tensors="pt").to(config["device"])  # pixel_values [B, 3, H, W]
+        with passes.autocast(config):
             output = model(pixel_values=inputs["pixel_values"])
-            pooler = getattr(output, "pooler_output", None) if pooled else None
-            vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
-            work.write(index, vector.float().cpu().numpy())
-    return work.array
+        pooler = getattr(output, "pooler_output", None) if pooled else None
+        vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
+        return vector.float().cpu().numpy()
+
+    return work.fill(torch.arange(len(files)).split(_BATCH), encode_batch)
 
 
 def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:

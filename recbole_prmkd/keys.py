@@ -81,11 +81,11 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         if key != "kd" and not key.lower().startswith("kd_"):
             continue
         if key not in legal:
-            raise UserError(f"Unknown key {key!r}: {_nearest(key, legal)}.")
+            raise UserError(f"Unknown key {key!r}: {nearest(key, legal)}.")
         result[key] = _value(key, value, legal[key])
     for teacher in result.get("kd_teachers", []):
         if teacher not in names:
-            raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {_nearest(teacher, names)}.")
+            raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {nearest(teacher, names)}.")
     starts = ["none", "text", *names]
     if result.get("kd_item_init", "none") not in starts:
         raise UserError(f"kd_item_init = {result['kd_item_init']!r} is not legal: use one of {', '.join(starts)}.")
@@ -110,7 +110,8 @@ def _type_name(value: Any) -> str:
     return "any"
 
 
-def _nearest(word: str, legal: Iterable[str]) -> str:
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """What to say of an unknown word: the legal one that it resembles, or all of them."""
     words = sorted(legal)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"legal are {', '.join(words)}"
@@ -128,7 +129,7 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
     if "range" in entry and not _in_range(converted, entry["range"]):
         raise UserError(f"{key} = {value!r} is out of range: {entry['range']} is legal.")
     if "choices" in entry and converted not in entry["choices"]:
-        raise UserError(f"{key} = {value!r} is not legal: {_nearest(str(value), entry['choices'])}.")
+        raise UserError(f"{key} = {value!r} is not legal: {nearest(str(value), entry['choices'])}.")
     return converted
 
 

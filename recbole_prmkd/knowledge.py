@@ -161,7 +161,6 @@ def unit_items(teacher: FittedTeacher) -> Tensor:
     return torch.from_numpy(_known(teacher.model, items)).float()
 
 
-@torch.no_grad()
 def encode_rows(model: Teacher, config: Config, train: Rows, items: Tensor, work: passes.Pass) -> np.ndarray:
     """Unit vectors of the rows' histories, [N, D], by the way that is fastest for the teacher.
 
@@ -171,14 +170,17 @@ def encode_rows(model: Teacher, config: Config, train: Rows, items: Tensor, work
     """
     shared = not model.reads_rows and why_not_shared(model, config, train) is None
     batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_rows)
-    with shared_prefixes(model) if shared else nullcontext(), passes.autocast(config):
-        for index in work.pending(batches):
-            batch = batch_of(index)
+
+    @torch.no_grad()
+    def encode_batch(index: Tensor) -> np.ndarray:
+        batch = batch_of(index)
+        with shared_prefixes(model) if shared else nullcontext(), passes.autocast(config):
             vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
-            # Of equal histories the first is in the batch; its vector is that of the rows after it.
-            place = torch.isin(index, batch[ROW]).cumsum(0) - 1  # [len(index)]
-            work.write(index, vectors[place.numpy()])
-    return work.array
+        # Of equal histories the first is in the batch; its vector is that of the rows after it.
+        place = torch.isin(index, batch[ROW]).cumsum(0) - 1  # [len(index)]
+        return vectors[place.numpy()]
+
+    return work.fill(batches, encode_batch)
 
 
 Batches = tuple[Sequence[Tensor], Callable[[Tensor], Interaction]]  # rows of each batch, and what makes it from them

@@ -11,8 +11,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,21 @@ from recbole_prmkd.errors import UserError
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
 _EVERY = 5.0  # seconds from one count of the finished batches to the next
 _STALE_SECONDS = 7 * 24 * 3600
+
+
+Encode = Callable[[Tensor], np.ndarray]  # row numbers of a batch [B] -> their vectors [B, D]
+Mapper = Callable[[Encode, Sequence[Tensor]], Iterable[np.ndarray]]
+_mapper: ContextVar[Mapper] = ContextVar("mapper", default=map)
+
+
+@contextmanager
+def spread_by(mapper: Mapper) -> Iterator[None]:
+    """Inside, passes compute their batches by this function, which gives the results in the batches' order."""
+    token = _mapper.set(mapper)
+    try:
+        yield
+    finally:
+        _mapper.reset(token)
 
 
 class Pass:
@@ -48,11 +64,7 @@ class Pass:
         return np.zeros((self._rows, 0), self._dtype) if self._array is None else self._array
 
     def pending(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The batches that are not finished; `write` each before taking the next.
-
-        Args:
-            batches: row numbers of each, int64 on the CPU; no row is in two.
-        """
+        """The batches (row numbers, int64 on the CPU, none in two) to do; `write` each before taking the next."""
         self._batches = artifacts.digest(batches)
         self._resume(len(batches))
         total = sum(map(len, batches))
@@ -70,6 +82,16 @@ class Pass:
         seconds = max(time.monotonic() - started, 1e-3)
         number, unit = total - first, self._unit
         getLogger().info(f"{self._label}: {number} {unit}s in {seconds:.1f} s ({number / seconds:.0f} {unit}s/s).")
+
+    def fill(self, batches: Sequence[Tensor], encode: Encode) -> np.ndarray:
+        """Encode and store every batch that is not finished, here or where `spread_by` says; returns the array."""
+
+        def results() -> Iterator[np.ndarray]:  # runs after `pending` has found what is finished
+            yield from _mapper.get()(encode, batches[self._done :])
+
+        for index, vectors in zip(self.pending(batches), results(), strict=False):
+            self.write(index, vectors)
+        return self.array
 
     def write(self, index: Tensor, vectors: np.ndarray) -> None:
         """Store the vectors [B, D] of the batch that `pending` gave last."""
@@ -148,9 +170,7 @@ def resumable(
     """A pass over `rows` rows; save its array as an artifact inside the block, whose end removes the pass's folder.
 
         with resumable(root, "text", identity, len(texts), label="Item texts") as work:
-            for index in work.pending(batches):
-                work.write(index, encode(index))
-            artifacts.save(root, "text", identity, {"vectors": work.array})
+            artifacts.save(root, "text", identity, {"vectors": work.fill(batches, encode)})
 
     Args:
         root, kind, identity: of the artifact.

@@ -193,14 +193,17 @@ def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
         return call
 
     entries = [name for name in _ENTRIES if hasattr(model, name)]
+    before = {name: vars(model).get(name) for name in ("gather_indexes", *entries)}  # None: the class's own
     model.gather_indexes = gather_indexes
     for name in entries:
         setattr(model, name, on_windows(name))
     try:
         yield
     finally:
-        for name in ("gather_indexes", *entries):
+        for name, function in before.items():
             del model.__dict__[name]
+            if function is not None:
+                setattr(model, name, function)
 
 
 def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> str | None:

@@ -58,7 +58,8 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     if isinstance(train_data, WindowLoader):
         train_data.epoch = trainer.start_epoch
     for name, generator in _generators(trainer, train_data):
-        generator.set_state(state["generators"][name])
+        if name in state["generators"]:  # a population may turn kd_loss on, whose generator then starts
+            generator.set_state(state["generators"][name])
     _set_random_states(state["random"])
 
 

@@ -41,7 +41,7 @@ def test_recbole_finds_model_and_properties(tiny_path):
     config, stock = (Config(name, "tiny", config_dict={"data_path": str(tiny_path)}) for name in STOCK_AND_OURS[::-1])
     for key in ("embedding_size", "n_layers", "reg_weight", "MODEL_TYPE", "eval_args", "valid_metric"):
         assert config[key] == stock[key]
-    assert config["require_pow"] is True
+    assert config["require_pow"] is False
 
 
 def test_the_package_starts_without_torch_geometric():

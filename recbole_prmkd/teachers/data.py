@@ -5,10 +5,8 @@ teacher, and nothing of its knowledge, depends on rows that it must not see: cha
 cannot even renumber what a teacher was trained on.
 """
 
-import contextlib
 import itertools
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
@@ -22,6 +20,7 @@ from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
 from recbole_prmkd.dataset import Rows, Split
+from recbole_prmkd.host import no_command_line
 from recbole_prmkd.keys import key_table, teacher_settings
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
@@ -113,7 +112,7 @@ def teacher_config(name: str, student: Config) -> Config:
         "threshold": None,
         "seed": student["kd_teacher_seed"],
     }
-    with _no_command_line():
+    with no_command_line():
         config = Config(model=name, dataset=student["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = student[key]
@@ -123,16 +122,6 @@ def teacher_config(name: str, student: Config) -> Config:
         config["metrics"] = [*config["metrics"], metric]
     config["topk"] = sorted({*config["topk"], *([int(cutoff)] if cutoff else [])})
     return config
-
-
-@contextlib.contextmanager
-def _no_command_line() -> Iterator[None]:
-    """Config reads sys.argv, whose --learning_rate and --epochs are meant for the student."""
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = arguments
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Where Ray runs: the cluster that the user names, one that this process already uses, or one for this call alone."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import recbole_prmkd
+from recbole_prmkd.errors import UserError
+
+
+def check_address(address: str | None) -> None:
+    """Refuse a cluster that cannot be reached; Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing listens at the address.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "://" in host or not port.isdigit():  # auto and Ray's other words, which fail fast
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at {address} ({error}): check --ray_address; docs/sweeps.md says how to start one."
+        ) from error
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray, for the length of the block.
+
+    Args:
+        address: of a running cluster, such as `auto` or `10.0.0.5:6379`; None: this machine.
+    Raises:
+        UserError: there is no such cluster, or it refuses the token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    check_address(address)
+    # Ray's own note of the sweep every second, so that a killed driver has lost nothing that had ended.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # ... and no word about it
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+            log_to_driver=False,
+            include_dashboard=None if address else False,
+        )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"Cannot use the Ray cluster {address or 'of this machine'}: {reason}; see docs/sweeps.md, which also "
+            "says how to give the cluster's token."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_path() -> str:
+    """PYTHONPATH for Ray's workers: what this process imports the package from comes first."""
+    home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
+    return os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,0 +1,154 @@
+"""Data and knowledge, made once by the sweep and handed to its trials.
+
+The split travels through Ray's object store, one copy a node. Knowledge is mapped from its stored folder where every
+node sees it (shared storage, or one node), else its arrays lie in the object store, which trials of a node map too.
+A trial never makes a teacher: one that asks for knowledge it was not handed ends with a sentence.
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from recbole.config import Config
+from recbole.data import data_preparation
+from recbole.utils import init_seed
+
+from recbole_prmkd.artifacts import MANIFEST, Folder
+from recbole_prmkd.dataset import Split
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.teachers.data import teacher_data
+
+_PARTS = ("items", "rows")  # arrays of a knowledge folder
+
+
+@dataclass(frozen=True)
+class HandedTeacher:
+    """One teacher's knowledge: its folder, or the two arrays of it in the object store."""
+
+    temperature: float
+    holdout: float
+    folder: Path
+    arrays: Mapping[str, Any] | None
+
+    def array(self, part: str) -> np.ndarray:
+        """One array, mapped."""
+        if self.arrays is not None:
+            return ray.get(self.arrays[part])
+        file = self.folder / f"{part}.npy"
+        if not file.is_file():
+            raise UserError(f"This node has no {file}: put kd_cache_dir on storage that all nodes share.")
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What trials start from. split: bytes in the object store; start_vectors: by the name that kd_item_init gives."""
+
+    split: Any
+    teachers: Mapping[str, HandedTeacher]
+    start_vectors: Mapping[str, Any]
+
+    def prepared(self, config: Config) -> Prepared:
+        """A trial's own copy of the data, and the knowledge that its settings ask for."""
+        split = unpacked(ray.get(self.split), config)
+        wanted = config["kd_teachers"] if config["kd"] != "none" else []
+        missing = [name for name in wanted if name not in self.teachers]
+        if missing:
+            raise UserError(
+                f"The sweep made no knowledge of {', '.join(missing)}: name them in kd_teachers when you start it."
+            )
+        knowledge = None
+        if wanted:
+            canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
+            opened = [_opened(name, self.teachers[name], config["device"]) for name in wanted]
+            knowledge = Knowledge(opened, canonical, config["device"])
+        start = config["kd_item_init"]
+        vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
+        return Prepared(split, knowledge, start_vectors=vectors)
+
+
+def hand_over(prepared: Prepared, start_vectors: Mapping[str, torch.Tensor]) -> Handover:
+    """Put what the sweep has prepared where its trials find it; Ray must be running."""
+    shared = _seen_everywhere([folder.path / MANIFEST for folder in prepared.folders])
+    return Handover(
+        split=ray.put(packed(prepared.split)),
+        teachers={
+            teacher.name: HandedTeacher(
+                temperature=teacher.model.temperature,
+                holdout=teacher.holdout,
+                folder=folder.path,
+                arrays=None if shared else _put(folder),
+            )
+            for teacher, folder in zip(prepared.teachers, prepared.folders, strict=True)
+        },
+        start_vectors={name: ray.put(vectors.numpy()) for name, vectors in start_vectors.items()},
+    )
+
+
+def packed(split: Split) -> bytes:
+    """The split as bytes: the data sets that RecBole made, and the rows; loaders are made anew by each trial."""
+    loaders = (split.train_data, split.valid_data, split.test_data)
+    return pickle.dumps(
+        {
+            "dataset": split.dataset,
+            "parts": [loader._dataset for loader in loaders],
+            "rows": [split.train, split.later, split.valid, split.test],
+            "tokens": [split.item_tokens, split.user_tokens],
+        },
+        protocol=pickle.HIGHEST_PROTOCOL,
+    )
+
+
+def unpacked(content: bytes, config: Config) -> Split:
+    """A split of its own for a run with this configuration: RecBole's loaders over the data sets as they were made."""
+    stored = pickle.loads(content)
+    dataset, parts = stored["dataset"], stored["parts"]
+    for part in (dataset, *parts):
+        part.config = config
+    init_seed(config["seed"], config["reproducibility"])
+    dataset.build = lambda: parts  # the split was made before
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    del dataset.build
+    train, later, valid, test = stored["rows"]
+    items, users = stored["tokens"]
+    return Split(dataset, train_data, valid_data, test_data, train, later, valid, test, items, users)
+
+
+def _opened(name: str, handed: HandedTeacher, device: torch.device) -> TeacherKnowledge:
+    return TeacherKnowledge(
+        name=name,
+        temperature=handed.temperature,
+        holdout=handed.holdout,
+        items=torch.from_numpy(np.array(handed.array("items"))).to(device),
+        rows=handed.array("rows"),
+    )
+
+
+def _put(folder: Folder) -> dict[str, Any]:
+    return {part: ray.put(np.asarray(folder.array(part))) for part in _PARTS}
+
+
+def _seen_everywhere(files: Sequence[Path]) -> bool:
+    """Whether each node of the cluster finds these files."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return True
+    found = [
+        ray.remote(_all_exist)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        .remote(list(files))
+        for node in nodes
+    ]
+    return all(ray.get(found))
+
+
+def _all_exist(files: list[Path]) -> bool:
+    return all(file.is_file() for file in files)

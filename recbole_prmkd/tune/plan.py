@@ -1,0 +1,111 @@
+"""What all trials of a sweep share: student, data set, fixed settings, sweep file. Kept as `sweep.json`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.config import host_view, load_config
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import no_command_line
+from recbole_prmkd.tune.legal import check_space
+from recbole_prmkd.tune.settings import SweepSettings, checked
+
+SCHEMA = "recbole_prmkd/sweep/1"
+FILE = "sweep.json"
+_PATHS = ("kd_cache_dir", "kd_teacher_dir", "kd_text_file", "kd_item_images", "kd_output_dir")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before it runs. settings: fixed for all trials, every path in it absolute."""
+
+    model: str
+    dataset: str
+    settings: dict[str, Any]
+    sweep: SweepSettings
+
+    def config(self, searched: Mapping[str, Any] | None = None) -> Config:
+        """The configuration of a trial with these settings, or of the sweep's fixed ones alone."""
+        with no_command_line():
+            return load_config(self.model, self.dataset, None, {**self.settings, **(searched or {})})
+
+    def drawn(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's settings from what Ray draws."""
+        return {domain.key: domain.drawn(values[domain.key]) for domain in self.sweep.domains}
+
+    def as_json(self) -> dict[str, Any]:
+        """What `sweep.json` holds."""
+        content = {"schema": SCHEMA, "model": self.model, "dataset": self.dataset, "settings": self.settings}
+        return artifacts.as_json({**content, "sweep": self.sweep.model_dump(mode="json")})
+
+
+def make_plan(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    sweep: SweepSettings,
+) -> Plan:
+    """The plan of what the user has set; reads the command line, as a plain run does.
+
+    Raises:
+        UserError: a wrong setting or search space.
+    """
+    view = host_view(model, dataset, config_file_list, config_dict)
+    check_space(sweep.domains, view)
+    base = load_config(model, dataset, config_file_list, config_dict)
+    if base["eval_step"] <= 0:
+        raise UserError("A sweep compares trials by validation: set eval_step to 1 or more.")
+    settings = {key: value for key, value in view.user.items() if key not in {"model", "dataset"}}
+    settings.pop("kd_output_dir", None)
+    settings |= {"seed": base["seed"]} if "seed" not in {domain.key for domain in sweep.domains} else {}
+    settings["kd_teacher_seed"] = base["kd_teacher_seed"]  # so that trials of other seeds share the teachers
+    if view.dataset != "ml-100k" or "data_path" in view.user:  # RecBole ships ml-100k
+        settings["data_path"] = str(Path(base["data_path"]).resolve().parent)
+    for key in (*_PATHS, *(key for key in base.parameters["Distillation"] if key.endswith("_checkpoint"))):
+        if key != "kd_output_dir" and base[key]:
+            settings[key] = str(Path(base[key]).resolve())
+    if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():
+        settings["kd_text_encoder"] = str(Path(base["kd_text_encoder"]).resolve())
+    if not sweep.resources.gpu:
+        settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
+        settings["gpu_id"] = ""
+    plan = Plan(view.model, view.dataset, artifacts.as_json(settings), sweep)
+    plan.config({domain.key: domain.witnesses[0] for domain in sweep.domains})
+    return plan
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Keep the plan in the sweep's folder."""
+    artifacts.write_json(folder / FILE, plan.as_json())
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of the sweep in this folder.
+
+    Raises:
+        UserError: there is none, or it is of another schema.
+    """
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"There is no sweep in {folder} ({FILE} is missing): check --tune_resume.") from error
+    if content.get("schema") != SCHEMA:
+        raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
+    sweep = checked(content["sweep"], str(folder / FILE))
+    return Plan(content["model"], content["dataset"], content["settings"], sweep)
+
+
+def differing(plan: Plan, stored: Plan) -> list[str]:
+    """Names of what differs between two plans, for a resume that must not change anything."""
+    left, right = plan.as_json(), stored.as_json()
+    names = [key for key in ("model", "dataset") if left[key] != right[key]]
+    for part in ("settings", "sweep"):
+        every = sorted({*left[part], *right[part]})
+        names += [key for key in every if left[part].get(key) != right[part].get(key)]
+    return names

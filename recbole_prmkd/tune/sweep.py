@@ -1,0 +1,227 @@
+"""The whole sweep, as visible steps:
+
+plan, checked -> folder -> Ray -> data, teachers, knowledge once -> trials -> trials.csv, best.yaml, plots -> winner
+
+Trials see the validation rows only; the test rows are ranked once, by the plain run of best.yaml at the end.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from recbole.config import Config
+from recbole.utils import init_seed, set_color
+
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.config import user_setting
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import no_command_line, run_logging
+from recbole_prmkd.preparation import Steps, prepare, start_vectors
+from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.text import prepare_item_text
+from recbole_prmkd.tune.cluster import check_address, cluster
+from recbole_prmkd.tune.encode import spread
+from recbole_prmkd.tune.figures import draw_sweep
+from recbole_prmkd.tune.handover import Handover, hand_over
+from recbole_prmkd.tune.outcome import Trial, trials_of, winner_of, write_trials, write_winner
+from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write_plan
+from recbole_prmkd.tune.population import check_population
+from recbole_prmkd.tune.search import param_space, tune_config
+from recbole_prmkd.tune.settings import Pbt, read_sweep
+from recbole_prmkd.tune.trial import Job, run_trial
+
+WINNER_RUN = "winner"
+_RAY = "ray"  # Ray's own folder inside the sweep's
+
+
+def run_sweep(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    sweep_file: str | None = None,
+    trials: int | None = None,
+    ray_address: str | None = None,
+    resume: str | bool | None = None,
+) -> dict[str, Any]:
+    """Search settings of a student on Ray Tune, then train and test the winner once.
+
+    The first four arguments are those of `run_recbole_prmkd`: fixed settings of all trials.
+
+    Args:
+        sweep_file: search space, search, scheduler and resources; see `hyper/`.
+        trials: in place of the file's number.
+        ray_address: of a running cluster; None: this machine.
+        resume: folder of an interrupted sweep to go on with; True: `kd_output_dir`.
+    Returns:
+        `output_dir`, `trials` (one dict each), `best` (the winner's settings), `best_valid_score`, and `winner`, what
+        `run_recbole_prmkd` returned for it.
+    Raises:
+        UserError: bad input, in one sentence, before Ray starts; or every trial failed.
+    """
+    check_address(ray_address)
+    plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
+    base = _widest(plan)
+    with run_logging(base, folder), cluster(ray_address):
+        ended = _trials(plan, base, folder, distributed=ray_address is not None)
+        write_trials(ended, base, folder)
+        draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
+        winner = winner_of(ended, base)
+        best = write_winner(winner, plan, base, folder)
+        getLogger().info(set_color("winner", "yellow") + f": trial {winner.name}, {winner.settings}")
+    tested = _test(best, folder / WINNER_RUN, plan)
+    if tested["best_valid_score"] != winner.score and not isinstance(plan.sweep.scheduler, Pbt):
+        getLogger().warning(
+            f"The winner trained again has {tested['best_valid_score']} on validation, {winner.score} in its trial: "
+            "other hardware or threads round otherwise."
+        )
+    return {
+        "output_dir": str(folder),
+        "trials": [vars(trial) for trial in ended],
+        "best": winner.settings,
+        "best_valid_score": winner.score,
+        "winner": tested,
+    }
+
+
+def plan_and_folder(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any] | None,
+    sweep_file: str | None,
+    trials: int | None = None,
+    resume: str | bool | None = None,
+) -> tuple[Plan, Path]:
+    """A new sweep and its new folder, or an interrupted one's."""
+    stored = None
+    if resume:
+        folder = _resumed_folder(resume, config_file_list, config_dict)
+        stored = read_plan(folder)
+        if sweep_file is None:
+            return stored, folder
+    if sweep_file is None:
+        raise UserError("Name a sweep file: --tune=hyper/sasrec.yaml.")
+    plan = make_plan(model, dataset, config_file_list, config_dict, read_sweep(Path(sweep_file), trials))
+    if stored is not None:
+        changed = differing(plan, stored)
+        if changed:
+            raise UserError(
+                f"The sweep in {folder} had other settings ({', '.join(changed)}): resume it by --tune_resume={folder} "
+                "alone, or start another one."
+            )
+        return plan, folder
+    folder = _new_folder(plan, config_file_list, config_dict)
+    check_run(_widest(plan), folder)
+    if isinstance(plan.sweep.scheduler, Pbt):
+        check_population(plan)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{folder} is there already: go on with --tune_resume={folder}, or name another --kd_output_dir."
+        ) from error
+    write_plan(plan, folder)
+    return plan, folder
+
+
+def _resumed_folder(
+    resume: str | bool, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None
+) -> Path:
+    named = user_setting("kd_output_dir", config_file_list, config_dict) if resume is True else resume
+    if not named:
+        raise UserError("Name the sweep to resume: --tune_resume=FOLDER, or --kd_output_dir=FOLDER --tune_resume.")
+    return Path(str(named)).resolve()
+
+
+def _new_folder(plan: Plan, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None) -> Path:
+    named = user_setting("kd_output_dir", config_file_list, config_dict)
+    if named:
+        return Path(str(named)).resolve()
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    kd = plan.settings.get("kd", "none")
+    return (Path("runs") / f"{plan.model}-{plan.dataset}-{kd}-tune-{now}-{uuid.uuid4().hex[:6]}").resolve()
+
+
+def _values(plan: Plan, key: str) -> list[Any]:
+    """All values that trials may give this key: the search space's, or the fixed one."""
+    searched = [domain.witnesses for domain in plan.sweep.domains if domain.key == key]
+    return searched[0] if searched else [plan.config(_first(plan))[key]]
+
+
+def _first(plan: Plan) -> dict[str, Any]:
+    return {domain.key: domain.witnesses[0] for domain in plan.sweep.domains}
+
+
+def _widest(plan: Plan) -> Config:
+    """The configuration that prepares for every trial: all teachers that any of them may ask for."""
+    kds = [kd for kd in _values(plan, "kd") if kd != "none"]
+    settings = _first(plan) | ({"kd": kds[0]} if kds else {})
+    if any(domain.key == "kd_teachers" for domain in plan.sweep.domains):
+        settings["kd_teachers"] = list(dict.fromkeys(name for names in _values(plan, "kd_teachers") for name in names))
+    return plan.config(settings)
+
+
+def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[Trial]:
+    """Prepare once (`distributed`: with the teachers' passes on the cluster), then run what is left of the trials."""
+    getLogger("tensorboardX").setLevel("WARNING")  # else it says at each epoch that a metric's @ becomes _
+    with spread(plan.sweep.resources.gpu) if distributed else nullcontext():
+        handover = _prepared(plan, base)
+    job = Job(plan, handover, folder)
+    resources = {"cpu": plan.sweep.resources.cpu, "gpu": plan.sweep.resources.gpu}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), resources)
+    where = folder / _RAY
+    if tune.Tuner.can_restore(str(where)):
+        tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True)
+    else:
+        longest = max(_values(plan, "epochs")) // base["eval_step"]
+        tuner = tune.Tuner(
+            trainable,
+            param_space=param_space(plan.sweep),
+            tune_config=tune_config(plan.sweep, base, max(longest, 1)),
+            run_config=tune.RunConfig(
+                name=_RAY,
+                storage_path=str(folder),
+                failure_config=tune.FailureConfig(max_failures=plan.sweep.max_failures),
+                # A population copies its members' checkpoints, so some older ones must outlive the copy.
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if isinstance(plan.sweep.scheduler, Pbt) else 1),
+                verbose=1,
+            ),
+        )
+    return trials_of(tuner.fit(), plan, folder)
+
+
+def _prepared(plan: Plan, base: Config) -> Handover:
+    """Data, teachers, knowledge and item vectors for all trials."""
+    steps = Steps()
+    for domain in plan.sweep.domains:
+        getLogger().info(f"Search space: {domain}")
+    init_seed(base["seed"], base["reproducibility"])
+    base["kd_item_init"] = "none"
+    prepared = prepare(base, steps)
+    if plan.model in TEACHERS and TEACHERS[plan.model].item_text == "vectors":
+        prepare_item_text(base, prepared.split.item_tokens)  # a student that reads texts itself
+    vectors = {}
+    for source in _values(plan, "kd_item_init"):
+        if source != "none":
+            base["kd_item_init"] = source
+            vectors[source] = start_vectors(base, prepared.split, steps, prepared.teachers)
+    return hand_over(prepared, vectors)
+
+
+def _test(best: Path, folder: Path, plan: Plan) -> dict[str, Any]:
+    """Train the winner once more as a plain run, and test it; as many torch threads as in its trial."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(plan.sweep.resources.threads)
+    try:
+        with no_command_line():
+            return run_recbole_prmkd(config_file_list=[str(best)], config_dict={"kd_output_dir": str(folder)})
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,88 @@
+"""One trial: the code of a plain run on what was handed over, without the test, reporting after every validation.
+
+A trial's folder, `trials/<id>/`, has its log, its TensorBoard curves and, once it has trained to its end,
+`finished.json`, so that a sweep that is resumed does not train it again whatever its driver had still to note.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from recbole.config import Config
+
+from recbole_prmkd import artifacts, progress
+from recbole_prmkd.host import run_logging
+from recbole_prmkd.training import make_trainer, train
+from recbole_prmkd.tune.handover import Handover
+from recbole_prmkd.tune.plan import Plan
+
+FINISHED = "finished.json"
+# What each report holds beside the validation metric under its own name and the epoch's numbers of distillation.
+BEST, BEST_EPOCH, EPOCH = "best_score", "best_epoch", "epoch"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials are called with. folder: of the sweep."""
+
+    plan: Plan
+    handover: Handover
+    folder: Path
+
+
+def run_trial(values: Mapping[str, Any], job: Job) -> None:
+    """Train a student with these settings; what Ray Tune calls."""
+    folder = trial_folder(job.folder, tune.get_context().get_trial_id())
+    if (folder / FINISHED).is_file():
+        tune.report(json.loads((folder / FINISHED).read_text(encoding="utf-8")))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(job.plan.sweep.resources.threads)
+    config = job.plan.config({**job.plan.drawn(values), **_device(job.plan)})
+    config["show_progress"] = False
+    checkpoint, state = tune.get_checkpoint(), None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as kept:
+            state = progress.load(Path(kept))
+    with run_logging(config, folder):
+        prepared = job.handover.prepared(config)
+        trainer = make_trainer(config, prepared, folder)
+        train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder), state=state)
+
+
+def trial_folder(sweep: Path, trial: str) -> Path:
+    """Where a trial writes."""
+    return sweep / "trials" / trial
+
+
+def _device(plan: Plan) -> dict[str, Any]:
+    """The GPUs that Ray lent to this trial; RecBole would take the first of the machine."""
+    return {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
+
+
+def _reporter(config: Config, folder: Path) -> Any:
+    """Reports an epoch's validation score, with the training's state as checkpoint."""
+
+    def report(trainer: Any, train_data: Any, epoch: int, score: float) -> None:
+        numbers = trainer.history[-1] if getattr(trainer, "history", []) else {}
+        metrics = {
+            **numbers,
+            config["valid_metric"].lower(): float(score),
+            BEST: float(trainer.best_valid_score),
+            BEST_EPOCH: epoch - trainer.cur_step * trainer.eval_step,
+            EPOCH: epoch,
+        }
+        last = epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step
+        if last:
+            artifacts.write_json(folder / FINISHED, metrics)
+        with tempfile.TemporaryDirectory() as kept:
+            progress.save(progress.captured(trainer, train_data, epoch), Path(kept))
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(kept))
+
+    return report

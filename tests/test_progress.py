@@ -1,0 +1,85 @@
+"""A training that stops after an epoch and goes on in new objects ends with the weights of one that never stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_prmkd import progress
+from recbole_prmkd.config import load_config
+from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.training import make_trainer, train
+from recbole_prmkd.tune.handover import packed, unpacked
+
+STUDENTS = {  # shared prefixes with dropout; negatives, and candidates of pairs; a graph; rows shuffled by the loader
+    "SASRec": {},
+    "DeepFM": {"dropout_prob": 0.3},
+    "LightGCN": {},
+    "GRU4Rec": {"kd_shared_prefixes": False, "dropout_prob": 0.3},
+}
+
+
+@pytest.mark.parametrize("model", STUDENTS)
+def test_a_resumed_training_equals_an_uninterrupted_one(model, settings, tmp_path):
+    more = {"kd": "prmkd", "epochs": 5, "kd_pacing_length": 3, **STUDENTS[model]}
+    config = load_config(model, "tiny", config_dict=settings(**more))
+    prepared = prepare(config, Steps())
+    content = packed(prepared.split)
+
+    def run(state=None, stop_after=None):
+        """The trainer after the last epoch, on a copy of the data; the state is kept after `stop_after`."""
+        copy = Prepared(unpacked(content, config), prepared.knowledge)
+        trainer = make_trainer(config, copy, tmp_path)
+
+        def keep(trainer, train_data, epoch, score):
+            if epoch == stop_after:
+                progress.save(progress.captured(trainer, train_data, epoch), tmp_path)
+                raise KeyboardInterrupt
+
+        if stop_after is None:
+            train(config, copy, trainer, saved=False, state=state)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                train(config, copy, trainer, saved=False, after_epoch=keep)
+        return trainer
+
+    plain = make_trainer(config, prepared, tmp_path)
+    train(config, prepared, plain, saved=False)
+    whole = run()
+    run(stop_after=1)
+    torch.manual_seed(99)  # another process
+    resumed = run(state=progress.load(Path(tmp_path)))
+    weights = plain.model.state_dict()
+    for other in (whole, resumed):
+        assert other.model.state_dict().keys() == weights.keys()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in other.model.state_dict().items())
+        assert other.history == plain.history and other.train_loss_dict == plain.train_loss_dict
+        assert other.best_valid_score == plain.best_valid_score
+        assert dict(other.best_valid_result) == dict(plain.best_valid_result)
+
+
+def test_a_changed_learning_rate_takes_the_place_of_the_kept_one(settings, tmp_path):
+    def trainer(**more):
+        config = load_config("BPR", "tiny", config_dict=settings(**more))
+        prepared = prepare(config, Steps())
+        return config, prepared, make_trainer(config, prepared, tmp_path)
+
+    config, prepared, first = trainer(learning_rate=0.01)
+    state = {}
+    train(config, prepared, first, saved=False, after_epoch=lambda *now: state.update(progress.captured(*now[:3])))
+    config, prepared, second = trainer(learning_rate=0.05, epochs=3)
+    train(config, prepared, second, saved=False, state=state)
+    assert [group["lr"] for group in second.optimizer.param_groups] == [0.05]
+    assert list(second.train_loss_dict) == [0, 1, 2]
+
+
+def test_early_stopping_holds_after_a_resume(settings, tmp_path):
+    config = load_config("BPR", "tiny", config_dict=settings(epochs=30, stopping_step=0, learning_rate=0.05))
+    prepared = prepare(config, Steps())
+    first = make_trainer(config, prepared, tmp_path)
+    state = {}
+    train(config, prepared, first, saved=False, after_epoch=lambda *now: state.update(progress.captured(*now[:3])))
+    assert len(first.train_loss_dict) < 30
+    second = make_trainer(config, prepared, tmp_path)
+    score, _, _ = train(config, prepared, second, saved=False, state=state)
+    assert second.train_loss_dict == first.train_loss_dict and score == first.best_valid_score

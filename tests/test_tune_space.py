@@ -1,0 +1,196 @@
+"""Search spaces: what is read, what is refused before Ray starts, each with the key's name."""
+
+import math
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from recbole_prmkd import UserError
+from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune.search import param_space, tune_config
+from recbole_prmkd.tune.settings import read_sweep
+from recbole_prmkd.tune.space import Domain, read_space
+from recbole_prmkd.tune.sweep import plan_and_folder
+
+HYPER = Path(__file__).parent.parent / "hyper"
+STUDENTS = {"sasrec": "SASRec", "context": "DeepFM", "graph": "LightGCN", "general": "BPR", "method": "SASRec"}
+
+
+@pytest.fixture
+def planned(settings, tmp_path, monkeypatch):
+    """Plan a sweep, in which Ray must not start."""
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.chdir(tmp_path)
+
+    def plan(content, model="SASRec", name="sweep.yaml", **more):
+        file = tmp_path / name
+        file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        free = {
+            "train_batch_size",
+            "hidden_size",
+            "inner_size",
+            "mlp_hidden_size",
+            "embedding_size",
+            "epochs",
+            "kd_output_dir",
+        }
+        fixed = {key: value for key, value in settings(kd="prmkd").items() if key not in free}
+        return plan_and_folder(model, "tiny", None, {**fixed, **more}, str(file))
+
+    return plan
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_files_in_hyper_are_legal(name, planned):
+    plan, folder = planned((HYPER / f"{name}.yaml").read_text(), STUDENTS[name])
+    assert plan.sweep.domains and folder.is_dir()
+    param_space(plan.sweep)
+
+
+def test_recbole_lines(tmp_path):
+    lines = """
+learning_rate loguniform -8,0
+mlp_hidden_size choice ['[64,64]','[128]']
+train_batch_size choice [512, 1024]
+dropout_prob quniform 0,0.5,0.1
+kd_weight uniform 1,10
+"""
+    (tmp_path / "hyper.test").write_text(lines)
+    domains = {domain.key: domain for domain in read_sweep(tmp_path / "hyper.test").domains}
+    assert domains["learning_rate"].values == (math.exp(-8), 1.0)
+    assert domains["mlp_hidden_size"].values == ([64, 64], [128])
+    assert domains["dropout_prob"].values == (0, 0.5, 0.1) and domains["kd_weight"].kind == "uniform"
+
+
+def test_what_ray_draws_becomes_the_settings_again():
+    choice, whole, step = read_space(
+        {"a": {"choice": [[8], [8, 8], None]}, "b": {"integer": [1, 3]}, "c": {"quniform": [2, 8, 2]}}
+    )
+    assert [choice.drawn(value) for value in ("[8]", "[8, 8]", None)] == [[8], [8, 8], None]
+    assert whole.drawn(2) == 2 and step.drawn(4.0) == 4 and isinstance(step.drawn(4.0), int)
+    assert Domain("d", "uniform", (0.5, 2)).clamped(2.4) == 2 and whole.clamped(0) == 1
+    assert Domain("e", "quniform", (0, 0.5, 0.1)).clamped(0.26) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"kd_wieght": {"uniform": [1, 2]}}, "kd_wieght.*kd_weight"),
+        ({"lerning_rate": {"uniform": [1, 2]}}, "lerning_rate.*learning_rate"),
+        ({"kd_weight": {"uniform": [3, 1]}}, "kd_weight is empty"),
+        ({"kd_weight": {"choice": []}}, "kd_weight is empty"),
+        ({"kd_weight": {"uniform": [1, "x"]}}, "kd_weight"),
+        ({"kd_weight": {"uniform": [1]}}, "kd_weight"),
+        ({"kd_weight": {"normal": [1, 2]}}, "kd_weight"),
+        ({"kd_weight": [1, 2]}, "kd_weight"),
+        ({"kd_weight": {"choice": [1, "much"]}}, "kd_weight.*much"),
+        ({"kd_weight": {"uniform": [-1, 2]}}, "kd_weight.*out of range"),
+        ({"kd_weight": {"loguniform": [0, 2]}}, "kd_weight.*above 0"),
+        ({"kd_weight": {"quniform": [0, 1, 0.3]}}, "kd_weight.*multiples"),
+        ({"kd_pacing_length": {"uniform": [1, 5]}}, "kd_pacing_length.*whole number"),
+        ({"kd_curriculum": {"choice": ["none", "eesy"]}}, "kd_curriculum.*easy"),
+        ({"hidden_size": {"uniform": [16, 64]}}, "hidden_size.*whole number"),
+        ({"hidden_size": {"choice": ["big"]}}, "hidden_size.*big"),
+        ({"learning_rate": {"choice": [True]}}, "learning_rate"),
+        ({"kd_unisrec_epochs": {"choice": [1, 2]}}, "kd_unisrec_epochs.*once"),
+        ({"kd_text_encoder": {"choice": ["a"]}}, "kd_text_encoder.*once"),
+        ({"kd_teacher_seed": {"choice": [1, 2]}}, "kd_teacher_seed.*once"),
+        ({"kd_rows_per_batch": {"choice": [64, 128]}}, "kd_rows_per_batch.*once"),
+        ({"MAX_ITEM_LIST_LENGTH": {"choice": [5, 6]}}, "MAX_ITEM_LIST_LENGTH.*data"),
+        ({"valid_metric": {"choice": ["MRR@10"]}}, "valid_metric"),
+        ({"gpu_id": {"choice": ["0"]}}, "gpu_id"),
+        ({"show_progress": {"choice": [True]}}, "show_progress"),
+        ({"stopping_step": {"choice": [3]}, "kd_temperature": {"choice": [0]}}, "kd_temperature"),
+    ],
+)
+def test_a_wrong_space_is_refused_by_name(space, sentence, planned):
+    with pytest.raises(UserError, match=sentence):
+        planned({"space": space})
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "median", "pbt", {"name": "asha", "grace": 40, "reduction": 2}])
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_search_and_scheduler_are_rays(search, scheduler, planned):
+    if scheduler == "pbt":
+        search = "random"
+    space = {"kd_weight": {"loguniform": [0.5, 20]}, "kd_curriculum": {"choice": ["none", "easy"]}}
+    plan, _ = planned({"space": space, "search": search, "scheduler": scheduler, "trials": 4, "max_concurrent": 2})
+    made = tune_config(plan.sweep, plan.config({"kd_weight": 1.0}), longest=10)
+    assert made.num_samples == 4 and made.mode == "max"
+    assert made.metric == ("mrr@10" if scheduler == "pbt" else "best_score")
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"shceduler": "asha"}, "shceduler"),
+        ({"scheduler": "halving"}, "scheduler"),
+        ({"scheduler": {"name": "asha", "grase": 2}}, "grase"),
+        ({"search": "tpe"}, "search"),
+        ({"search": "grid", "trials": 3}, "grid"),
+        ({"search": "grid", "space": {"kd_weight": {"uniform": [1, 2]}}}, "kd_weight.*grid"),
+        ({"search": "optuna", "scheduler": "pbt"}, "pbt"),
+        ({"resources": {"gpus": 1}}, "gpus"),
+        ({"resources": {"cpu": 0}}, "cpu"),
+        ({"trials": 0}, "trials"),
+        ({"max_failures": "two"}, "max_failures"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(more, sentence, planned):
+    with pytest.raises(UserError, match=sentence):
+        planned({"space": {"kd_weight": {"choice": [1, 2]}}, **more})
+
+
+@pytest.mark.parametrize("key", ["n_layers", "inner_size", "epochs", "learner"])
+def test_a_population_may_not_change_what_a_student_is(key, planned, tmp_path):
+    space = {
+        key: {"choice": ["adam", "sgd"] if key == "learner" else [8, 16]},
+        "learning_rate": {"uniform": [0.1, 0.2]},
+    }
+    with pytest.raises(UserError, match=key):
+        planned({"space": space, "scheduler": "pbt"})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_population_may_change_the_rest(planned):
+    space = {"hidden_dropout_prob": {"uniform": [0.1, 0.5]}, "kd_weight": {"uniform": [1, 5]}}
+    assert planned({"space": {**space, "learning_rate": {"loguniform": [0.001, 0.1]}}, "scheduler": "pbt"})
+
+
+def test_no_key_is_both_searched_and_fixed(planned):
+    with pytest.raises(UserError, match=r"kd_weight.*fixed"):
+        planned({"space": {"kd_weight": {"choice": [1, 2]}}}, kd_weight=3)
+
+
+def test_two_sweeps_of_the_same_moment_have_two_folders(planned, monkeypatch):
+    class Stopped:
+        @staticmethod
+        def now():
+            return __import__("datetime").datetime(2026, 1, 1)
+
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.datetime", Stopped)
+    content = {"space": {"kd_weight": {"choice": [1, 2]}}}
+    assert planned(content)[1] != planned(content)[1]
+
+
+def test_a_folder_is_never_used_twice(planned, tmp_path):
+    content = {"space": {"kd_weight": {"choice": [1, 2]}}}
+    planned(content, kd_output_dir=str(tmp_path / "mine"))
+    with pytest.raises(UserError, match="--tune_resume"):
+        planned(content, kd_output_dir=str(tmp_path / "mine"))
+
+
+def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"127.0.0.1:1 .*--ray_address"):
+        run_sweep("BPR", "tiny", sweep_file="sweep.yaml", ray_address="127.0.0.1:1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UserError, match="no sweep in"):
+        run_sweep(resume=str(tmp_path))
+    with pytest.raises(UserError, match="--tune_resume=FOLDER"):
+        run_sweep(resume=True)
