@@ -37,10 +37,12 @@ test: lint
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-# What the teachers' encoding and PyGLightGCN gain, as ratios inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
+# What encoding and PyGLightGCN gain, what distillation costs, as ratios inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encoding.py $(DATA)
 	$(BIN)/python benchmarks/lightgcn.py $(DATA)
+	$(BIN)/python benchmarks/epoch.py $(DATA)
+	$(BIN)/python benchmarks/catalogue.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -40,8 +40,8 @@ def in_turns(
 
 def report(
     benchmark: str, model: str, plain: list[float], ours: list[float], number: int, unit: str, **more: Any
-) -> None:
-    """Print one JSON object; ratio: how many times faster ours is, the median over the pairs of runs."""
+) -> dict[str, Any]:
+    """Print one JSON object, and return it; ratio: how many times faster ours is, the median over the pairs of runs."""
     ratios = [a / b for a, b in zip(plain, ours, strict=True)]
     line = {
         "benchmark": benchmark,
@@ -55,6 +55,12 @@ def report(
         **more,
     }
     print(json.dumps(line), flush=True)
+    _lines.append(line)
+    return line
+
+
+def collect(line: dict[str, Any]) -> None:
+    """Take into the table what another process has reported."""
     _lines.append(line)
 
 

@@ -1,0 +1,152 @@
+"""Cost of a distilled training epoch against a stock RecBole epoch, and where the time goes.
+
+python benchmarks/epoch.py --dataset=ml-100k --models=SASRec,GRU4Rec,BERT4Rec,DeepFM,LightGCN,BPR
+
+Three teachers of random vectors, as wide as real ones, stand in a cache: what they say does not change the cost. Plain:
+RecBole's own training on its own loader. "same batches": the same with kd_loss. "shared prefixes": with kd_loss on
+windows, for students that can. Seconds are per training row, in turns in one run; `slower` is ours over RecBole's.
+`parts`: shares of the distilled time; the rest is the student's own step and all gradients. One JSON object a line.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from measure import device_name, in_turns, report, table
+from recbole.config import Config
+from recbole.utils import get_model, get_trainer, init_seed
+from synthetic import random_knowledge
+
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import ROW, Split, load_split
+from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.knowledge import Knowledge
+from recbole_prmkd.objective import Objective
+from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.student import StudentScorer
+from recbole_prmkd.trainer import distillation_trainer
+
+WIDTHS = (300, 384, 300)  # UniSRec, Recformer from MiniLM, UniM2Rec
+PARTS = {"cosines": (Knowledge, "cosines"), "weighting": (Objective, "_fused"), "student": (StudentScorer, "scores")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default=None)
+    parser.add_argument("--models", default="SASRec,GRU4Rec,BERT4Rec,DeepFM,LightGCN,BPR")
+    parser.add_argument("--batches", type=int, default=6, help="batches of an epoch that are timed; 0: all")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    settings = {"kd": "prmkd_v1", "show_progress": False}
+    if arguments.data_path:
+        settings["data_path"] = arguments.data_path
+    for model in arguments.models.split(","):
+        config = load_config(model, arguments.dataset, config_dict=settings)
+        split = load_split(config)
+        compare(config, split, arguments.batches or len(split.train_data), arguments.runs)
+    print(table())
+
+
+def compare(config: Config, split: Split, batches: int, runs: int) -> None:
+    """Report one model, with and without windows."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        plain = trainer_of(config, split, Path(folder), distilled=False)
+        ours = trainer_of(config, split, Path(folder), distilled=True)
+        stock = First(split.train_data, batches)
+        show("epoch, same batches", config, runs, (plain, stock), (ours, stock))
+        if config["MODEL_TYPE"].name != "SEQUENTIAL" or why_not_shared(ours.model, config, split.train):
+            return
+        ours = trainer_of(config, split, Path(folder), distilled=False)
+        stack.enter_context(shared_prefixes(ours.model))
+        windows = WindowLoader(config, split.train_data._dataset, split.train)
+        ours = distil(ours, config, split)
+        show("epoch, shared prefixes", config, runs, (plain, stock), (ours, First(windows, batches)))
+
+
+class First:
+    """A loader's first batches; counts the positive rows in them."""
+
+    shuffle = False
+
+    def __init__(self, loader: Any, number: int) -> None:
+        self.loader, self.number, self.rows = loader, min(number, len(loader)), 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Any]:
+        self.rows = 0
+        for batch in itertools.islice(self.loader, self.number):
+            self.rows += len(torch.unique(batch[ROW]))
+            yield batch
+
+
+def trainer_of(config: Config, split: Split, folder: Path, distilled: bool) -> Any:
+    """The student in RecBole's trainer, or in ours."""
+    init_seed(config["seed"], True)
+    model = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+    host = distillation_trainer(get_trainer(config["MODEL_TYPE"], config["model"]))
+    trainer = quiet_trainer(host, config, model, folder)
+    return distil(trainer, config, split) if distilled else trainer
+
+
+def distil(trainer: Any, config: Config, split: Split) -> Any:
+    """The trainer with kd_loss from random teachers."""
+    knowledge = random_knowledge(len(split.item_tokens) + 1, len(split.train), WIDTHS, config["device"])
+    scorer = StudentScorer(trainer.model, config, split.train_data._dataset, split.train)
+    trainer.distil(Objective(config, knowledge, split.train, split.later, scorer), None)
+    return trainer
+
+
+def show(benchmark: str, config: Config, runs: int, plain: tuple[Any, First], ours: tuple[Any, First]) -> None:
+    """Time both in turns, each over its own rows, and report."""
+
+    def epoch(trainer: Any, loader: First) -> Callable[[], Any]:
+        return lambda: trainer._train_epoch(loader, 0)
+
+    first, second = epoch(*plain), epoch(*ours)
+    first(), second()  # not timed: caches, the choice of the scoring path
+    spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+    with timing(spent):
+        taken = in_turns(first, second, runs, config["device"])
+    per_row = [
+        [value / loader.rows for value in values] for values, (_, loader) in zip(taken, (plain, ours), strict=True)
+    ]
+    slower = statistics.median(b / a for a, b in zip(*per_row, strict=True))
+    parts = {name: round(value / sum(taken[1]), 2) for name, value in spent.items()}
+    report(
+        benchmark, config["model"], *per_row, 1, "rows", slower=round(slower, 3), parts=parts,
+        device=device_name(config["device"]),
+    )  # fmt: skip
+
+
+@contextmanager
+def timing(spent: dict[str, float]) -> Iterator[None]:
+    """Adds the seconds of each of PARTS, which only distilled epochs call."""
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            spent[name] += time.perf_counter() - started
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, method) in PARTS.items():
+            stack.enter_context(mock.patch.object(owner, method, timed(name, getattr(owner, method))))
+        yield
+
+
+if __name__ == "__main__":
+    main()
