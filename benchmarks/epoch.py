@@ -63,7 +63,7 @@ def compare(config: Config, split: Split, batches: int, runs: int) -> None:
         ours = trainer_of(config, split, Path(folder), distilled=True)
         stock = First(split.train_data, batches)
         show("epoch, same batches", config, runs, (plain, stock), (ours, stock))
-        if config["MODEL_TYPE"].name != "SEQUENTIAL" or why_not_shared(ours.model, config, split.train):
+        if config["MODEL_TYPE"].name != "SEQUENTIAL" or why_not_shared(plain.model, config, split.train):
             return
         ours = trainer_of(config, split, Path(folder), distilled=False)
         stack.enter_context(shared_prefixes(ours.model))

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_tiny
 
 import run_recbole_prmkd as command_line
-from recbole_prmkd import quick_start
+from recbole_prmkd import preparation
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def refused(settings, tmp_path, monkeypatch, capsys):
         def too_late(*_, **__):
             raise AssertionError("an expensive step began")
 
-        monkeypatch.setattr(quick_start, "load_split", too_late)
+        monkeypatch.setattr(preparation, "load_split", too_late)
         with pytest.raises(SystemExit) as caught:
             command_line.main()
         assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
