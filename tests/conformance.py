@@ -124,7 +124,7 @@ def synthetic(split) -> Knowledge:
     return Knowledge(teachers, torch.arange(n_items), torch.device("cpu"))
 
 
-def conform(model: str, data: Path, folder: Path) -> tuple[str, str]:
+def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str, str]:
     """The scoring path, and "ok" or the refusal.
 
     Raises:
@@ -142,7 +142,7 @@ def conform(model: str, data: Path, folder: Path) -> tuple[str, str]:
         return loss
 
     call = Objective.__call__
-    settings = {**SMALL, **OWN.get(model, {}), "data_path": str(data), "kd": "mean", "kd_output_dir": str(folder)}
+    settings = {**SMALL, **OWN.get(model, {}), "data_path": str(data), "kd": kd, "kd_output_dir": str(folder)}
     for stage in STAGES.get(model, []):
         first = {"kd": "none", "train_stage": stage, "pretrain_epochs": 1, "save_step": 1}
         output = {"kd_output_dir": str(folder / stage)}

@@ -35,6 +35,13 @@ def test_one_of_each_kind(model, data, tmp_path):
     assert path == KINDS[model] and outcome.startswith("ok")
 
 
+@pytest.mark.parametrize("model", ["MultiDAE", "CFKG"])
+def test_a_curriculum_of_users_and_of_rows_beside_triples(model, data, tmp_path):
+    assert conform(model, data, tmp_path, kd="prmkd")[1] == "ok"
+    log = next((tmp_path / "log").rglob("*.log")).read_text()
+    assert "share 0.2000" in log
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [name for _, name in model_names() if name not in {*KINDS, *BROKEN}])
 def test_every_model(model, data, tmp_path):
