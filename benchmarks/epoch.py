@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("--data_path", default=None)
     parser.add_argument("--models", default="SASRec,GRU4Rec,BERT4Rec,DeepFM,LightGCN,BPR")
     parser.add_argument("--batches", type=int, default=6, help="batches of an epoch that are timed; 0: all")
+    parser.add_argument("--max_candidates", type=int, default=None, help="kd_max_candidates of the distilled epoch")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    settings = {"kd": "prmkd_v1", "show_progress": False}
+    settings = {"kd": "prmkd_v1", "show_progress": False, "kd_max_candidates": arguments.max_candidates}
     if arguments.data_path:
         settings["data_path"] = arguments.data_path
     for model in arguments.models.split(","):

@@ -73,10 +73,12 @@ class Objective:
         columns = target_columns(items, targets)  # [B]
         excluded = self._excluded(rows)  # [B, P]
         mask = candidate_mask(items, targets, excluded)  # [B, C]
-        if scorer.by_pairs:
-            items, mask = sampled_candidates(items, targets, config["kd_pair_candidates"], self.generator, mask)
+        parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
+        most = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
+        if scorer.by_pairs or (most and len(items) > most):
+            items, mask = sampled_candidates(items, targets, most, self.generator, mask)  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
-        parts = [items]  # [C] for all rows or [B, C], and [B, M] of each row's own
+            parts = [items] if scorer.by_pairs else [items[:, :1], items[0, 1:]]
         for extra in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)

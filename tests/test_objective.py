@@ -24,6 +24,7 @@ CONFIG = {
     "kd_candidates": "batch",
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
+    "kd_max_candidates": None,
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -153,6 +154,17 @@ def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, mon
     torch.testing.assert_close(blocks[0], loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(blocks[1], gradient, rtol=1e-5, atol=1e-8)
     assert blocks[2] == pytest.approx(means, rel=1e-6)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) -> None:
+    shared = step(objective(gaps, kd_max_candidates=4))
+    by_row = step(objective(gaps, by_pairs=True))  # the same draw of 4, a list for each row
+    torch.testing.assert_close(shared[0], by_row[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(shared[1], by_row[1], rtol=1e-5, atol=1e-8)
+    assert shared[2] == pytest.approx(by_row[2], rel=1e-6)
+    everything, capped = step(objective(gaps)), step(objective(gaps, kd_max_candidates=ITEMS))
+    assert torch.equal(everything[0], capped[0])
 
 
 def test_means_are_over_the_batches_and_hold_no_graph() -> None:
