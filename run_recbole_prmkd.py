@@ -12,7 +12,7 @@ import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
-from recbole_prmkd.distributed import run_on_ranks
+from recbole_prmkd.launch import run_on_ranks
 
 
 def main() -> None:

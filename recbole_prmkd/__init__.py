@@ -12,8 +12,9 @@ The package reads as the data flows:
 - `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
 - `objective`: the method on one screen
 - `students`: models of our own to distil into, beside RecBole's
-- `student`, `prefixes`, `warm_start`: the student's own scores; one pass for all prefixes; where its items start
-- `trainer`: RecBole's trainers with distillation
+- `student`, `factorised`, `positives`: the student's own scores, their cheapest form, the rows of a batch
+- `prefixes`, `warm_start`: one pass for all prefixes; where a student's items start
+- `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
 - `evaluation`, `result`, `plots`, `report`: metrics, result.json, a figure, tables
 - `tune`: sweeps on Ray: many trainings from one preparation
 - `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes

@@ -1,6 +1,5 @@
-"""Several processes, one for each GPU: RecBole's own multi-process training (`--nproc`), with distillation.
+"""What the processes of one training (`--nproc`) share: batches, candidates, means, and where they meet.
 
-Teachers and knowledge are made once, before the processes start; each then maps them and reads its own rows alone.
 Each batch is cut into parts and gradients are averaged. The candidates of kd_loss are still the positives of the whole
 batch, since each process tells the others its own; so with shared prefixes the losses and gradients are those of one
 process with that batch. RecBole's own loaders draw the same number of rows for each process, some of them twice.
@@ -9,18 +8,14 @@ RecBole takes NCCL and CUDA devices for granted. Without a GPU the same runs on 
 tested.
 """
 
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 from recbole.config import Config
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 _PATIENCE = timedelta(hours=12)  # a rank may wait that long for another one
@@ -93,63 +88,3 @@ def any_device() -> Iterator[None]:
         yield
     finally:
         mock.patch.stopall()
-
-
-def run_on_ranks(
-    model: str | None,
-    dataset: str | None,
-    config_file_list: Sequence[str] | None = None,
-    config_dict: Mapping[str, Any] | None = None,
-    saved: bool = True,
-    nproc: int = 1,
-    world_size: int = -1,
-    ip: str = "localhost",
-    port: str | int = "5678",
-    group_offset: int = 0,
-) -> dict[str, Any]:
-    """`run_recbole_prmkd` in `nproc` processes here; the arguments are those of `recbole.quick_start.run`.
-
-    Args:
-        nproc: processes on this machine. world_size: processes on all machines; below 1: those here.
-        group_offset: processes on the machines before this one.
-    Returns:
-        what the first process here returned.
-    """
-    from recbole_prmkd.checks import check_run
-    from recbole_prmkd.config import load_config
-    from recbole_prmkd.host import run_logging
-    from recbole_prmkd.preparation import Steps, prepare
-    from recbole_prmkd.quick_start import output_dir
-
-    config = load_config(model, dataset, config_file_list, config_dict)
-    output = output_dir(config)
-    check_run(config, output)
-    with tempfile.TemporaryDirectory() as folder, run_logging(config, Path(folder)):
-        prepare(config, Steps())
-    settings = {
-        **(config_dict or {}),
-        "kd_output_dir": str(output),
-        "kd_rebuild": False,
-        "nproc": nproc,
-        "world_size": world_size if world_size > 0 else nproc,
-        "ip": ip,
-        "port": port,
-        "offset": group_offset,
-    }
-    arguments = [argument for argument in sys.argv if not argument.startswith("--kd_rebuild=")]
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    given = (arguments, model, dataset, config_file_list, settings, saved, queue)
-    multiprocessing.spawn(_rank, args=given, nprocs=nproc)
-    return queue.get()
-
-
-def _rank(rank: int, arguments: list[str], *given: Any) -> None:
-    """One process: the whole run, where everything before the student is reused."""
-    from recbole_prmkd.quick_start import run_recbole_prmkd
-
-    model, dataset, config_file_list, settings, saved, queue = given
-    sys.argv = arguments
-    returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)
-    distributed.destroy_process_group()
-    if rank == 0:
-        queue.put(returned)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.distributed import run_on_ranks, share_of
+from recbole_prmkd.distributed import share_of
+from recbole_prmkd.launch import run_on_ranks
 
 SAME = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "metric_decimal_place": 6}
 

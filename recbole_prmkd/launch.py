@@ -1,0 +1,74 @@
+"""Several processes, one for each GPU: RecBole's own multi-process training (`--nproc`), with distillation.
+
+Teachers and knowledge are made once, before the processes start; each then maps them and reads its own rows alone.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import distributed, multiprocessing
+
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.config import load_config
+from recbole_prmkd.host import run_logging
+from recbole_prmkd.preparation import Steps, prepare
+from recbole_prmkd.quick_start import output_dir, run_recbole_prmkd
+
+
+def run_on_ranks(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: str | int = "5678",
+    group_offset: int = 0,
+) -> dict[str, Any]:
+    """`run_recbole_prmkd` in `nproc` processes here; the arguments are those of `recbole.quick_start.run`.
+
+    Args:
+        nproc: processes on this machine. world_size: processes on all machines; below 1: those here.
+        group_offset: processes on the machines before this one.
+    Returns:
+        what the first process here returned.
+    """
+    config = load_config(model, dataset, config_file_list, config_dict)
+    output = output_dir(config)
+    check_run(config, output)
+    with tempfile.TemporaryDirectory() as folder, run_logging(config, Path(folder)):
+        prepare(config, Steps())
+    settings = {
+        **(config_dict or {}),
+        "kd_output_dir": str(output),
+        "kd_rebuild": False,
+        "nproc": nproc,
+        "world_size": world_size if world_size > 0 else nproc,
+        "ip": ip,
+        "port": port,
+        "offset": group_offset,
+    }
+    arguments = [argument for argument in sys.argv if not argument.startswith("--kd_rebuild=")]
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    given = (arguments, model, dataset, config_file_list, settings, saved, queue)
+    processes = multiprocessing.spawn(_rank, args=given, nprocs=nproc, join=False)
+    returned: dict[str, Any] = {}
+    while not processes.join(timeout=0.5):  # raises what a process raised
+        if not queue.empty():  # taken while they run: a long result would not fit into the queue
+            returned = queue.get()
+    return returned or queue.get()
+
+
+def _rank(rank: int, arguments: list[str], *given: Any) -> None:
+    """One process: the whole run, where everything before the student is reused."""
+    model, dataset, config_file_list, settings, saved, queue = given
+    sys.argv = arguments
+    returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)
+    distributed.destroy_process_group()
+    if rank == 0:
+        queue.put(returned)
