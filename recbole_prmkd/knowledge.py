@@ -39,6 +39,14 @@ class TeacherKnowledge:
     items: Tensor  # [n_items, D] float16
     rows: np.ndarray  # [N, D] float16, memory-mapped
 
+    @classmethod
+    def of(
+        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
+    ) -> "TeacherKnowledge":
+        """From the stored arrays, `array("items")` and `array("rows")`."""
+        items = torch.from_numpy(np.array(array("items"))).to(device)
+        return cls(name, temperature, holdout, items, array("rows"))
+
 
 class Knowledge:
     """Scores of T teachers for any training rows and candidates."""
@@ -124,22 +132,23 @@ def open_knowledge(
     data: TeacherData,
     student: Config,
 ) -> Knowledge:
-    """The knowledge of all teachers, mapped from disk; with `kd_shuffled_teachers`, that of other items."""
-    device = student["device"]
-    order = torch.arange(len(data.canonical))
-    if student["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
-        order[1:] = 1 + torch.randperm(len(order) - 1, generator=torch.Generator().manual_seed(student["seed"]))
+    """The knowledge of all teachers, mapped from disk."""
     opened = [
-        TeacherKnowledge(
-            name=teacher.name,
-            temperature=teacher.model.temperature,
-            holdout=teacher.holdout,
-            items=torch.from_numpy(np.array(folder.array("items")))[order].to(device),
-            rows=folder.array("rows"),
-        )
+        TeacherKnowledge.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, student["device"])
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    return Knowledge(opened, data.canonical, device)
+    return knowledge_of(opened, data.canonical, student)
+
+
+def knowledge_of(teachers: Sequence[TeacherKnowledge], canonical: Tensor, student: Config) -> Knowledge:
+    """What these teachers know of the student's items; with `kd_shuffled_teachers`, of other items.
+
+    canonical: [n_items] student's item id -> canonical id.
+    """
+    if student["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
+        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(student["seed"]))
+        canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
+    return Knowledge(teachers, canonical, student["device"])
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from recbole.utils import init_seed
 from recbole_prmkd.artifacts import MANIFEST, Folder
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.knowledge import TeacherKnowledge, knowledge_of
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.teachers.data import teacher_data
 
@@ -68,8 +68,12 @@ class Handover:
         knowledge = None
         if wanted:
             canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
-            opened = [_opened(name, self.teachers[name], config["device"]) for name in wanted]
-            knowledge = Knowledge(opened, canonical, config["device"])
+            handed = [(name, self.teachers[name]) for name in wanted]
+            opened = [
+                TeacherKnowledge.of(name, one.temperature, one.holdout, one.array, config["device"])
+                for name, one in handed
+            ]
+            knowledge = knowledge_of(opened, canonical, config)
         start = config["kd_item_init"]
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, knowledge, start_vectors=vectors)
@@ -120,16 +124,6 @@ def unpacked(content: bytes, config: Config) -> Split:
     train, later, valid, test = stored["rows"]
     items, users = stored["tokens"]
     return Split(dataset, train_data, valid_data, test_data, train, later, valid, test, items, users)
-
-
-def _opened(name: str, handed: HandedTeacher, device: torch.device) -> TeacherKnowledge:
-    return TeacherKnowledge(
-        name=name,
-        temperature=handed.temperature,
-        holdout=handed.holdout,
-        items=torch.from_numpy(np.array(handed.array("items"))).to(device),
-        rows=handed.array("rows"),
-    )
 
 
 def _put(folder: Folder) -> dict[str, Any]:
