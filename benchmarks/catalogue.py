@@ -10,7 +10,6 @@ device's peak on a GPU. Each size runs in a process of its own. One JSON object 
 import argparse
 import multiprocessing
 import resource
-import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -81,19 +80,8 @@ def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> 
     plain, ours = steps(net.calculate_loss), steps(with_kd(net.calculate_loss, objective, 1.0))
     plain(), ours()
     timed = in_turns(plain, ours, runs, config["device"])
-    slower = round(statistics.median(b / a for a, b in zip(*timed, strict=True)), 3)
-    name = f"{model}, {n_items} items, {scorer.path}"
-    peak = peak_mb(config["device"])
-    return report(
-        "catalogue",
-        name,
-        *timed,
-        len(batches),
-        "steps",
-        slower=slower,
-        peak_mb=peak,
-        device=device_name(config["device"]),
-    )
+    name, device = f"{model}, {n_items} items, {scorer.path}", config["device"]
+    return report("catalogue", name, *timed, len(batches), "steps", peak_mb=peak_mb(device), device=device_name(device))
 
 
 def write_data(folder: Path, n_items: int) -> None:

@@ -41,12 +41,14 @@ def in_turns(
 def report(
     benchmark: str, model: str, plain: list[float], ours: list[float], number: int, unit: str, **more: Any
 ) -> dict[str, Any]:
-    """Print one JSON object, and return it; ratio: how many times faster ours is, the median over the pairs of runs."""
+    """Print one JSON object, and return it; ratio: how many times faster ours is, slower: how many times as long
+    it takes; medians over the pairs of runs."""
     ratios = [a / b for a, b in zip(plain, ours, strict=True)]
     line = {
         "benchmark": benchmark,
         "model": model,
         "ratio": round(statistics.median(ratios), 2),
+        "slower": round(statistics.median(1 / ratio for ratio in ratios), 3),
         "median": {
             f"plain {unit}/s": round(number / statistics.median(plain), 1),
             f"ours {unit}/s": round(number / statistics.median(ours), 1),

@@ -15,11 +15,12 @@ from torch import Tensor
 PADDING = 0
 
 
-def in_batch_candidates(targets: Tensor) -> tuple[Tensor, Tensor]:
+def in_batch_candidates(targets: Tensor, everyone: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The positives of the batch, each once, and where each row's own one stands (arXiv 2401.00797, figure).
 
     Args:
         targets: [B] item ids; a row whose target is padding gets column -1, and an empty `candidate_mask`.
+        everyone: [N] the batch's targets, these among them, where `targets` is one process's part of it.
 
     Returns:
         items [C] sorted unique ids without padding, and columns [B] with `items[columns[i]] == targets[i]`.
@@ -29,7 +30,7 @@ def in_batch_candidates(targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     if targets.dim() != 1:
         raise ValueError(f"targets must be [B], got {list(targets.shape)}.")
-    items = torch.unique(targets)  # [C], with padding
+    items = torch.unique(targets if everyone is None else everyone)  # [C], with padding
     items = items[items != PADDING]  # [C]
     return items, target_columns(items, targets)
 

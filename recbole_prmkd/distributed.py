@@ -9,8 +9,9 @@ tested.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import Any
 from unittest import mock
 
 import torch
@@ -67,24 +68,16 @@ def mean_over_ranks(values: Mapping[str, float], config: Config) -> dict[str, fl
 def any_device() -> Iterator[None]:
     """Inside, RecBole joins the other processes on the CPU where there is no GPU, and waits as long as it takes."""
     join, wrap = distributed.init_process_group, DistributedDataParallel
-    if torch.cuda.is_available():
-        with mock.patch.object(
-            distributed, "init_process_group", lambda **given: join(**{**given, "timeout": _PATIENCE})
-        ):
-            yield
-        return
-    on_cpu = {
-        "torch.distributed.init_process_group": lambda **given: join(
-            **{**given, "backend": "gloo", "timeout": _PATIENCE}
-        ),
-        "torch.cuda.set_device": lambda device: None,
-        "torch.nn.SyncBatchNorm.convert_sync_batchnorm": lambda model: model,
-        "recbole.trainer.trainer.DistributedDataParallel": lambda model, device_ids: wrap(model),
-    }
-    patches = [mock.patch(name, function) for name, function in on_cpu.items()]
-    try:
-        for patch in patches:
-            patch.start()
+    on_cpu = not torch.cuda.is_available()
+    ours: dict[str, Any] = {"timeout": _PATIENCE, **({"backend": "gloo"} if on_cpu else {})}
+    replaced: dict[str, Any] = {"torch.distributed.init_process_group": lambda **given: join(**{**given, **ours})}
+    if on_cpu:
+        replaced |= {
+            "torch.cuda.set_device": lambda device: None,
+            "torch.nn.SyncBatchNorm.convert_sync_batchnorm": lambda model: model,
+            "recbole.trainer.trainer.DistributedDataParallel": lambda model, device_ids: wrap(model),
+        }
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(mock.patch(name, function))
         yield
-    finally:
-        mock.patch.stopall()

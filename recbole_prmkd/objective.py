@@ -20,7 +20,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates, target_columns
+from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates
 from recbole_prmkd.dataset import Rows
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
@@ -69,8 +69,7 @@ class Objective:
         scorer.prepare(interaction)
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
-        items, _ = in_batch_candidates(gathered(targets, config))  # [C]
-        columns = target_columns(items, targets)  # [B]
+        items, columns = in_batch_candidates(targets, gathered(targets, config))  # [C], [B]
         excluded = self._excluded(rows)  # [B, P]
         mask = candidate_mask(items, targets, excluded)  # [B, C]
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other

@@ -93,7 +93,6 @@ class WindowLoader:
         batch = self.batch(part)
         if not self.config["single_spec"]:
             batch.interaction[WEIGHT] = torch.full((len(part),), weight)
-            batch = Interaction(batch.interaction)
         return batch
 
     def _rows_in_use(self) -> Tensor:

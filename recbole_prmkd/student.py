@@ -121,10 +121,11 @@ class StudentScorer:
         """
         if self.by_pairs:
             return self._pairs(interaction, places, candidates)
+        if self.path == "factorised" and candidates.dim() == 1:
+            return self._factorised(interaction, places, candidates)
         if self.path == "factorised":
             items, columns = torch.unique(candidates, return_inverse=True)
-            scores = self._factorised(interaction, places, items)  # [B, distinct items]
-            return scores[:, columns] if candidates.dim() == 1 else scores.gather(1, columns)
+            return self._factorised(interaction, places, items).gather(1, columns)
         scores = self._all(interaction)[places]  # [B, n_items]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 

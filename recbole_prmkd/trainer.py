@@ -5,6 +5,7 @@ part of the student, so its parameters, checkpoint and serving cost are the stoc
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -96,33 +97,45 @@ class Curriculum:
     """
 
     def __init__(self, config: Config, train: Rows) -> None:
-        self.config = config
-        popularity = mean_popularity(train)
-        self.difficulty = difficulty(train.lengths, popularity, config["kd_curriculum_mix"])  # [N]
-        by_length = torch.argsort(train.lengths, stable=True)
-        by_user = by_length[torch.argsort(train.users[by_length], stable=True)]
-        self.users, number = torch.unique(train.users, return_counts=True)  # [U]
-        rows = by_user[number.cumsum(0) - 1]  # [U] with the longest history
-        self.user_difficulty = difficulty(train.lengths[rows], popularity[rows], config["kd_curriculum_mix"])  # [U]
+        self.config, self.train = config, train
+        self.popularity = mean_popularity(train)  # [N]
+        self.difficulty = difficulty(train.lengths, self.popularity, config["kd_curriculum_mix"])  # [N]
 
     def schedule(self, train_data: Any, epoch: int) -> float:
         """Let the loader show this epoch's rows to both losses; returns their share of all rows."""
         config = self.config
         share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
         loader = getattr(train_data, "general_dataloader", train_data)  # inside a knowledge model's loader
-        by_user = isinstance(loader, UserDataLoader)
-        hard = self.user_difficulty if by_user else self.difficulty
-        chosen = scheduled_rows(hard, share, config["kd_curriculum"], config["seed"])
+        if isinstance(loader, UserDataLoader):
+            users, level = self._users
+            show_only(loader, users[scheduled_rows(level, share, config["kd_curriculum"], config["seed"])])
+            return share
+        rows = scheduled_rows(self.difficulty, share, config["kd_curriculum"], config["seed"])
         if isinstance(loader, WindowLoader):
-            loader.schedule(chosen)
+            loader.schedule(rows)
         else:
-            # RecBole's loaders draw from this list of numbers; a sampler made from it follows its length.
-            vars(loader)["dataset"][:] = (self.users[chosen] if by_user else chosen).tolist()
-            if isinstance(loader.sampler, DistributedSampler):  # has counted another list
-                rows: Any = chosen.tolist()
-                sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=loader.sampler.shuffle)
-                vars(loader.sampler).update(vars(sampler))
+            show_only(loader, rows)
         return share
+
+    @cached_property
+    def _users(self) -> tuple[Tensor, Tensor]:
+        """Users with training rows, and their difficulty: [U] both."""
+        train = self.train
+        by_length = torch.argsort(train.lengths, stable=True)
+        by_user = by_length[torch.argsort(train.users[by_length], stable=True)]
+        users, number = torch.unique(train.users, return_counts=True)
+        rows = by_user[number.cumsum(0) - 1]  # [U] with the longest history
+        return users, difficulty(train.lengths[rows], self.popularity[rows], self.config["kd_curriculum_mix"])
+
+
+def show_only(loader: Any, numbers: Tensor) -> None:
+    """Let a RecBole loader draw these rows (or users) alone, from its next epoch on."""
+    # It draws from this list; a sampler made from it follows its length, that of several processes has counted before.
+    vars(loader)["dataset"][:] = numbers.tolist()
+    if isinstance(loader.sampler, DistributedSampler):
+        rows: Any = numbers.tolist()
+        sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=loader.sampler.shuffle)
+        vars(loader.sampler).update(vars(sampler))
 
 
 def mean_popularity(train: Rows) -> Tensor:
