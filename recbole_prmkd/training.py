@@ -21,6 +21,7 @@ from recbole_prmkd.dataset import Split
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.padding import without_padding
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.student import StudentScorer
@@ -116,6 +117,7 @@ def _training_data(config: Config, split: Split, student: AbstractRecommender, s
         getLogger().warning(f"{config['model']} is trained row by row, as in RecBole: {reason}.")
         return split.train_data
     stack.enter_context(shared_prefixes(student))
+    stack.enter_context(without_padding(student, config))
     return WindowLoader(config, split.train_data._dataset, split.train)
 
 

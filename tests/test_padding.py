@@ -1,0 +1,30 @@
+"""Ranking without padding gives a causal student's own scores, in the batch's order."""
+
+import pytest
+import torch
+from recbole.utils import get_model
+
+from recbole_prmkd import padding
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.padding import without_padding
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_scores_equal_those_of_padded_histories(model, settings, monkeypatch):
+    monkeypatch.setattr(padding, "_TOGETHER", 4)
+    config = load_config(model, "tiny", config_dict=settings(kd="mean"))
+    split = load_split(config)
+    net = get_model(model)(config, split.train_data._dataset).eval()
+    widths = []
+    forward = net.forward
+    net.forward = lambda item_seq, *rest: widths.append(item_seq.shape[1]) or forward(item_seq, *rest)
+    batch = next(iter(split.valid_data))[0]
+    assert batch["item_length"].unique().numel() > 1
+    with torch.no_grad():
+        expected = net.full_sort_predict(batch).view(len(batch), -1)
+        with without_padding(net, config):
+            scores = net.full_sort_predict(batch)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+    assert widths[0] == batch["item_id_list"].shape[1] == config["MAX_ITEM_LIST_LENGTH"]
+    assert widths[1] < widths[-1] <= widths[0] and "full_sort_predict" not in vars(net)
