@@ -25,6 +25,7 @@ from recbole_prmkd.dataset import Rows
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
+from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.prefixes import weighted
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
@@ -50,6 +51,7 @@ class Objective:
         self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
+        self.epoch = 0  # the trainer counts it on
         self._batches = 0
         self._sums: dict[str, Tensor] = {}
 
@@ -83,7 +85,11 @@ class Objective:
             parts.append(extra)
         target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
-        loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
+        counted = mask
+        if config["kd_loss"] in WITHOUT_TARGET:
+            counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
+        settings = RankSettings.of(config, self.epoch)
+        loss = kd_loss(student, target, counted, config["kd_temperature"], config["kd_loss"], settings)
         loss = weighted(loss, interaction)
         scorer.release()
         self._record(loss, target, mask, *told)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from recbole_prmkd import objective as module
 from recbole_prmkd.candidates import candidate_mask, in_batch_candidates
 from recbole_prmkd.dataset import Rows
+from recbole_prmkd.keys import defaults
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.objective import Objective
@@ -18,6 +19,7 @@ N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
 RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), ("validation", "vote_uniform")]
 CONFIG = {
+    **{key: value for key, value in defaults().items() if key.startswith("kd_rank_")},
     "seed": 1,
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
