@@ -48,6 +48,7 @@ class Objective:
         )
         self.generator = torch.Generator().manual_seed(config["seed"])
         self._sources = SOURCES[config["kd_candidates"]]
+        self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
@@ -86,7 +87,7 @@ class Objective:
         target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         counted = mask
-        if config["kd_loss"] in WITHOUT_TARGET:
+        if self._without_target:
             counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
         settings = RankSettings.of(config, self.epoch)
         loss = kd_loss(student, target, counted, config["kd_temperature"], config["kd_loss"], settings)
@@ -147,6 +148,8 @@ class Objective:
             parts.append(self.later.histories(numbers, len(self.later.items))[0])
         if self.config["kd_history_mask"]:
             parts.append(self.train.histories(numbers, len(self.train.items))[0])
+        if self._without_target:
+            parts.append(self.train.targets[numbers][:, None])
         excluded = torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 1, dtype=torch.int64)
         return excluded.to(rows.device)
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.result import StudentResult
-from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
 
@@ -35,16 +34,15 @@ class Ensemble(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The mean over the teachers, [B, n_items]; all 0 where none knows the history."""
-        return mean_of_known(
-            torch.stack([self._probabilities(teacher, newest(interaction, self, n)) for teacher, n in self.parts])
-        )
-
-    def _probabilities(self, teacher: Teacher, interaction: Interaction) -> Tensor:
-        items = teacher.encode_items()  # [n_items, D]
-        histories = teacher.encode_batch(interaction, items)  # [B, D]
-        cosine = teacher.cosine(histories, items).float()  # [B, n_items]
-        known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
-        return (cosine / teacher.temperature).softmax(dim=1) * known
+        total, number = torch.zeros(1, 1, device=self.device), torch.zeros(1, 1, device=self.device)
+        for teacher, longest in self.parts:  # one after the other: [B, n_items] is large
+            items = teacher.encode_items()  # [n_items, D]
+            histories = teacher.encode_batch(newest(interaction, self, longest), items)  # [B, D]
+            known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
+            cosine = teacher.cosine(histories, items).float()  # [B, n_items]
+            total = total + (cosine / teacher.temperature).softmax(dim=1) * known
+            number = number + known
+        return total / number.clamp(min=1)
 
 
 def newest(interaction: Interaction, model: SequentialRecommender, longest: int) -> Interaction:
@@ -56,12 +54,6 @@ def newest(interaction: Interaction, model: SequentialRecommender, longest: int)
     columns[model.ITEM_SEQ] = item_seq.gather(1, shifted)
     columns[model.ITEM_SEQ_LEN] = length.clamp(max=longest)
     return Interaction(columns)
-
-
-def mean_of_known(probabilities: Tensor) -> Tensor:
-    """Mean over the teachers whose row is not 0 throughout, 0 where there is none; [T, B, C] -> [B, C]."""
-    number = (probabilities > 0).any(-1).sum(0)  # [B]
-    return probabilities.sum(0) / number.clamp(min=1)[:, None]
 
 
 def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> StudentResult:
