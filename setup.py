@@ -51,6 +51,7 @@ setup(
     py_modules=["run_recbole_prmkd"],
     packages=[
         "recbole_prmkd",
+        "recbole_prmkd.peers",
         "recbole_prmkd.students",
         "recbole_prmkd.teachers",
         "recbole_prmkd.tune",

@@ -10,7 +10,7 @@ The package reads as the data flows:
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
 - `artifacts`, `passes`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
 - `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
-- `objective`: the method on one screen
+- `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
 - `students`: models of our own to distil into, beside RecBole's
 - `student`, `factorised`, `positives`: the student's own scores, their cheapest form, the rows of a batch
 - `prefixes`, `warm_start`: one pass for all prefixes; where a student's items start

@@ -14,6 +14,7 @@ from recbole.utils import EvaluatorType
 from recbole_prmkd.encoder import encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
+from recbole_prmkd.peers import PEERS
 from recbole_prmkd.student import why_not_distilled
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
@@ -45,6 +46,7 @@ def check_run(config: Config, output: Path) -> None:
     teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
     if teachers:
         _check_student(config)
+        _check_objective(config)
     if config["kd_item_init"] in TEACHERS:
         teachers.append(config["kd_item_init"])
     if teachers:
@@ -124,6 +126,23 @@ def _check_student(config: Config) -> None:
         raise UserError(
             f"Distillation ranks items, but metrics are {config['metrics']}: use Recall, MRR, NDCG, Hit or Precision."
         )
+
+
+def _check_objective(config: Config) -> None:
+    if config["kd"] == "ensemble":
+        for key in ("kd_item_init", "kd_shuffled_teachers"):
+            if config[key] not in (False, "none"):
+                raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")
+        return
+    loss = config["kd_loss"]
+    if loss in PEERS and config["kd_candidates"] not in ("teacher_top", "both_top"):
+        raise UserError(
+            f"kd_loss={loss} learns from what the teachers rank first: use kd_candidates=teacher_top or both_top, or "
+            f"--kd={loss}, which sets that."
+        )
+    gammas = [config[f"kd_rank_by_{part}"] for part in ("position", "confidence", "consistency")]
+    if loss == "dllm2rec" and not any(gammas):
+        raise UserError("All of kd_rank_by_position, _confidence and _consistency are 0: set one above 0.")
 
 
 def _check_split(config: Config) -> None:

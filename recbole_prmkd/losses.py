@@ -4,7 +4,7 @@ The figure of arXiv 2401.00797 names the loss (L_KD) but not its form, so all th
 is the default: it is 0 for a perfect student, and its square of the temperature keeps gradients alike in size
 at any temperature (Hinton et al., arXiv 1503.02531). `ce` is the plain cross entropy, on the scale of the
 student's own loss, with the gradients of `kl` at temperature 1. `mse` compares probabilities: it is bounded,
-and mild where the student is unsure.
+and mild where the student is unsure. Beside them stand the losses of other papers, `peers`.
 
 Axes: B batch rows, C candidates.
 """
@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import hardtanh
+
+from recbole_prmkd.peers import PEERS, RankSettings
 
 LARGEST = 1e30  # student scores / temperature are cut here, so that +-inf stays finite
 MASKED = -1e38  # score of a masked candidate: probability exactly 0, and 0 * log(0) is a plain 0
@@ -38,7 +40,14 @@ def mse(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"kl": kl, "ce": ce, "mse": mse}
 
 
-def kd_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, kind: str) -> Tensor:
+def kd_loss(
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    temperature: float,
+    kind: str,
+    settings: RankSettings | None = None,
+) -> Tensor:
     """L_KD: the mean loss over the rows that have a target (named in arXiv 2401.00797, forms our choice).
 
     Args:
@@ -47,19 +56,22 @@ def kd_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, ki
             is detached: the teachers learn nothing here.
         mask: [B, C], bool; masked columns neither count nor get gradient.
         temperature: > 0, of the student's softmax.
-        kind: a key of LOSSES.
+        kind: a key of LOSSES or PEERS.
+        settings: what a loss in PEERS needs.
 
     Returns:
         A scalar; without any row that has a target a 0 that still carries (zero) gradient.
 
     Raises:
-        ValueError: the shapes differ, or the temperature is not above 0.
+        ValueError: the shapes differ, the temperature is not above 0, or settings are missing.
     """
     if scores.dim() != 2 or not scores.shape == target.shape == mask.shape:
         shapes = [list(tensor.shape) for tensor in (scores, target, mask)]
         raise ValueError(f"scores, target and mask must all be the same [B, C], got {shapes}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}.")
+    if kind in PEERS and settings is None:
+        raise ValueError(f"{kind} needs settings.")
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         target = torch.where(mask, target.detach().to(scores), 0)
@@ -67,5 +79,8 @@ def kd_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, ki
         counts = mask & has_target.unsqueeze(1)  # [B, C]; a row without a target may hold anything, NaN too
         # hardtanh is clamp with a backward pass of one kernel, not four. Neither cut nor masked scores get gradient.
         scores = torch.where(counts, hardtanh(scores / temperature, -LARGEST, LARGEST), MASKED)
-        rows = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
+        if settings is not None and kind in PEERS:
+            rows = PEERS[kind](scores, target, counts, settings)  # [B]
+        else:
+            rows = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
         return rows.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)

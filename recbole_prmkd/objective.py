@@ -25,6 +25,7 @@ from recbole_prmkd.dataset import Rows
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
+from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.prefixes import weighted
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
@@ -47,9 +48,11 @@ class Objective:
         )
         self.generator = torch.Generator().manual_seed(config["seed"])
         self._sources = SOURCES[config["kd_candidates"]]
+        self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
+        self.epoch = 0  # the trainer counts it on
         self._batches = 0
         self._sums: dict[str, Tensor] = {}
 
@@ -83,7 +86,11 @@ class Objective:
             parts.append(extra)
         target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
-        loss = kd_loss(student, target, mask, config["kd_temperature"], config["kd_loss"])
+        counted = mask
+        if self._without_target:
+            counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
+        settings = RankSettings.of(config, self.epoch)
+        loss = kd_loss(student, target, counted, config["kd_temperature"], config["kd_loss"], settings)
         loss = weighted(loss, interaction)
         scorer.release()
         self._record(loss, target, mask, *told)
@@ -141,6 +148,8 @@ class Objective:
             parts.append(self.later.histories(numbers, len(self.later.items))[0])
         if self.config["kd_history_mask"]:
             parts.append(self.train.histories(numbers, len(self.train.items))[0])
+        if self._without_target:
+            parts.append(self.train.targets[numbers][:, None])
         excluded = torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 1, dtype=torch.int64)
         return excluded.to(rows.device)
 

@@ -24,8 +24,9 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import run_logging
+from recbole_prmkd.peers.ensemble import serve
 from recbole_prmkd.plots import CURVES, draw_distillation
-from recbole_prmkd.preparation import Steps, prepare
+from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
 from recbole_prmkd.student import clear_graph_cache
 from recbole_prmkd.teachers.fit import FittedTeacher
@@ -79,6 +80,10 @@ def _run(
     init_seed(config["seed"], config["reproducibility"])
     getLogger().info(config)
     prepared = prepare(config, steps)
+    if config["kd"] == "ensemble":
+        with steps("evaluation"):
+            served = serve(config, prepared.split, prepared.teachers)
+        return _returned(config, served), _run_result(config, prepared, served, steps, [])
     split = prepared.split
     with steps("student"):
         trainer = make_trainer(config, prepared, folder)
@@ -110,32 +115,19 @@ def _run(
         "best_valid_result": best_valid,
         "test_result": test,
     }
-    run = RunResult(
-        config=_plain_config(config),
-        versions=results.versions(),
-        seed=config["seed"],
-        device=str(config["device"]),
-        dataset=_counts(config, split),
-        student=StudentResult(
-            model=config["model"],
-            valid=plain(best_valid),
-            test=plain(test),
-            valid_unseen=unseen["valid"],
-            test_unseen=unseen["test"],
-            parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
-            train_seconds=seconds,
-            epochs=len(trainer.train_loss_dict),
-            checkpoint=Path(trainer.saved_model_file).name if saved else None,
-            train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
-        ),
-        teachers={
-            teacher.name: _teacher_result(teacher, stored.notes)
-            for teacher, stored in zip(prepared.teachers, prepared.folders, strict=True)
-        },
-        steps=steps.results,
-        distillation=getattr(trainer, "history", []),
+    measured = StudentResult(
+        model=config["model"],
+        valid=plain(best_valid),
+        test=plain(test),
+        valid_unseen=unseen["valid"],
+        test_unseen=unseen["test"],
+        parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
+        train_seconds=seconds,
+        epochs=len(trainer.train_loss_dict),
+        checkpoint=Path(trainer.saved_model_file).name if saved else None,
+        train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
     )
-    return returned, run
+    return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
 
 
 def output_dir(config: Config) -> Path:
@@ -144,6 +136,35 @@ def output_dir(config: Config) -> Path:
         return Path(config["kd_output_dir"])
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return Path("runs") / f"{config['model']}-{config['dataset']}-{config['kd']}-{now}"
+
+
+def _returned(config: Config, served: StudentResult) -> dict[str, Any]:
+    """RecBole's result dict of an ensemble, which nothing was trained for."""
+    return {
+        "best_valid_score": served.valid[config["valid_metric"].lower()],
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": served.valid,
+        "test_result": served.test,
+    }
+
+
+def _run_result(
+    config: Config, prepared: Prepared, student: StudentResult, steps: Steps, distillation: list[dict[str, float]]
+) -> RunResult:
+    return RunResult(
+        config=_plain_config(config),
+        versions=results.versions(),
+        seed=config["seed"],
+        device=str(config["device"]),
+        dataset=_counts(config, prepared.split),
+        student=student,
+        teachers={
+            teacher.name: _teacher_result(teacher, stored.notes)
+            for teacher, stored in zip(prepared.teachers, prepared.folders, strict=True)
+        },
+        steps=steps.results,
+        distillation=distillation,
+    )
 
 
 def _plain_config(config: Config) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class _Measured(_Part):
 
 
 class StudentResult(_Measured):
-    """The student, with the best epoch's weights."""
+    """The student, with the best epoch's weights; with `kd: ensemble` the teachers together, 0 epochs and seconds."""
 
     model: str
     parameters: int = Field(description="trainable numbers, equal to the stock model's")

@@ -50,6 +50,8 @@ class DistillationMixin:
         """The host's epoch on the scheduled rows, then the epoch's record."""
         if isinstance(train_data, WindowLoader):
             train_data.epoch = epoch_idx
+        if self.objective is not None:
+            self.objective.epoch = epoch_idx
         share = self.curriculum.schedule(train_data, epoch_idx) if self.curriculum else 1.0
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         if self.objective is not None:

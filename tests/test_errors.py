@@ -55,6 +55,14 @@ def refused(settings, tmp_path, monkeypatch, capsys):
         (["--eval_args={'split':{'LS':'test_only'},'order':'TO','mode':'full'}"], ["valid_and_test"]),
         (["--eval_args={'split':{'LS':'valid_and_test'},'order':'TO','mode':'uni100'}"], ["mode: full"]),
         (["--config_files=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--kd_loss=rrd"], ["kd_loss=rrd", "teacher_top", "--kd=rrd"]),
+        (["--kd=rd", "--kd_candidates=student_top"], ["kd_loss=rd", "teacher_top"]),
+        (
+            ["--kd=dllm2rec", *(f"--kd_rank_by_{part}=0.0" for part in ("position", "confidence", "consistency"))],
+            ["kd_rank_by_position", "above 0"],
+        ),
+        (["--kd=ensemble", "--kd_item_init=text"], ["kd_item_init", "ensemble"]),
+        (["--kd=ensemble", "--kd_shuffled_teachers=True"], ["kd_shuffled_teachers", "ensemble"]),
     ],
 )
 def test_wrong_options(options, words, refused):

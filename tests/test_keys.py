@@ -8,6 +8,7 @@ from recbole_prmkd.curriculum import ORDERS, PACING
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.losses import LOSSES
 from recbole_prmkd.objective import CONFIDENCE, CONSISTENCY
+from recbole_prmkd.peers import PEERS
 from recbole_prmkd.teachers import TEACHERS
 
 
@@ -23,10 +24,10 @@ def test_choices_are_those_of_the_code():
     assert set(table["kd_consistency"]["choices"]) == set(CONSISTENCY)
     assert set(table["kd_pacing"]["choices"]) == set(PACING)
     assert set(table["kd_curriculum"]["choices"]) == {"none", *ORDERS}
-    assert set(table["kd_loss"]["choices"]) == set(LOSSES)
+    assert set(table["kd_loss"]["choices"]) == {*LOSSES, *PEERS}
 
 
-@pytest.mark.parametrize("kd", [kd for kd in keys.key_table()["kd"]["choices"] if kd != "none"])
+@pytest.mark.parametrize("kd", [kd for kd in keys.key_table()["kd"]["choices"] if kd not in {"none", "ensemble"}])
 def test_presets_hold_legal_values(kd):
     preset = keys.preset(kd)
     assert preset and keys.checked(preset, TEACHERS) == preset

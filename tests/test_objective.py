@@ -9,15 +9,20 @@ from torch.nn import functional
 from recbole_prmkd import objective as module
 from recbole_prmkd.candidates import candidate_mask, in_batch_candidates
 from recbole_prmkd.dataset import Rows
+from recbole_prmkd.keys import defaults
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
+from recbole_prmkd.peers.teachers_list import teachers_list
+from recbole_prmkd.top_items import teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
 RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), ("validation", "vote_uniform")]
 CONFIG = {
+    **{key: value for key, value in defaults().items() if key.startswith("kd_rank_")},
     "seed": 1,
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
@@ -181,3 +186,41 @@ def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
     means = made.epoch_means()
     assert loss.item() == 0 and means["inconsistent"] == means["rows_without_knowledge"] == 0
     assert sum(value for name, value in means.items() if name.startswith("weight_")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["rd", "rrd", "dllm2rec"])
+@pytest.mark.parametrize("by_pairs", [False, True])
+def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, by_pairs: bool, monkeypatch) -> None:
+    """With one teacher: the list is the teacher's own, without items of the user and, but for dllm2rec, the target."""
+    given = []
+    monkeypatch.setattr(module, "kd_loss", lambda *parts: given.append(parts) or kd_loss(*parts))
+    only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
+    made = objective(gaps=False, by_pairs=by_pairs, kd_confidence="uniform", kd_consistency="none", **only)
+    made.knowledge = knowledge(gaps=False, widths=(12,))
+    made._first = teachers_first(made.knowledge, N, 6, made._excluded)
+    made.scorer.scores = _item_numbers(made.scorer)
+    made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
+    ((numbers, target, mask, *_),) = given
+    columns, listed = teachers_list(target, mask, 6)
+    cosines = made.knowledge.cosines(BATCH, torch.arange(1, ITEMS))[0]
+    for row, its, in_list in zip(range(len(BATCH)), numbers.gather(1, columns).long().tolist(), listed, strict=True):
+        number = int(BATCH[row])
+        own = int(made.train.targets[number])
+        theirs = set(made.train.targets[number // PER_USER * PER_USER :][:PER_USER].tolist())
+        left_out = theirs if kind in WITHOUT_TARGET else theirs - {own}
+        order = [item + 1 for item in cosines[row].argsort(descending=True).tolist() if item + 1 not in left_out]
+        assert bool(in_list.all()) and its == order[:6]
+
+
+def _item_numbers(scorer: Scorer):
+    """A scorer's `scores` that gives the candidates' own numbers."""
+
+    def numbers(interaction, places, candidates):
+        return candidates.expand(len(places), -1).float().requires_grad_()
+
+    return numbers
+
+
+def test_rds_warm_up_ends_with_its_epochs() -> None:
+    config = {**CONFIG, "kd_rank_warm_up": 2, "kd_rank_discrepancy": 0.3}
+    assert [RankSettings.of(config, epoch).discrepancy for epoch in range(4)] == [0, 0, 0.3, 0.3]

@@ -194,3 +194,8 @@ def test_nothing_to_resume(tmp_path):
         run_sweep(resume=str(tmp_path))
     with pytest.raises(UserError, match="--tune_resume=FOLDER"):
         run_sweep(resume=True)
+
+
+def test_an_ensemble_has_nothing_to_search(planned):
+    with pytest.raises(UserError, match="kd=ensemble"):
+        planned({"space": {"kd_weight": {"choice": [1, 2]}}}, kd="ensemble")

@@ -8,7 +8,7 @@ rows are not among them: when to stop is decided on a holdout of the training sp
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
@@ -193,22 +194,32 @@ def _metrics(
     name: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
 ) -> dict[str, dict[str, float]]:
     """The teacher's own metrics on the student's validation and test rows; stored apart from its weights."""
-    parts = {"valid": data.valid, "test": data.test}
     identity = {
         "teacher": digest,
         "metrics": [config["metrics"], config["topk"], config["metric_decimal_place"]],
-        **{part: rows.digest() for part, rows in parts.items()},
+        "valid": data.valid.digest(),
+        "test": data.test.digest(),
     }
     stored = artifacts.find(root, f"metrics-{name}", identity)
     if stored is None:
-        metrics = {}
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            trainer = quiet_trainer(Trainer, config, model, Path(folder))
-            for part, rows in parts.items():
-                dataset = data.dataset(config, rows)
-                loader = FullSortEvalDataLoader(config, dataset, None)
-                with encoded_once(model):
-                    metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
-                    metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
-        stored = artifacts.save(root, f"metrics-{name}", identity, {}, metrics)
+        stored = artifacts.save(root, f"metrics-{name}", identity, {}, rankings(model, config, data))
     return stored.notes
+
+
+def rankings(model: SequentialRecommender, config: Config, data: TeacherData) -> dict[str, dict[str, float]]:
+    """Metrics of a frozen teacher, or of a model made of teachers, on validation and test rows, in both rankings.
+
+    config: the model's own; says how long histories are, and which metrics.
+    """
+    metrics = {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        trainer = quiet_trainer(Trainer, config, model, Path(folder))
+        for part, rows in (("valid", data.valid), ("test", data.test)):
+            dataset = data.dataset(config, rows)
+            loader = FullSortEvalDataLoader(config, dataset, None)
+            with ExitStack() as stack:
+                for teacher in (module for module in model.modules() if isinstance(module, Teacher)):
+                    stack.enter_context(encoded_once(teacher))
+                metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
+                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
+    return metrics

@@ -119,6 +119,8 @@ def plan_and_folder(
             )
         return plan, folder
     folder = _new_folder(plan, config_file_list, config_dict)
+    if "ensemble" in _values(plan, "kd"):
+        raise UserError("kd=ensemble trains nothing, so there is nothing to search: run it without --tune.")
     check_run(_widest(plan), folder)
     if isinstance(plan.sweep.scheduler, Pbt):
         check_population(plan)

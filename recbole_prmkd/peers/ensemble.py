@@ -1,0 +1,72 @@
+"""The teachers served together, with no student: what distillation would save, and the bound it is held against.
+
+An item's score is the mean, over the teachers that know the user's history, of softmax(cosine / temperature) over all
+items, each at its own temperature. Our choice; averaging normalised scores is the plain form of an ensemble. It ranks
+as a teacher does: histories from the teachers' view of the data, so the model that `--model` names plays no part.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_prmkd.dataset import Split
+from recbole_prmkd.result import StudentResult
+from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.fit import FittedTeacher, rankings
+
+
+class Ensemble(SequentialRecommender):
+    """Frozen teachers as one RecBole model that only scores."""
+
+    input_type = InputType.POINTWISE
+
+    def __init__(self, config: Config, dataset: Dataset, teachers: Sequence[FittedTeacher]) -> None:
+        """config, dataset: with histories as long as the teacher's that reads the longest."""
+        super().__init__(config, dataset)
+        self.teachers = nn.ModuleList(teacher.model for teacher in teachers)
+        self.parts = [(teacher.model, teacher.config["MAX_ITEM_LIST_LENGTH"]) for teacher in teachers]
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """The mean over the teachers, [B, n_items]; all 0 where none knows the history."""
+        total, number = torch.zeros(1, 1, device=self.device), torch.zeros(1, 1, device=self.device)
+        for teacher, longest in self.parts:  # one after the other: [B, n_items] is large
+            items = teacher.encode_items()  # [n_items, D]
+            histories = teacher.encode_batch(newest(interaction, self, longest), items)  # [B, D]
+            known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
+            cosine = teacher.cosine(histories, items).float()  # [B, n_items]
+            total = total + (cosine / teacher.temperature).softmax(dim=1) * known
+            number = number + known
+        return total / number.clamp(min=1)
+
+
+def newest(interaction: Interaction, model: SequentialRecommender, longest: int) -> Interaction:
+    """The batch with no more than the newest `longest` items of each history, right-padded as before."""
+    item_seq, length = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]  # [B, L], [B]
+    place = torch.arange(min(longest, item_seq.shape[1]), device=length.device)  # [longest]
+    shifted = place + (length - longest).clamp(min=0)[:, None]  # [B, longest]
+    columns = {name: interaction[name] for name in interaction.columns}
+    columns[model.ITEM_SEQ] = item_seq.gather(1, shifted)
+    columns[model.ITEM_SEQ_LEN] = length.clamp(max=longest)
+    return Interaction(columns)
+
+
+def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> StudentResult:
+    """The ensemble's metrics on validation and test rows, in the place of a student's."""
+    data = teacher_data(split, config["kd_teacher_seed"])
+    longest = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    model = Ensemble(longest, data.dataset(longest, data.test), teachers).to(config["device"]).eval()
+    return StudentResult(
+        **rankings(model, longest, data),
+        model=config["model"],
+        parameters=sum(teacher.parameters for teacher in teachers),
+        train_seconds=0.0,
+        epochs=0,
+        checkpoint=None,
+        train_losses=[],
+    )

@@ -1,0 +1,106 @@
+"""The teachers served together: what it must equal, and a run of it and of each peer from settings to result."""
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd.config import load_config
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.peers.ensemble import Ensemble, newest, serve
+from recbole_prmkd.result import read
+from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.fit import fit_or_load
+
+WIDTH = 5
+RANKINGS = ("valid", "test", "valid_unseen", "test_unseen")
+
+
+@pytest.fixture
+def vectors(tmp_path, settings):
+    """Settings of a teacher Vectors that knows neither one item nor one user."""
+    split = load_split(load_config("SASRec", "tiny", config_dict=settings()))
+    rng = np.random.default_rng(0)
+    for name, key, tokens in (("items", "item_id", split.item_tokens), ("users", "user_id", split.user_tokens)):
+        feat = rng.standard_normal((len(tokens) - 1, WIDTH)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", feat=feat, **{key: np.array(tokens[1:])})
+    return {"kd_vectors_items": str(tmp_path / "items.npz"), "kd_vectors_users": str(tmp_path / "users.npz")}
+
+
+@pytest.fixture
+def fitted(settings, vectors):
+    """Make the named teachers; returns configuration, split, data and them."""
+
+    def make(*names):
+        given = settings(kd="ensemble", kd_teachers=list(names), **vectors)
+        config = load_config("SASRec", "tiny", config_dict=given)
+        split = load_split(config)
+        data = teacher_data(split, config["kd_teacher_seed"])
+        return config, split, data, [fit_or_load(name, config, data) for name in names]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["UniSRec", "Vectors"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_one_teacher_or_twice_the_same_gives_its_own_metrics(name, times, fitted):
+    config, split, _, (teacher,) = fitted(name)
+    served = serve(config, split, [teacher] * times)
+    assert {part: getattr(served, part) for part in RANKINGS} == teacher.metrics
+    assert served.parameters == times * teacher.parameters and served.epochs == served.train_seconds == 0
+
+
+def test_scores_are_the_mean_softmax_of_those_that_know_the_user(fitted):
+    _, split, data, teachers = fitted("UniSRec", "Vectors")
+    longest = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    model = Ensemble(longest, data.dataset(longest, data.test), teachers).eval()
+    rows = torch.arange(len(data.test))
+    with torch.no_grad():
+        scores = model.full_sort_predict(data.dataset(longest, data.test)[rows])
+        own = [t.model.full_sort_predict(data.dataset(t.config, data.test)[rows]) for t in teachers]
+    soft = [(cosine / t.model.temperature).softmax(-1) for cosine, t in zip(own, teachers, strict=True)]
+    unknown = (
+        data.test.users == split.user_tokens.index(split.user_tokens[0]) + 1
+    )  # the user that Vectors does not name
+    assert int(unknown.sum()) == 1
+    expected = torch.where(unknown[:, None], soft[0], (soft[0] + soft[1]) / 2)
+    torch.testing.assert_close(scores, expected)
+    assert scores.dtype == torch.float32
+
+
+def test_each_teacher_reads_the_newest_items_of_a_history():
+    class Names:
+        ITEM_SEQ, ITEM_SEQ_LEN = "seq", "length"
+
+    batch = Interaction({"seq": torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]), "length": torch.tensor([5, 2])})
+    cut = newest(batch, Names, 3)
+    assert cut["seq"].tolist() == [[3, 4, 5], [6, 7, 0]] and cut["length"].tolist() == [3, 2]
+    same = newest(batch, Names, 9)
+    assert torch.equal(same["seq"], batch["seq"]) and torch.equal(same["length"], batch["length"])
+
+
+def test_a_run_of_the_ensemble_leaves_the_usual_result(settings, vectors, tmp_path):
+    given = settings(kd="ensemble", kd_teachers=["UniSRec", "Vectors"], **vectors)
+    for number, model in enumerate(("SASRec", "DeepFM")):  # the model plays no part, nor does its kind
+        run = run_recbole_prmkd(model, "tiny", config_dict={**given, "kd_output_dir": str(tmp_path / str(number))})
+        assert run["test_result"] == run["result"]["student"]["test"]
+    first, second = (read(tmp_path / str(number)) for number in range(2))
+    student = first.student
+    assert student.parameters == sum(teacher.parameters for teacher in first.teachers.values())
+    assert student.epochs == 0 and student.checkpoint is None and first.distillation == []
+    assert student.model_dump(exclude={"model"}) == second.student.model_dump(exclude={"model"})
+    assert run["best_valid_score"] == student.valid["mrr@10"]
+
+
+@pytest.mark.parametrize("kd", ["rd", "rrd", "dllm2rec"])
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "DeepFM"])
+def test_runs_of_the_peers(kd, model, settings, vectors):
+    teachers = ["Vectors", "UniSRec"] if model == "BPR" else ["Vectors"]
+    run = run_recbole_prmkd(
+        model, "tiny", config_dict=settings(kd=kd, kd_teachers=teachers, kd_rank_warm_up=1, **vectors)
+    )
+    epochs = run["result"]["distillation"]
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    assert all(epoch["kd_loss"] > 0 and epoch["share"] == 1 for epoch in epochs)
+    assert run["result"]["config"]["kd_loss"] == kd and "ndcg@10" in run["result"]["student"]["test_unseen"]
