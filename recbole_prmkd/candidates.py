@@ -5,14 +5,15 @@ items", figure of arXiv 2401.00797). Use `in_batch_candidates` with `candidate_m
 whole [B, C] block at once (an inner product); add `sampled_candidates` for students that must run once for
 each (row, candidate) pair. The masks are our choice: whether the paper masks anything is not known to us.
 
-Axes: B batch rows, C candidates, P excluded items of a row, M sampled candidates. Item ids are integers, 0 is
-padding.
+Axes: B batch rows, C candidates, P excluded (row, item) pairs of a batch, M sampled candidates. Item ids are integers,
+0 is padding.
 """
 
 import torch
 from torch import Tensor
 
 PADDING = 0
+Pairs = tuple[Tensor, Tensor]  # rows of a batch [P] and items [P]
 
 
 def in_batch_candidates(targets: Tensor, everyone: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,33 +60,35 @@ def target_columns(items: Tensor, targets: Tensor) -> Tensor:
     return columns.masked_fill(padding, -1)
 
 
-def candidate_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
+def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
     """Which candidates count for which row: all but its excluded items, its own target always (our choice).
 
     Excluded are the false negatives (other training positives of the row's user) and, for the history mask,
-    the row's history. Needs memory for [B, P] and [B, C] only, never [B, P, C].
+    the row's history. Needs memory for [P] and [B, C] only.
 
     Args:
         items: [C] sorted unique item ids that contain every target.
         targets: [B] item ids; a row with a padding target counts no candidate.
-        excluded: [B, P] item ids, padded with 0; ids that are no candidate are ignored.
+        excluded: rows [P] and item ids [P]; ids that are no candidate are ignored.
 
     Returns:
         mask [B, C], bool, True where the candidate counts.
 
     Raises:
-        ValueError: as `target_columns`, or the numbers of rows differ.
+        ValueError: as `target_columns`, or the excluded rows and items are not both [P].
     """
-    if excluded.dim() != 2 or len(excluded) != len(targets):
-        raise ValueError(f"excluded must be [B, P] with B = {len(targets)}, got {list(excluded.shape)}.")
-    own = target_columns(items, targets).clamp(min=0).unsqueeze(1)  # [B, 1]
-    real = (targets != PADDING).unsqueeze(1)  # [B, 1]
-    excluded = excluded.to(items.dtype)
-    columns = torch.searchsorted(items, excluded).clamp(max=len(items) - 1)  # [B, P]
-    hit = items[columns] == excluded  # [B, P]
-    columns = torch.where(hit, columns, own)  # [B, P]; a miss hits the own column, which is set again below
-    mask = real.repeat(1, len(items))  # [B, C]
-    return mask.scatter_(1, columns, False).scatter_(1, own, real)
+    row, item = excluded
+    if row.dim() != 1 or row.shape != item.shape:
+        raise ValueError(f"excluded must be rows [P] and items [P], got {list(row.shape)} and {list(item.shape)}.")
+    own = target_columns(items, targets).clamp(min=0)  # [B]
+    real = targets != PADDING  # [B]
+    item = item.to(items.dtype)
+    columns = torch.searchsorted(items, item).clamp(max=len(items) - 1)  # [P]
+    # A miss takes out the row's own column, which is set again below: without a loop over what hits, or a wait for it.
+    columns = torch.where(items[columns] == item, columns, own[row])  # [P]
+    mask = real.unsqueeze(1).repeat(1, len(items))  # [B, C]
+    mask.view(-1)[row * len(items) + columns] = False
+    return mask.scatter_(1, own.unsqueeze(1), real.unsqueeze(1))
 
 
 def sampled_candidates(

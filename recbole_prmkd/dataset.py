@@ -70,6 +70,15 @@ class Rows:
         items = self.items[position.clamp(max=max(len(self.items) - 1, 0))]
         return torch.where(inside, items, 0), length
 
+    def history_pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """All items before each row without padding, P in all: place in `index` [P] and item [P]."""
+        start = self.start[index]  # [B]
+        length = self.stop[index] - start
+        first = length.cumsum(0) - length  # [B] where each row's items start among the P
+        place = torch.arange(len(index)).repeat_interleave(length)  # [P]
+        position = torch.arange(len(place)) + (start - first)[place]
+        return place, self.items[position]
+
     def renumbered(self, new_id: Tensor) -> "Rows":
         """The same rows in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""
         return Rows(self.users, new_id[self.targets], self.start, self.stop, new_id[self.items])

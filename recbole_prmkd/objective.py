@@ -20,7 +20,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates
+from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
 from recbole_prmkd.dataset import Rows
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
@@ -73,7 +73,7 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         items, columns = in_batch_candidates(targets, gathered(targets, config))  # [C], [B]
-        excluded = self._excluded(rows)  # [B, P]
+        excluded = self._excluded(rows)  # [P] twice
         mask = candidate_mask(items, targets, excluded)  # [B, C]
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
         most = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
@@ -133,7 +133,7 @@ class Objective:
         return target, shares, (known - marks).sum((0, 2)), agreement(soft, knows_row)
 
     def _ranked_first(
-        self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Tensor
+        self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Pairs
     ) -> Iterator[Tensor]:
         """Further candidates of each row, [B, M] for each source of `kd_candidates`."""
         if self._first is not None:
@@ -141,17 +141,18 @@ class Objective:
         if "student" in self._sources:
             yield self.scorer.first(interaction, places, self.config["kd_top_items"], excluded)
 
-    def _excluded(self, rows: Tensor) -> Tensor:
-        """Items that are no candidates of the rows, [B, P] padded with 0."""
+    def _excluded(self, rows: Tensor) -> Pairs:
+        """Items that are no candidates of the rows: places [P] in the batch's rows, and items [P]."""
         numbers, parts = rows.cpu(), []
         if self.config["kd_false_negative_mask"]:
-            parts.append(self.later.histories(numbers, len(self.later.items))[0])
+            parts.append(self.later.history_pairs(numbers))
         if self.config["kd_history_mask"]:
-            parts.append(self.train.histories(numbers, len(self.train.items))[0])
+            parts.append(self.train.history_pairs(numbers))
         if self._without_target:
-            parts.append(self.train.targets[numbers][:, None])
-        excluded = torch.cat(parts, dim=1) if parts else torch.zeros(len(rows), 1, dtype=torch.int64)
-        return excluded.to(rows.device)
+            parts.append((torch.arange(len(numbers)), self.train.targets[numbers]))
+        parts = parts or [(numbers[:0], numbers[:0])]
+        places, items = (torch.cat(column) for column in zip(*parts, strict=True))
+        return places.to(rows.device), items.to(rows.device)
 
     def _record(
         self, loss: Tensor, target: Tensor, mask: Tensor, shares: Tensor, inconsistent: Tensor, agreed: Tensor

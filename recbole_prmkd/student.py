@@ -22,6 +22,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from torch import Tensor, nn
 
+from recbole_prmkd.candidates import Pairs
 from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.factorised import candidates_alone
@@ -129,8 +130,8 @@ class StudentScorer:
         scores = self._all(interaction)[places]  # [B, n_items]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
-    def first(self, interaction: Interaction, places: Tensor, number: int, excluded: Tensor) -> Tensor:
-        """The items that the student ranks first for these rows, [B, number], without [B, P] `excluded`.
+    def first(self, interaction: Interaction, places: Tensor, number: int, excluded: Pairs) -> Tensor:
+        """The items that the student ranks first for these rows, [B, number], without `excluded`.
 
         Raises:
             UserError: a student that scores row by row, whose first items are not known.

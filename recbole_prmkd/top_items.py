@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_prmkd.candidates import Pairs
 from recbole_prmkd.knowledge import Knowledge
 
 _SCORES = 1 << 24  # teachers x rows x items that are scored at a time
@@ -18,13 +19,13 @@ SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",)
 
 
 @torch.no_grad()
-def teachers_first(knowledge: Knowledge, rows: int, number: int, excluded: Callable[[Tensor], Tensor]) -> Tensor:
+def teachers_first(knowledge: Knowledge, rows: int, number: int, excluded: Callable[[Tensor], Pairs]) -> Tensor:
     """The items that each teacher ranks first for each training row, as many of each teacher.
 
     Args:
         rows: number of training rows, N.
         number: items of a row over all teachers; at least one of each.
-        excluded: [B] row numbers -> [B, P] items that are no candidates of theirs, padded with 0.
+        excluded: row numbers [B] -> their places [P] in these B and items [P] that are no candidates of theirs.
     Returns:
         [N, teachers x ceil(number / teachers)] int64 on the CPU; 0 where a teacher knows too few items.
     """
@@ -35,16 +36,18 @@ def teachers_first(knowledge: Knowledge, rows: int, number: int, excluded: Calla
     for index in tqdm(torch.arange(rows).split(max(1, _SCORES // (teachers * n_items))), desc="teachers' first items"):
         scores, known = knowledge.scores(index.to(knowledge.device), items)  # [T, B, n_items]
         scores = scores.masked_fill(~known, -torch.inf)
-        out = excluded(index.to(knowledge.device)).expand(teachers, -1, -1)  # [T, B, P]
-        best = scores.scatter(2, out, -torch.inf).topk(each, dim=2)  # [T, B, each]
+        row, item = excluded(index.to(knowledge.device))  # [P] both
+        scores[:, row, item] = -torch.inf
+        scores[:, :, 0] = -torch.inf
+        best = scores.topk(each, dim=2)  # [T, B, each]
         chosen = best.indices.masked_fill(best.values == -torch.inf, 0)
         first[index] = chosen.transpose(0, 1).flatten(1).cpu()
     return first
 
 
-def first_of(scores: Tensor, number: int, excluded: Tensor) -> Tensor:
-    """The items with a row's highest scores, [B, n_items] -> [B, number]; PAD and [B, P] `excluded` are left out."""
-    scores = scores.detach().scatter(1, excluded, -torch.inf)
+def first_of(scores: Tensor, number: int, excluded: Pairs) -> Tensor:
+    """The items with a row's highest scores, [B, n_items] -> [B, number]; PAD and `excluded` are left out."""
+    scores = scores.detach().index_put(excluded, torch.tensor(-torch.inf).to(scores))
     scores[:, 0] = -torch.inf
     return scores.topk(min(number, scores.shape[1] - 1), dim=1).indices
 

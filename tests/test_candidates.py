@@ -12,6 +12,11 @@ def randint(high: int, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def pairs(excluded: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, P] items of each row as (row, item) pairs."""
+    return torch.arange(len(excluded)).repeat_interleave(excluded.shape[1]), excluded.flatten()
+
+
 def expected_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> list[list[bool]]:
     """The definition, in plain Python."""
     return [
@@ -37,7 +42,7 @@ def test_mask_in_a_hand_made_batch() -> None:
     targets = torch.tensor([3, 7, 9])
     items, _ = in_batch_candidates(targets)
     excluded = torch.tensor([[9, 3, 0], [0, 0, 0], [8, 7, 100]])  # own target, nothing, and ids outside of the batch
-    assert candidate_mask(items, targets, excluded).tolist() == [
+    assert candidate_mask(items, targets, pairs(excluded)).tolist() == [
         [True, True, False],
         [True, True, True],
         [True, False, True],
@@ -51,13 +56,13 @@ def test_mask_equals_its_definition(seed: int) -> None:
     more = torch.unique(torch.cat([in_batch, torch.tensor([31, 35, 50])]))
     excluded = randint(60, (40, 25), seed + 100)
     for items in (in_batch, more):
-        assert candidate_mask(items, targets, excluded).tolist() == expected_mask(items, targets, excluded)
+        assert candidate_mask(items, targets, pairs(excluded)).tolist() == expected_mask(items, targets, excluded)
 
 
 def test_mask_takes_narrow_ids_no_exclusions_and_a_batch_of_one() -> None:
     targets = torch.tensor([4])
-    assert candidate_mask(targets, targets, torch.zeros(1, 0, dtype=torch.long)).tolist() == [[True]]
-    assert candidate_mask(targets, targets, torch.tensor([[4, 2]], dtype=torch.int32)).tolist() == [[True]]
+    assert candidate_mask(targets, targets, pairs(torch.zeros(1, 0, dtype=torch.long))).tolist() == [[True]]
+    assert candidate_mask(targets, targets, pairs(torch.tensor([[4, 2]], dtype=torch.int32))).tolist() == [[True]]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -77,14 +82,14 @@ def test_mask_never_holds_rows_by_excluded_by_candidates() -> None:
     items = torch.arange(1, 401)
     excluded = randint(500, (64, 350), seed=2)
     with LargestTensor() as largest:
-        candidate_mask(items, targets, excluded)
+        candidate_mask(items, targets, pairs(excluded))
     assert largest.numel == 64 * 400
 
 
 def test_input_stays_as_it_was() -> None:
     targets, excluded = randint(9, (5,), seed=3) + 1, randint(9, (5, 4), seed=4)
     before = targets.clone(), excluded.clone()
-    candidate_mask(in_batch_candidates(targets)[0], targets, excluded)
+    candidate_mask(in_batch_candidates(targets)[0], targets, pairs(excluded))
     assert torch.equal(targets, before[0]) and torch.equal(excluded, before[1])
 
 
@@ -110,7 +115,7 @@ def test_sample_follows_the_generator() -> None:
 def test_sample_of_more_than_there_are_takes_all_and_keeps_the_mask() -> None:
     targets = torch.tensor([3, 7, 0])
     items, _ = in_batch_candidates(targets)
-    rows = candidate_mask(items, targets, torch.tensor([[7], [0], [0]]))
+    rows = candidate_mask(items, targets, pairs(torch.tensor([[7], [0], [0]])))
     candidates, mask = sampled_candidates(items, targets, 5, torch.Generator(), rows)
     assert candidates.tolist() == [[3, 3, 7], [7, 3, 7], [0, 3, 7]]
     assert mask.tolist() == [[True, False, False], [True, True, False], [False, False, False]]
@@ -131,7 +136,7 @@ def test_each_item_is_sampled_equally_often() -> None:
         (lambda one: in_batch_candidates(torch.ones(2, 2, dtype=torch.long)), r"must be \[B\]"),
         (lambda one: target_columns(torch.tensor([1, 2]), torch.tensor([3])), "contain the target"),
         (lambda one: target_columns(torch.tensor([1, 1, 2]), one), "unique"),
-        (lambda one: candidate_mask(one, one, torch.zeros(2, 3, dtype=torch.long)), "B = 1"),
+        (lambda one: candidate_mask(one, one, (one, torch.ones(2, dtype=torch.long))), r"\[1\] and \[2\]"),
         (lambda one: sampled_candidates(one, one, 0, torch.Generator()), "at least 1"),
         (lambda one: sampled_candidates(one, one, 1, torch.Generator(), torch.ones(2, 1) > 0), r"\[1, 1\]"),
     ],

@@ -40,6 +40,13 @@ def test_histories_of_the_documented_example():
     assert seq.tolist() == [[3, 9], [7, 0], [5, 0]] and length.tolist() == [2, 1, 1]
 
 
+def test_pairs_hold_each_history_without_padding():
+    place, item = EXAMPLE.history_pairs(torch.tensor([2, 0, 3]))
+    whole, _ = EXAMPLE.histories(torch.tensor([2, 0, 3]), longest=9)
+    assert [item[place == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
+    assert EXAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
+
+
 def test_compact_keeps_every_history_and_digest_sees_them_alone():
     order = torch.tensor([3, 0, 1, 2])
     compact = EXAMPLE.select(order).compact()

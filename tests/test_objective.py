@@ -124,7 +124,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     loss, gradient, means = step(made)
     targets = made.train.targets[BATCH]
     items, columns = in_batch_candidates(targets)
-    mask = candidate_mask(items, targets, made.later.histories(BATCH, N)[0])
+    mask = candidate_mask(items, targets, made.later.history_pairs(BATCH))
     scores, known = made.knowledge.scores(BATCH, items)
     soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
     trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)

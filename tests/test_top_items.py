@@ -30,29 +30,27 @@ def knowledge():
 
 
 def test_teachers_first_items(knowledge):
-    excluded = torch.tensor([[1, 0], [2, 4]] + [[0, 0]] * (N - 2))
-    first = teachers_first(knowledge, N, 6, lambda index: excluded[index])
+    excluded = [[1], [2, 4], *[[]] * (N - 2)]
+    first = teachers_first(knowledge, N, 6, lambda index: (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 4])))
     assert first.shape == (N, 6)
     scores, known = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
     for row in range(N):
         for teacher in range(2):
-            allowed = [
-                item for item in range(1, ITEMS) if known[teacher, row, item] and item not in excluded[row].tolist()
-            ]
+            allowed = [item for item in range(1, ITEMS) if known[teacher, row, item] and item not in excluded[row]]
             best = sorted(allowed, key=lambda item: -scores[teacher, row, item])[:3]
             assert first[row, 3 * teacher : 3 * teacher + 3].tolist() == best
 
 
 def test_more_than_there_is(knowledge):
-    everything = torch.arange(1, ITEMS).expand(N, -1)
-    first = teachers_first(knowledge, N, 100, lambda index: everything[index])
+    everything = torch.arange(N).repeat_interleave(ITEMS - 1), torch.arange(1, ITEMS).repeat(N)
+    first = teachers_first(knowledge, N, 100, lambda index: everything)
     assert first.shape == (N, 2 * (ITEMS - 1)) and not first.any()
 
 
 def test_students_first_items():
     scores = torch.tensor([[9.0, 1, 5, 3, 4], [9.0, 2, 1, 8, 0]], requires_grad=True)
-    assert first_of(scores, 2, torch.tensor([[2], [0]])).tolist() == [[4, 3], [3, 1]]
-    assert first_of(scores, 99, torch.tensor([[0], [0]])).shape == (2, 4)
+    assert first_of(scores, 2, (torch.tensor([0]), torch.tensor([2]))).tolist() == [[4, 3], [3, 1]]
+    assert first_of(scores, 99, (torch.tensor([0]), torch.tensor([0]))).shape == (2, 4)
 
 
 def test_distinct():
@@ -92,7 +90,8 @@ def test_scores_of_own_candidates_are_the_students(settings):
     own = torch.randint(1, everything.shape[1], (len(places), 3))
     torch.testing.assert_close(scorer.scores(batch, places, own), everything.gather(1, own))
     history = batch["item_id_list"][places]
-    first = scorer.first(batch, places, 5, history)
+    rows = torch.arange(len(places)).repeat_interleave(history.shape[1])
+    first = scorer.first(batch, places, 5, (rows, history.flatten()))
     allowed = everything.scatter(1, history, -torch.inf)
     allowed[:, 0] = -torch.inf
     torch.testing.assert_close(first, allowed.topk(5, dim=1).indices)
