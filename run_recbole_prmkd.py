@@ -13,6 +13,7 @@ import sys
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import datasets_to_pretrain_on
 from recbole_prmkd.launch import run_on_ranks
+from recbole_prmkd.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--ray_address", default=None, help="a running Ray cluster, such as auto; none: this machine")
     arguments, others = parser.parse_known_args()
+    keep_freed_memory()
     try:
         for other in others:
             name, equals, value = other.partition("=")

@@ -18,6 +18,7 @@ from recbole.config import Config
 
 from recbole_prmkd import artifacts, progress
 from recbole_prmkd.host import run_logging
+from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.handover import Handover
 from recbole_prmkd.tune.plan import Plan
@@ -44,6 +45,7 @@ def run_trial(values: Mapping[str, Any], job: Job) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(job.plan.sweep.resources.threads)
+    keep_freed_memory()
     config = job.plan.config({**job.plan.drawn(values), **_device(job.plan)})
     config["show_progress"] = False
     checkpoint, state = tune.get_checkpoint(), None

@@ -1,0 +1,36 @@
+"""Freed memory is kept in a process of ours, unless its user has decided otherwise."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from recbole_prmkd.memory import keep_freed_memory
+print(keep_freed_memory())
+torch.set_num_threads(1)
+for _ in range(3):
+    torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(1 << 24)  # 64 MiB, 16,384 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _run(**variables: str) -> tuple[str, int]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    asked, faults = done.stdout.split()
+    return asked, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
+def test_large_blocks_come_back_without_page_faults():
+    asked, faults = _run()
+    untouched, many = _run(MALLOC_MMAP_THRESHOLD_="1000000")
+    assert (asked, untouched) == ("True", "False")
+    assert faults < many / 20
