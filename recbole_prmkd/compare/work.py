@@ -1,0 +1,80 @@
+"""The process of one job: `python -m recbole_prmkd.compare.work FOLDER [GPU]`, with the folder's job.json.
+
+A cell can so be run again by hand. A job whose parent has gone ends itself, so that after a `kill -9` of the comparison
+the same command may start at once.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.compare.cost import measure_costs
+from recbole_prmkd.compare.job import FILE
+from recbole_prmkd.config import load_config
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import run_logging
+from recbole_prmkd.preparation import Steps, prepare
+from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.result import peak_memory_mb
+
+PREPARED = "prepared.json"
+
+
+def main() -> None:
+    """Do what the folder on the command line says."""
+    folder, *gpu = sys.argv[1:]
+    sys.argv[1:] = []  # RecBole reads settings there
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    if gpu:
+        content["settings"]["gpu_id"] = gpu[0]  # RecBole would take the machine's first
+    try:
+        WORK[content["work"]](content, Path(folder))
+    except UserError as error:
+        sys.exit(f"recbole_prmkd: {error}")
+
+
+def _train(content: Mapping[str, Any], folder: Path) -> None:
+    """A cell: a plain run."""
+    settings = {**content["settings"], "kd_output_dir": str(folder)}
+    run_recbole_prmkd(content["model"], content["dataset"], config_dict=settings)
+
+
+def _prepare(content: Mapping[str, Any], folder: Path) -> None:
+    """Teachers and their knowledge for all cells of a data set and student."""
+    config = load_config(content["model"], content["dataset"], None, content["settings"])
+    check_run(config, folder)
+    steps = Steps()
+    with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
+        prepare(config, steps)
+    made = {name: step.seconds for name, step in steps.results.items() if step.reused is False}
+    artifacts.write_json(folder / PREPARED, {"made": made, "peak_memory_mb": peak_memory_mb(config["device"])})
+
+
+def _cost(content: Mapping[str, Any], folder: Path) -> None:
+    """What serving takes."""
+    config = load_config(content["model"], content["dataset"], None, content["settings"])
+    checkpoints = {kd: Path(path) for kd, path in content["checkpoints"].items()}
+    with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
+        measure_costs(config, checkpoints, Path(content["file"]))
+
+
+WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {"train": _train, "prepare": _prepare, "cost": _cost}
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
