@@ -40,7 +40,8 @@ def save_ranks(trainer: Trainer, config: Config, split: Split, folder: Path) -> 
     if reason is not None:
         getLogger().warning(f"No {RANKS}: {reason}.")
         return
-    np.savez_compressed(folder / RANKS, **count_ranks(trainer, config, split))
+    arrays: dict[str, Any] = count_ranks(trainer, config, split)
+    np.savez_compressed(folder / RANKS, **arrays)
 
 
 def why_no_ranks(config: Config, split: Split) -> str | None:

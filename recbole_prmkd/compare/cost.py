@@ -9,6 +9,7 @@ timed twice: how far its two times differ is the noise that a ratio has to be re
 """
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -34,7 +35,8 @@ from recbole_prmkd.teachers.fit import FittedTeacher
 
 COSTS = "cost.json"
 AGAIN = "the plain student again"
-_USERS, _TOP, _REPEATS = 1000, 10, 7
+_USERS, _TOP, _ROUNDS = 1000, 10, 9
+_SHORTEST = 0.25  # seconds of one measurement: short passes are repeated
 _LONGEST = 4.0  # seconds of one pass; slower models are timed on fewer users
 
 Pass = Callable[[], None]
@@ -54,7 +56,7 @@ def measure_costs(config: Config, checkpoints: Mapping[str, Path], file: Path) -
     content = {
         "device": _device(config),
         "threads": torch.get_num_threads(),
-        "repeats": _REPEATS,
+        "rounds": _ROUNDS,
         "students": {
             kd: {
                 **_per_thousand(taken[kd], users),
@@ -164,14 +166,21 @@ def _teacher_pass(teacher: FittedTeacher, data: TeacherData, size: int = 64) -> 
 def _in_turns(passes: Mapping[str, Pass]) -> dict[str, list[float]]:
     """Seconds of each pass in each round; every round starts with another one."""
     taken: dict[str, list[float]] = {name: [] for name in passes}
+    times = {name: max(1, math.ceil(_SHORTEST / _seconds(each, 1))) for name, each in passes.items()}
     names = list(passes)
-    for turn in range(_REPEATS):
+    for turn in range(_ROUNDS):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            begin = time.perf_counter()
-            passes[name]()  # ends with a copy to the CPU, so a GPU has done its work
-            taken[name].append(time.perf_counter() - begin)
+            taken[name].append(_seconds(passes[name], times[name]))
     return taken
+
+
+def _seconds(each: Pass, times: int) -> float:
+    """Mean seconds of a pass, which ends with a copy to the CPU, so that a GPU has done its work."""
+    begin = time.perf_counter()
+    for _ in range(times):
+        each()
+    return (time.perf_counter() - begin) / times
 
 
 def _per_thousand(seconds: list[float], users: int) -> dict[str, float]:

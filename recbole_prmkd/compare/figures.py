@@ -5,17 +5,20 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recbole_prmkd.compare.gather import TEACHER, Gathered
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.groups import BY, gain_by_group
 from recbole_prmkd.compare.tables import label, way
+from recbole_prmkd.result import RunResult
 
 # Okabe and Ito's colours, which remain apart for colour-blind readers; beside them hatches and markers differ.
 COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -52,35 +55,28 @@ def _bars(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dat
     own = summary[summary["dataset"] == dataset]
     students = [model for model in gathered.grid.models if model in set(own["model"])]
     kds = [kd for kd in gathered.grid.kds if kd in set(own["kd"])]
+    absent = {"mean": math.nan, "deviation": math.nan}
     for metric in columns:
-        table = own[own["metric"] == metric].set_index(["model", "kd"])
-        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+        rows: list[dict[Any, Any]] = own[own["metric"] == metric].to_dict("records")
+        by_name = {(row["model"], row["kd"]): row for row in rows}
+        figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
         axes = figure.subplots()
         for place, kd in enumerate(kds):
-            rows = [table.loc[(model, kd)] if (model, kd) in table.index else None for model in students]
-            height = [math.nan if row is None else row["mean"] for row in rows]
-            spread = [0.0 if row is None or math.isnan(row["deviation"]) else row["deviation"] for row in rows]
+            bars = [by_name.get((model, kd), absent) for model in students]
+            height, spread = [bar["mean"] for bar in bars], np.nan_to_num([bar["deviation"] for bar in bars])
             at = np.arange(len(students)) + (place - (len(kds) - 1) / 2) * 0.8 / len(kds)
             axes.bar(at, height, 0.8 / len(kds), yerr=spread, capsize=3, label=way(kd), **_bar_style(gathered, kd))
-        _teacher_lines(axes, table)
+        for place, row in enumerate(row for row in rows if row["kd"] == TEACHER):
+            dashes = _DASHES[1:][place % 3]
+            axes.axhline(row["mean"], color="black", lw=1, ls=dashes, label=f"teacher {row['model']}")
         axes.set_xticks(np.arange(len(students)), students)
-        axes.set(ylabel=label(metric), ylim=(0, None))
-        _legend(axes)
-        values = "; ".join(
-            f"{model} {way(kd)} {row['mean']:.4f}"
-            for (model, kd), row in table.iterrows()
-            if not math.isnan(row["mean"])
-        )
+        _finish(axes, ylabel=label(metric), ylim=(0, None))
+        _legend(figure, [axes])
+        values = "; ".join(f"{row['model']} {way(row['kd'])} {row['mean']:.4f}" for row in rows)
         title = f"{label(metric)} on the test rows of {dataset}"
         yield _picture(
             figure, title, f"Bars of the mean over seeds, with standard deviation; dashed: teachers. {values}."
         )
-
-
-def _teacher_lines(axes: Axes, table: pd.DataFrame) -> None:
-    teachers = table[table.index.get_level_values("kd") == TEACHER]
-    for place, ((name, _), row) in enumerate(teachers.iterrows()):
-        axes.axhline(row["mean"], color="black", lw=1, ls=_DASHES[1:][place % 3], label=f"teacher {name}")
 
 
 def _learning_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
@@ -106,8 +102,8 @@ def _learning_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
             axes.fill_between(epochs, table.min(axis=1), table.max(axis=1), color=style["color"], alpha=0.15, lw=0)
             ends.append(f"{model} {way(kd)} best {table.max().mean():.4f}")
         metric = _runs(gathered, dataset, model, None)[0].config["valid_metric"]
-        axes.set(title=model, xlabel="epoch", ylabel=f"validation {metric}")
-    _legend(panels[0])
+        _finish(axes, title=model, xlabel="epoch", ylabel=f"validation {metric}")
+    _legend(figure, panels)
     words = f"Validation score after each epoch, mean and range over seeds. {'; '.join(ends)}."
     yield _picture(figure, f"Learning curves on {dataset}", words)
 
@@ -124,7 +120,7 @@ def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
         last = []
         for column, (model, history) in enumerate(histories.items()):
             table = pd.DataFrame(history).set_index("epoch")
-            weights = [name for name in table if name.startswith("weight_")]
+            weights = [str(name) for name in table if str(name).startswith("weight_")]
             shares = {"inconsistent": "marks that disagree", "agreement": "agreement of the teachers"}
             _curves(panels[2 * column], table, {name: name.removeprefix("weight_") for name in weights})
             _curves(panels[2 * column + 1], table, {name: words for name, words in shares.items() if name in table})
@@ -133,6 +129,7 @@ def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
             last.append(
                 model + " " + ", ".join(f"{n.removeprefix('weight_')} {table[n].iloc[-1]:.2f}" for n in weights)
             )
+        _legend(figure, panels)
         words = f"Teachers' weights and consistency over the epochs, first seed. Weights at the end: {'; '.join(last)}."
         yield _picture(figure, f"Teachers in {kd} on {dataset}", words)
 
@@ -140,8 +137,7 @@ def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
 def _curves(axes: Axes, table: pd.DataFrame, labels: dict[str, str]) -> None:
     for place, (name, words) in enumerate(labels.items()):
         axes.plot(table.index + 1, table[name], label=words, color=COLOURS[1 + place], ls=_DASHES[place % 4])
-    axes.set(xlabel="epoch", ylim=(-0.03, 1.05))
-    _legend(axes)
+    _finish(axes, xlabel="epoch", ylim=(-0.03, 1.05))
 
 
 def _groups(gathered: Gathered, dataset: str) -> Iterator[Picture]:
@@ -167,8 +163,8 @@ def _groups(gathered: Gathered, dataset: str) -> Iterator[Picture]:
                 told.append(f"{model} {kd} " + ", ".join(f"{g}: {v:+.4f}" for g, v in table["gain"].items()))
             axes.axhline(0, color="black", lw=0.8)
             axes.set_xticks(np.arange(len(groups)), groups)
-            axes.set(title=model, xlabel=words, ylabel="gain in NDCG@10 unseen")
-        _legend(panels[0])
+            _finish(axes, title=model, xlabel=words, ylabel="gain in NDCG@10 unseen")
+        _legend(figure, panels)
         title = f"Gain by {'history length' if by == 'history' else 'item popularity'} on {dataset}"
         yield _picture(figure, title, f"Mean gain over the student alone in groups of test rows. {'; '.join(told)}.")
 
@@ -184,7 +180,7 @@ def _cost_against_quality(
     points = list(_points(gathered, dataset, quality))
     if not points:
         return
-    figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     students = list(gathered.grid.models)
     for model, kd, milliseconds, mean in points:
@@ -199,8 +195,8 @@ def _cost_against_quality(
     for kd in gathered.grid.kds:
         axes.plot([], [], "s", color=_line_style(gathered, kd)["color"], label=way(kd))
     axes.plot([], [], "*", color="black", ms=10, label="teacher")
-    axes.set(xscale="log", xlabel="milliseconds per 1,000 users ranked (log scale)", ylabel=label(metric))
-    _legend(axes)
+    _finish(axes, xscale="log", xlabel="milliseconds per 1,000 users ranked (log scale)", ylabel=label(metric))
+    _legend(figure, [axes])
     told = "; ".join(f"{model} {way(kd)} {ms:.3g} ms, {mean:.4f}" for model, kd, ms, mean in points)
     yield _picture(figure, f"Serving time against quality on {dataset}", f"Up and to the left is better. {told}.")
 
@@ -220,7 +216,7 @@ def _points(gathered: Gathered, dataset: str, quality: pd.Series) -> Iterator[tu
                 yield name, TEACHER, entry["ms"], quality[(name, TEACHER)]
 
 
-def _runs(gathered: Gathered, dataset: str, model: str, kd: str | None) -> list:
+def _runs(gathered: Gathered, dataset: str, model: str, kd: str | None) -> list[RunResult]:
     """Results of a student, of one way or of all."""
     return [
         run
@@ -232,7 +228,7 @@ def _runs(gathered: Gathered, dataset: str, model: str, kd: str | None) -> list:
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
     columns = min(2, number)
     rows = math.ceil(number / columns)
-    figure = Figure(figsize=(_WIDTH, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 2.9 * rows + 0.4), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in panels[number:]:
         spare.set_visible(False)
@@ -244,25 +240,33 @@ def _place(gathered: Gathered, kd: str) -> int:
     return [BASELINE, *(name for name in gathered.grid.kds if name != BASELINE)].index(kd)
 
 
-def _bar_style(gathered: Gathered, kd: str) -> dict:
+def _bar_style(gathered: Gathered, kd: str) -> dict[str, Any]:
     place = _place(gathered, kd)
     return {"color": COLOURS[place % 8], "hatch": _HATCHES[place % 8], "edgecolor": "white", "ecolor": "black"}
 
 
-def _line_style(gathered: Gathered, kd: str) -> dict:
+def _line_style(gathered: Gathered, kd: str) -> dict[str, Any]:
     place = _place(gathered, kd)
     return {"color": COLOURS[place % 8], "marker": _MARKERS[place % 8], "ls": _DASHES[place % 4]}
 
 
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, framealpha=0.7)
+def _finish(axes: Axes, **texts: Any) -> None:
+    """Labels, and a quiet grid."""
+    axes.set(**texts)
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
+    if texts.get("xlabel") == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend below all panels."""
+    entries = {words: line for axes in panels for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
 def _picture(figure: Figure, title: str, text: str) -> Picture:
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": title, "hatch.linewidth": 0.6}):
         figure.savefig(stream, format="svg", metadata={"Title": title, "Description": text, "Date": None})

@@ -82,7 +82,9 @@ class Grid:
 
     def joined(self, stored: "Grid") -> "Grid":
         """This grid with what an earlier one had in its lists beside it, for a report on both."""
-        both = {name: tuple(dict.fromkeys([*getattr(stored, name), *getattr(self, name)])) for name in _LISTS}
+        both: dict[str, Any] = {
+            name: tuple(dict.fromkeys([*getattr(stored, name), *getattr(self, name)])) for name in _LISTS
+        }
         return replace(self, **both)
 
     def as_json(self) -> dict[str, Any]:
@@ -171,7 +173,8 @@ def read_grid(folder: Path) -> Grid:
         ) from error
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
-    return Grid(*(tuple(content[name]) for name in _LISTS), settings=content["settings"])
+    lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
+    return Grid(**lists, settings=content["settings"])
 
 
 def differing(grid: Grid, stored: Grid) -> list[str]:

@@ -1,4 +1,4 @@
-"""One job of a comparison, and the process that does it (`work`), so that no run meets another's memory or random state.
+"""One job of a comparison. A process of its own does it (`work`): no run meets another's memory or random state.
 
 `job.json` in its folder says what to do and holds all settings; the process's output goes to `job.log` beside it.
 """
@@ -23,7 +23,7 @@ _LONGEST = 400  # characters of an error that is told
 class Job:
     """What a process is to do.
 
-    folder: for job.json and job.log. work: a name in `work.WORK`. needs: folder of the job that must have ended well before.
+    folder: for job.json and job.log. work: a name in `work.WORK`. needs: folder of the job that must end well before.
     """
 
     name: str

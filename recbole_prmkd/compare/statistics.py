@@ -69,7 +69,7 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
         dataset, model, kd, metric, seeds, mean, deviation (ddof 1), and against the student alone: paired_seeds, gain,
         percent, p, p_holm, effect, mark, reason. Teachers have mean alone.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     cells = gathered.cells
     if cells.empty:
         return pd.DataFrame(rows)
@@ -84,10 +84,19 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame["p_holm"] = np.nan
     for _, table in frame[frame["p"].notna()].groupby("dataset"):
-        frame.loc[table.index, "p_holm"] = holm(table["p"].tolist())
+        once = _each_once(table)
+        corrected = pd.Series(holm(table.loc[once.unique(), "p"].tolist()), index=once.unique())
+        frame.loc[table.index, "p_holm"] = corrected[once].to_numpy()
     earned = frame["p_holm"] < LEVEL
     frame["mark"] = np.where(earned, np.where(frame["gain"] > 0, BETTER, WORSE), "")
     return frame
+
+
+def _each_once(table: pd.DataFrame) -> pd.Series:
+    """For each row the first row of the same comparison: for a student that RecBole ranks on unseen items anyway, both
+    rankings are one."""
+    same = [table["model"], table["kd"], table["metric"].str.replace(" unseen", ""), table["gain"], table["p"]]
+    return table.index.to_series().groupby(same).transform("first")
 
 
 def _line(own: pd.Series, plain: pd.Series, kd: str) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """The comparison in numbers: results.csv (every cell); table.md and table.tex (mean ± deviation, one a data set)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -53,25 +54,25 @@ def number(value: float, places: int = 4) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
-def cell_text(row: pd.Series) -> str:
-    """Mean ± deviation, the gain over the student alone, and the mark that it has earned: `.0561 ± .0012 (+9 %)*`."""
+def cell_text(row: Mapping[Any, Any]) -> str:
+    """Mean ± deviation, the gain over the student alone, and the mark that it has earned: `.0561 ± .0012 (+9.1 %)*`."""
     text = number(row["mean"])
     if not math.isnan(row["deviation"]):
         text += f" ± {number(row['deviation'])}"
     if not math.isnan(row["percent"]):
-        text += f" ({row['percent']:+.0f} %)"
+        text += f" ({row['percent']:+.1f} %)"
     return text + str(row["mark"])
 
 
 def headline_table(summary: pd.DataFrame, dataset: str, columns: Sequence[str]) -> pd.DataFrame:
     """One data set's rows (student or teacher, way, seeds) as text, a column per metric."""
-    own = summary[summary["dataset"] == dataset]
-    rows = []
-    for (model, kd), group in own.groupby(["model", "kd"], sort=False):
-        by_metric = group.set_index("metric")
-        first = {"model": model, "": way(str(kd)), "seeds": str(int(by_metric["seeds"].max()))}
-        rows.append(first | {label(metric): cell_text(by_metric.loc[metric]) for metric in columns})
-    return pd.DataFrame(rows)
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in summary[summary["dataset"] == dataset].to_dict("records"):
+        first = {"model": row["model"], "": way(row["kd"]), "seeds": str(row["seeds"])}
+        line = lines.setdefault((row["model"], row["kd"]), first)
+        if row["metric"] in columns:
+            line[label(row["metric"])] = cell_text(row)
+    return pd.DataFrame(list(lines.values()))
 
 
 def tests_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -133,7 +134,9 @@ def _p(value: float) -> str:
 
 
 def _rounded(value: float) -> str:
-    return NONE if value is None or math.isnan(value) else f"{value:,.0f}"
+    if value is None or math.isnan(value):
+        return NONE
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _markdown(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
@@ -145,15 +148,13 @@ def _markdown(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
 
 
 def _latex(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
-    escape: Callable[[object], str] = lambda text: "".join(_LATEX.get(sign, sign) for sign in str(text))  # noqa: E731
     for dataset, table in _tables(summary, columns):
-        table = table.map(escape)
-        table.columns = [escape(name) for name in table.columns]
-        lines = [" & ".join(row) + r" \\" for row in (table.columns, *table.itertuples(index=False, name=None))]
+        rows = [list(map(str, table.columns)), *table.to_numpy().tolist()]
+        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
         yield "\n".join(
             [
                 r"\begin{table}",
-                rf"\caption{{{escape(dataset)}. {escape(NOTE)}}}",
+                rf"\caption{{{_escaped(dataset)}. {_escaped(NOTE)}}}",
                 r"\begin{tabular}{" + "l" * len(table.columns) + "}",
                 r"\hline",
                 lines[0],
@@ -166,6 +167,10 @@ def _latex(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
         )
 
 
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)
+
+
 def _tables(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     for dataset in summary["dataset"].unique() if len(summary) else []:
         yield dataset, headline_table(summary, dataset, columns)
@@ -173,6 +178,6 @@ def _tables(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str
 
 NOTE = (
     "Mean ± standard deviation over seeds, gain over the student alone. * better, † worse than the student alone: "
-    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test split, all items "
-    "ranked; unseen: the user's earlier items out of the ranking."
+    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test split, all "
+    "items ranked; unseen: the user's earlier items out of the ranking."
 )
