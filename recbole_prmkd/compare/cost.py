@@ -35,8 +35,9 @@ from recbole_prmkd.teachers.fit import FittedTeacher
 
 COSTS = "cost.json"
 AGAIN = "the plain student again"
-_USERS, _TOP, _ROUNDS = 1000, 10, 9
-_SHORTEST = 0.25  # seconds of one measurement: short passes are repeated
+_USERS, _TOP = 1000, 10
+_FEWEST, _MOST = 9, 500  # rounds
+_BUDGET = 20.0  # seconds of all rounds, where the fewest do not take longer
 _LONGEST = 4.0  # seconds of one pass; slower models are timed on fewer users
 
 Pass = Callable[[], None]
@@ -56,7 +57,7 @@ def measure_costs(config: Config, checkpoints: Mapping[str, Path], file: Path) -
     content = {
         "device": _device(config),
         "threads": torch.get_num_threads(),
-        "rounds": _ROUNDS,
+        "rounds": len(next(iter(taken.values()))),
         "students": {
             kd: {
                 **_per_thousand(taken[kd], users),
@@ -164,29 +165,30 @@ def _teacher_pass(teacher: FittedTeacher, data: TeacherData, size: int = 64) -> 
 
 
 def _in_turns(passes: Mapping[str, Pass]) -> dict[str, list[float]]:
-    """Seconds of each pass in each round; every round starts with another one."""
+    """Seconds of each pass in each round; short passes get more rounds, every round starts with another pass."""
     taken: dict[str, list[float]] = {name: [] for name in passes}
-    times = {name: max(1, math.ceil(_SHORTEST / _seconds(each, 1))) for name, each in passes.items()}
     names = list(passes)
-    for turn in range(_ROUNDS):
+    once = sum(_seconds(each) for each in passes.values())
+    for turn in range(min(_MOST, max(_FEWEST, math.ceil(_BUDGET / once)))):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(_seconds(passes[name], times[name]))
+            taken[name].append(_seconds(passes[name]))
     return taken
 
 
-def _seconds(each: Pass, times: int) -> float:
-    """Mean seconds of a pass, which ends with a copy to the CPU, so that a GPU has done its work."""
+def _seconds(each: Pass) -> float:
+    """Seconds of a pass, which ends with a copy to the CPU, so that a GPU has done its work."""
     begin = time.perf_counter()
-    for _ in range(times):
-        each()
-    return (time.perf_counter() - begin) / times
+    each()
+    return time.perf_counter() - begin
 
 
 def _per_thousand(seconds: list[float], users: int) -> dict[str, float]:
-    """Milliseconds per 1,000 users: median, least and most of the rounds."""
-    scaled = [1e6 * each / users for each in seconds]
-    return {"ms": statistics.median(scaled), "ms_least": min(scaled), "ms_most": max(scaled)}
+    """Milliseconds per 1,000 users: median over the rounds, and what a tenth of them lies below and above."""
+    low, *_, high = statistics.quantiles(seconds, n=10)
+    return {
+        name: 1e6 * each / users for name, each in (("ms", statistics.median(seconds)), ("low", low), ("high", high))
+    }
 
 
 def _parameters(model: torch.nn.Module) -> int:

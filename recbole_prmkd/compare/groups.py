@@ -15,6 +15,8 @@ BY = {"history": "items in the user's history", "popularity": "training rows of 
 
 def group_bounds(values: np.ndarray, number: int = GROUPS) -> list[tuple[int, int]]:
     """Least and greatest value of each group of about equally many; equal values stay together."""
+    if values.min() == values.max():
+        return [(int(values.min()), int(values.max()))]
     codes = pd.qcut(values, number, labels=False, duplicates="drop")
     return [(int(values[codes == code].min()), int(values[codes == code].max())) for code in np.unique(codes)]
 

@@ -75,7 +75,7 @@ def headline_table(summary: pd.DataFrame, dataset: str, columns: Sequence[str]) 
     return pd.DataFrame(list(lines.values()))
 
 
-def tests_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
+def paired_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Every comparison with the student alone: gain, p, corrected p, effect size, or why there is none."""
     own = summary[(summary["dataset"] == dataset) & (summary["paired_seeds"] > 0)]
     return pd.DataFrame(
@@ -124,7 +124,7 @@ def _serving(gathered: Gathered, dataset: str, model: str, kd: str) -> dict[str,
 def _milliseconds(serving: dict[str, float]) -> str:
     if "ms" not in serving:
         return NONE
-    return f"{serving['ms']:,.3g} ({serving['ms_least']:,.3g} to {serving['ms_most']:,.3g})"
+    return f"{serving['ms']:,.3g} ({serving['low']:,.3g} to {serving['high']:,.3g})"
 
 
 def _p(value: float) -> str:
