@@ -16,6 +16,7 @@ import recbole_prmkd
 from recbole_prmkd import artifacts
 
 FILE, LOG = "job.json", "job.log"
+PARENT = "RECBOLE_PRMKD_COMPARISON"  # environment variable: id of the process that started this one
 _LONGEST = 400  # characters of an error that is told
 
 
@@ -60,6 +61,7 @@ def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[by
     home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment[PARENT] = str(os.getpid())
     command = [sys.executable, "-m", "recbole_prmkd.compare.work", str(folder), *([gpu] if gpu is not None else [])]
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

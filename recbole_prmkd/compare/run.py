@@ -5,6 +5,7 @@ grid, checked -> folder -> teachers, once for each data set and student -> cells
 Cells that have ended with these settings are not run again, so the same command goes on after an interruption.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def run_comparison(
     folder = Path(str(named)).resolve() if named else _new_folder(grid)
     check_grid(grid, folder)
     whole = open_folder(grid, folder)
+    print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
     gpus = as_list(str(user_setting("gpu_id", config_file_list, config_dict) or "")) or gpus if gpus else []
 
     with cluster(ray_address) if ray_address else nullcontext():

@@ -17,7 +17,7 @@ from typing import Any
 from recbole_prmkd import artifacts
 from recbole_prmkd.checks import check_run
 from recbole_prmkd.compare.cost import measure_costs
-from recbole_prmkd.compare.job import FILE
+from recbole_prmkd.compare.job import FILE, PARENT
 from recbole_prmkd.config import load_config
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import run_logging
@@ -32,7 +32,8 @@ def main() -> None:
     """Do what the folder on the command line says."""
     folder, *gpu = sys.argv[1:]
     sys.argv[1:] = []  # RecBole reads settings there
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     if gpu:
         content["settings"]["gpu_id"] = gpu[0]  # RecBole would take the machine's first
@@ -71,6 +72,7 @@ WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {"train": _train, "
 
 
 def _end_with(parent: int) -> None:
+    """End this process once its parent is another than the one that started it."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
