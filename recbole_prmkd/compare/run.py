@@ -72,7 +72,7 @@ def run_comparison(
 
         def workers(number: int | None) -> Workers:
             here = workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
-            return OnRay(here.threads) if ray_address else here
+            return OnRay(here.threads, number) if ray_address else here
 
         cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells()}
         left = [job for cell, job in cells.items() if not is_finished(cell, job)]

@@ -73,14 +73,15 @@ class Local:
 class OnRay:
     """Processes started by Ray tasks; the comparison's folder, data and cache lie on storage that all nodes share."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, most: int | None = None) -> None:
+        """most: jobs at a time; None: Ray keeps the queue."""
         gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         self._task = ray.remote(_run_in).options(num_cpus=threads, num_gpus=gpu, max_retries=0)
-        self._threads = threads
+        self._threads, self._most = threads, most
         self._running: dict[Any, Job] = {}
 
     def has_room(self) -> bool:
-        return True  # Ray keeps the queue
+        return self._most is None or len(self._running) < self._most
 
     def start(self, job: Job) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
