@@ -99,9 +99,8 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
         name = other.partition("=")[0]
         if name in _OF_CELLS:
             raise UserError(f"A comparison sets {name} of each cell: {_OF_CELLS[name]}.")
-    for name in ("tune", "tune_resume"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name} and --compare are two jobs: run the sweep first, then --config_files=best.yaml.")
+    if arguments.tune_resume:
+        raise UserError("A comparison goes on by itself, its sweeps too: leave --tune_resume out.")
     if arguments.nproc > 1 or arguments.world_size > 0:
         raise UserError("A comparison runs each cell in one process: use --compare_jobs in place of --nproc.")
     try:
@@ -113,6 +112,8 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
             files,
             jobs=arguments.compare_jobs,
             ray_address=arguments.ray_address,
+            sweep_file=arguments.tune,
+            trials=arguments.tune_trials,
         )
     except KeyboardInterrupt:
         sys.exit("recbole_prmkd: Interrupted; the same command with the same --kd_output_dir goes on.")

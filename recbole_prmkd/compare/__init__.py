@@ -3,6 +3,7 @@
 - `run`: the whole comparison as visible steps; start here
 - `grid`: what is compared, its cells, their settings; refusals; kept as `comparison.json`
 - `schedule`: which jobs run when, here or on Ray, behind one progress bar; `job`: one of them; `work`: its process
+- `tuning`: the same search for each way before the cells, with `--tune`
 - `cost`: what serving a student or a teacher takes, measured in turns
 - `gather`: the results on disk as one data frame a row per cell, and each test row's rank
 - `statistics`: mean, deviation, paired tests with Holm's correction; `groups`: gain by history length and popularity

@@ -43,12 +43,17 @@ _LONGEST = 4.0  # seconds of one pass; slower models are timed on fewer users
 Pass = Callable[[], None]
 
 
-def measure_costs(config: Config, checkpoints: Mapping[str, Path], file: Path) -> None:
-    """Time the students in these checkpoints (by `kd`) and the teachers of the configuration; writes `cost.json`."""
+def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], file: Path) -> None:
+    """Time students and teachers; writes `cost.json`.
+
+    Args:
+        config: names the data and the teachers.
+        stored: by `kd`, a student's configuration and checkpoint.
+    """
     prepared = prepare(config, Steps())
-    students = {kd: _student(config, prepared.split, path) for kd, path in checkpoints.items()}
-    if BASELINE in checkpoints:
-        students[AGAIN] = _student(config, prepared.split, checkpoints[BASELINE])
+    students = {kd: _student(own, prepared.split, path) for kd, (own, path) in stored.items()}
+    if BASELINE in stored:
+        students[AGAIN] = _student(stored[BASELINE][0], prepared.split, stored[BASELINE][1])
     batches, users = _test_batches(next(iter(students.values())), prepared.split)
     passes = {kd: _student_pass(trainer, batches) for kd, trainer in students.items()}
     teachers = _teacher_passes(config, prepared)

@@ -10,7 +10,7 @@ cell alike, the baseline among them, unless the user sets them:
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A comparison before it runs. settings: the user's, for all cells, every path in it absolute."""
+    """A comparison before it runs.
+
+    settings: the user's, for all cells, every path in it absolute. tune: the sweep file of `--tune`, if any.
+    tuned: what the sweeps found, by data set, student and way.
+    """
 
     datasets: tuple[str, ...]
     models: tuple[str, ...]
     kds: tuple[str, ...]
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
+    tune: Mapping[str, Any] | None = None
+    tuned: Mapping[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All cells; the baseline of a student first, a seed of all ways before the next seed."""
@@ -69,11 +75,12 @@ class Grid:
             for kd in self.kds
         ]
 
-    def settings_of(self, cell: Cell) -> dict[str, Any]:
+    def settings_of(self, cell: Cell, tuned: bool = True) -> dict[str, Any]:
         """Everything that a cell's run is given beside model and data set, but for its folder."""
         shared = {"kd_protocol": "ranking", "kd_teacher_seed": self.seeds[0], "kd_shared_prefixes": True}
-        own = {"kd": cell.kd, "seed": cell.seed, "kd_save_ranks": True, "show_progress": False}
-        return {**shared, **self.settings, **own}
+        own = {"kd": cell.kd, "seed": cell.seed, "kd_save_ranks": True, "kd_rebuild": False, "show_progress": False}
+        found = self.tuned.get((cell.dataset, cell.model, cell.kd), {}) if tuned else {}
+        return {**shared, **self.settings, **found, **own}
 
     def config(self, cell: Cell, **more: Any) -> Config:
         """The cell's configuration, with these settings above its own."""
@@ -90,7 +97,7 @@ class Grid:
     def as_json(self) -> dict[str, Any]:
         """What `comparison.json` holds."""
         lists = {name: list(getattr(self, name)) for name in _LISTS}
-        return artifacts.as_json({"schema": SCHEMA, **lists, "settings": dict(self.settings)})
+        return artifacts.as_json({"schema": SCHEMA, **lists, "settings": dict(self.settings), "tune": self.tune})
 
 
 def make_grid(
@@ -174,12 +181,15 @@ def read_grid(folder: Path) -> Grid:
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
     lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
-    return Grid(**lists, settings=content["settings"])
+    return Grid(**lists, settings=content["settings"], tune=content["tune"])
 
 
 def differing(grid: Grid, stored: Grid) -> list[str]:
     """Names of settings that differ between two grids, the teachers' seed included."""
-    left, right = ({"kd_teacher_seed": one.seeds[0], **artifacts.as_json(dict(one.settings))} for one in (grid, stored))
+    left, right = (
+        {"kd_teacher_seed": one.seeds[0], "--tune": one.tune, **artifacts.as_json(dict(one.settings))}
+        for one in (grid, stored)
+    )
     missing = object()
     return [key for key in sorted({*left, *right}) if left.get(key, missing) != right.get(key, missing)]
 

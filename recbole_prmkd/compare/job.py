@@ -16,6 +16,7 @@ import recbole_prmkd
 from recbole_prmkd import artifacts
 
 FILE, LOG = "job.json", "job.log"
+JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
 PARENT = "RECBOLE_PRMKD_COMPARISON"  # environment variable: id of the process that started this one
 _LONGEST = 400  # characters of an error that is told
 

@@ -1,6 +1,7 @@
 """The whole comparison, as visible steps:
 
-grid, checked -> folder -> teachers, once for each data set and student -> cells -> serving cost -> report
+grid, checked -> folder -> sweeps, with --tune -> teachers, once for each data set and student -> cells -> serving cost
+-> report
 
 Cells that have ended with these settings are not run again, so the same command goes on after an interruption.
 """
@@ -8,7 +9,7 @@ Cells that have ended with these settings are not run again, so the same command
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,14 @@ from typing import Any
 from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid, check_grid, make_grid, open_folder
-from recbole_prmkd.compare.job import LOG, Job
+from recbole_prmkd.compare.job import JOBS, LOG, Job
 from recbole_prmkd.compare.page import write_report
-from recbole_prmkd.compare.schedule import OnRay, Workers, run_jobs, visible_gpus, workers_here
+from recbole_prmkd.compare.schedule import Local, OnRay, Workers, run_jobs, visible_gpus, workers_here
+from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, tuned_settings
 from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import as_list
 from recbole_prmkd.tune.cluster import check_address, cluster
-
-JOBS = "_jobs"  # preparations and measurements, inside the comparison's folder
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ def run_comparison(
     config_dict: Mapping[str, Any] | None = None,
     jobs: int | None = None,
     ray_address: str | None = None,
+    sweep_file: str | None = None,
+    trials: int | None = None,
 ) -> Outcome:
     """Train and test every cell of the grid, measure what serving costs, write the report.
 
@@ -53,6 +55,7 @@ def run_comparison(
         config_file_list, config_dict: settings of all cells, as for `run_recbole_prmkd`; the command line is read too.
         jobs: processes at a time; None: one for each GPU, or as many as the cores allow.
         ray_address: of a Ray cluster to run the cells on; None: processes on this machine.
+        sweep_file, trials: search settings for each data set, student and way alike before the cells; see `tuning`.
     Raises:
         UserError: bad input, in one sentence, before anything is written.
     """
@@ -61,6 +64,9 @@ def run_comparison(
     if jobs is not None and jobs < 1:
         raise UserError(f"--compare_jobs={jobs} is not legal: give 1 or more, or leave it out.")
     grid = make_grid(kds, models, datasets, seeds, config_file_list, config_dict)
+    if sweep_file is not None:
+        grid = replace(grid, tune=read_tuning(sweep_file, trials))
+        check_tuning(grid)
     named = user_setting("kd_output_dir", config_file_list, config_dict)
     folder = Path(str(named)).resolve() if named else _new_folder(grid)
     check_grid(grid, folder)
@@ -70,18 +76,24 @@ def run_comparison(
 
     with cluster(ray_address) if ray_address else nullcontext():
 
-        def workers(number: int | None) -> Workers:
-            here = workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
-            return OnRay(here.threads, number) if ray_address else here
+        def here(number: int | None) -> Local:
+            return workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
 
-        cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells()}
+        def workers(number: int | None) -> Workers:
+            return OnRay(here(number).threads, number) if ray_address else here(number)
+
+        sweeps = sweep_jobs(grid, folder, ray_address)  # one at a time: each runs its trials side by side
+        failed = run_jobs(sweeps, here(1), "tune", title="sweeps") if sweeps else {}
+        grid = replace(grid, tuned=tuned_settings(grid, folder)) if grid.tune else grid
+        cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells() if is_tuned(grid, cell)}
         left = [job for cell, job in cells.items() if not is_finished(cell, job)]
         todo = [*preparations(grid, left, folder), *left]
-        failed = run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left)) if todo else {}
+        if todo:
+            failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left))
         measured = cost_jobs(grid, folder)
         if measured:  # one at a time, so that none disturbs another
             failed |= run_jobs(measured, workers(1), "cost", title="serving cost")
-    by_name = {job.folder: job.name for job in (*todo, *measured)}
+    by_name = {job.folder: job.name for job in (*sweeps, *todo, *measured)}
     told = {by_name[path]: f"{error} (log: {path / LOG})" for path, error in failed.items()}
     write_report(whole, folder, told)
     return Outcome(folder, told)
@@ -164,7 +176,11 @@ def cost_jobs(grid: Grid, folder: Path) -> list[Job]:
             if not checkpoints or (stored is not None and {*checkpoints} <= {*stored["students"]}):
                 continue
             settings = {**preparation(grid, dataset, model, folder).settings, "kd_rebuild": False}
-            more = {"checkpoints": {kd: str(path) for kd, path in checkpoints.items()}, "file": str(file)}
+            students = {
+                kd: {"checkpoint": str(path), "settings": grid.settings_of(Cell(dataset, model, kd, grid.seeds[0]))}
+                for kd, path in checkpoints.items()
+            }
+            more = {"students": students, "file": str(file)}
             name = f"serving {model} on {dataset}"
             jobs.append(Job(name, folder / JOBS / f"cost-{dataset}-{model}", "cost", model, dataset, settings, more))
     return jobs

@@ -14,16 +14,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recbole_prmkd import artifacts
 from recbole_prmkd.checks import check_run
 from recbole_prmkd.compare.cost import measure_costs
 from recbole_prmkd.compare.job import FILE, PARENT
+from recbole_prmkd.compare.tuning import SWEEP, SWEEP_FILE
 from recbole_prmkd.config import load_config
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import run_logging
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.result import peak_memory_mb
+from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune.plan import FILE as PLAN
 
 PREPARED = "prepared.json"
 
@@ -63,12 +68,40 @@ def _prepare(content: Mapping[str, Any], folder: Path) -> None:
 def _cost(content: Mapping[str, Any], folder: Path) -> None:
     """What serving takes."""
     config = load_config(content["model"], content["dataset"], None, content["settings"])
-    checkpoints = {kd: Path(path) for kd, path in content["checkpoints"].items()}
+    gpu = {"gpu_id": content["settings"]["gpu_id"]} if "gpu_id" in content["settings"] else {}
+    stored = {
+        kd: (
+            load_config(content["model"], content["dataset"], None, entry["settings"] | gpu),
+            Path(entry["checkpoint"]),
+        )
+        for kd, entry in content["students"].items()
+    }
     with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
-        measure_costs(config, checkpoints, Path(content["file"]))
+        measure_costs(config, stored, Path(content["file"]))
 
 
-WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {"train": _train, "prepare": _prepare, "cost": _cost}
+def _tune(content: Mapping[str, Any], folder: Path) -> None:
+    """The sweep of one student and way, or what is left of it."""
+    sweep, file = folder / SWEEP, folder / SWEEP_FILE
+    file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
+    begun = (sweep / PLAN).is_file()
+    run_sweep(
+        content["model"],
+        content["dataset"],
+        None,
+        {**content["settings"], "kd_output_dir": str(sweep)},
+        sweep_file=None if begun else str(file),
+        ray_address=content["ray_address"],
+        resume=str(sweep) if begun else None,
+    )
+
+
+WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "tune": _tune,
+    "cost": _cost,
+}
 
 
 def _end_with(parent: int) -> None:
