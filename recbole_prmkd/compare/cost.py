@@ -3,6 +3,8 @@
 One process measures all of them in turns, so that a busy machine disturbs all alike. The plain student is loaded and
 timed twice: how far its two times differ is the noise that a ratio has to be read against.
 
+Users come in batches of 64 for all of them.
+
 - a student: its `full_sort_predict` as RecBole's evaluation calls it (item by item where it has none), and the 10 best
   items; a graph student propagates once, before
 - a teacher: its items are encoded once, before; encoding the histories, all cosines and the 10 best items are timed
@@ -14,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from recbole_prmkd.teachers.fit import FittedTeacher
 
 COSTS = "cost.json"
 AGAIN = "the plain student again"
-_USERS, _TOP = 1000, 10
+_USERS, _BATCH, _TOP = 1000, 64, 10  # users in all and at a time, items that are picked
+_PAIRS = 1 << 17  # (user, item) pairs at a time of students that score pair by pair, at least
 _FEWEST, _MOST = 15, 500  # rounds
 _BUDGET = 30.0  # seconds of all rounds, where the fewest do not take longer
 _LONGEST = 2.0  # seconds of one pass; slower models are timed on fewer users
@@ -102,6 +104,7 @@ def _student(config: Config, split: Split, checkpoint: Path) -> Any:
     model.load_other_parameter(content.get("other_parameter"))
     with tempfile.TemporaryDirectory() as folder:
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model.eval(), Path(folder))
+    trainer.test_batch_size = max(trainer.test_batch_size, _PAIRS)
     trainer.tot_item_num = split.test_data._dataset.item_num
     trainer.item_tensor = split.test_data._dataset.get_item_feature().to(trainer.device)
     return trainer
@@ -109,15 +112,14 @@ def _student(config: Config, split: Split, checkpoint: Path) -> Any:
 
 def _test_batches(trainer: Trainer, split: Split) -> tuple[list[Any], int]:
     """Test rows that all students are timed on, and their users: at most 1,000, fewer where a student is slow."""
+    loader: Any = split.test_data
     batches: list[Any] = []
     users, spent = 0, 0.0
-    for batch in islice(split.test_data, _USERS):
-        batches.append(batch)
-        users += len(batch[0])
-        begin = time.perf_counter()
-        _rank(trainer, batch)
-        spent += time.perf_counter() - begin
-        if users >= _USERS or spent > _LONGEST:
+    for index in torch.arange(min(_USERS, loader.sample_size)).split(_BATCH):
+        batches.append(loader.collate_fn(index.tolist()))  # RecBole's own batches have a user each where items are many
+        users += len(index)
+        spent += _seconds(lambda: _rank(trainer, batches[-1]))
+        if spent > _LONGEST:
             break
     return batches, users
 
@@ -145,14 +147,14 @@ def _teacher_passes(config: Config, prepared: Prepared) -> dict[str, tuple[Pass,
     return {teacher.name: _teacher_pass(teacher, data) for teacher in prepared.teachers if teacher.model.learns}
 
 
-def _teacher_pass(teacher: FittedTeacher, data: TeacherData, size: int = 64) -> tuple[Pass, int]:
+def _teacher_pass(teacher: FittedTeacher, data: TeacherData) -> tuple[Pass, int]:
     model, device = teacher.model, teacher.config["device"]
     rows = data.dataset(teacher.config, data.test)
     number = min(_USERS, len(data.test))
     with torch.no_grad():
         items = model.encode_items()  # [n_items, D]
         batches, spent = [], 0.0
-        for index in torch.arange(number).split(size):
+        for index in torch.arange(number).split(_BATCH):
             batches.append(rows[index].to(device))
             begin = time.perf_counter()
             model.cosine(model.encode_batch(batches[-1], items), items)
