@@ -42,7 +42,7 @@ _FEWEST, _MOST = 15, 500  # rounds
 _BUDGET = 30.0  # seconds of all rounds, where the fewest do not take longer
 _LONGEST = 2.0  # seconds of one pass; slower models are timed on fewer users
 
-Pass = Callable[[], None]
+Pass = Callable[[], Any]
 
 
 def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], file: Path) -> None:
@@ -102,7 +102,7 @@ def _student(config: Config, split: Split, checkpoint: Path) -> Any:
         content = torch.load(checkpoint, map_location=config["device"])
     model.load_state_dict(content["state_dict"])
     model.load_other_parameter(content.get("other_parameter"))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its writer may still write
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model.eval(), Path(folder))
     trainer.test_batch_size = max(trainer.test_batch_size, _PAIRS)
     trainer.tot_item_num = split.test_data._dataset.item_num
