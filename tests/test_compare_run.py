@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from torch.utils.data import DataLoader
 
 import recbole_prmkd
-from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd import quick_start, run_recbole_prmkd
 from recbole_prmkd.compare.statistics import ndcg_of_ranks
 
 
@@ -94,3 +95,30 @@ def test_a_comparison_and_its_way_on(compare, tmp_path):
     # Other settings are another comparison.
     done = compare("--epochs=2")
     assert done.returncode == 1 and "(epochs)" in done.stderr
+
+
+def test_nothing_reads_the_test_loader_before_training_has_ended(settings, monkeypatch):
+    """Teachers, knowledge, curriculum, stopping and the choice of the best epoch do without the test rows."""
+    loaders, ended, read = [], [], []
+    prepare, train, iterate = quick_start.prepare, quick_start.train, DataLoader.__iter__
+
+    def noting(*arguments):
+        prepared = prepare(*arguments)
+        loaders.append(prepared.split.test_data)
+        return prepared
+
+    def ending(*arguments, **more):
+        trained = train(*arguments, **more)
+        ended.append(True)
+        return trained
+
+    def reading(loader):
+        if any(loader is known for known in loaders):
+            read.append(bool(ended))
+        return iterate(loader)
+
+    monkeypatch.setattr(quick_start, "prepare", noting)
+    monkeypatch.setattr(quick_start, "train", ending)
+    monkeypatch.setattr(DataLoader, "__iter__", reading)
+    run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="prmkd", kd_save_ranks=True))
+    assert read == [True, True]  # the evaluation, and the ranks

@@ -181,7 +181,7 @@ def read_grid(folder: Path) -> Grid:
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
     lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
-    return Grid(**lists, settings=content["settings"], tune=content["tune"])
+    return Grid(**lists, settings=content["settings"], tune=content.get("tune"))
 
 
 def differing(grid: Grid, stored: Grid) -> list[str]:
