@@ -5,12 +5,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench reproduce clean
 .DEFAULT_GOAL := help
 
 help:
 	@head -2 Makefile | sed 's/^# //'
-	@echo "make test-slow | bench | lint | format | clean"
+	@echo "make test-slow | bench | reproduce | lint | format | clean"
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,11 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/lightgcn.py $(DATA)
 	$(BIN)/python benchmarks/epoch.py $(DATA)
 	$(BIN)/python benchmarks/catalogue.py
+
+# The comparisons of docs/results.md on the data sets that are there; says first how long that takes. Make it stop there,
+# or name the data: make reproduce DATA="--data_path=... --estimate"
+reproduce: $(VENV)/.installed
+	$(BIN)/python benchmarks/reproduce.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -5,6 +5,7 @@ python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --config
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --nproc=4
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --tune=hyper/sasrec.yaml --tune_trials=50
 python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
+python run_recbole_prmkd.py --compare=none,mean,prmkd_plus --models=SASRec,LightGCN --datasets=ml-100k --seeds=5
 """
 
 import argparse
@@ -25,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("--model", "-m", default=None, help="name of the student, such as SASRec")
     parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
-    parser.add_argument("--datasets", default=None, help="data sets to pre-train a teacher on, separated by commas")
+    parser.add_argument("--datasets", default=None, help="data sets to pre-train on or compare on, separated by commas")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine, one for each GPU")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines; -1: those of this one")
     parser.add_argument("--ip", default="localhost", help="the first machine's address")
@@ -38,6 +39,10 @@ def main() -> None:
         "--tune_resume", metavar="FOLDER", nargs="?", const=True, default=None, help="go on with an interrupted sweep"
     )
     parser.add_argument("--ray_address", default=None, help="a running Ray cluster, such as auto; none: this machine")
+    parser.add_argument("--compare", metavar="KDS", default=None, help="values of --kd to compare, such as none,prmkd")
+    parser.add_argument("--models", default=None, help="students of the comparison, separated by commas")
+    parser.add_argument("--seeds", default=None, help="how many seeds from 2020 on, or seeds separated by commas")
+    parser.add_argument("--compare_jobs", type=int, default=None, help="processes of the comparison at a time")
     arguments, others = parser.parse_known_args()
     keep_freed_memory()
     try:
@@ -48,6 +53,10 @@ def main() -> None:
                     f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file."
                 )
         files = arguments.config_files.split() if arguments.config_files else None
+        if arguments.compare:
+            sys.argv[1:] = others  # RecBole reads what is left as settings
+            return _compare(arguments, files)
+        _refuse_without_compare(arguments)
         datasets = datasets_to_pretrain_on(arguments.dataset, files)
         if arguments.tune or arguments.tune_resume:
             from recbole_prmkd.tune import run_sweep  # takes seconds
@@ -82,6 +91,51 @@ def main() -> None:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
+
+
+def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
+    """Run the grid; exit code 1 where a cell has failed."""
+    from recbole_prmkd.compare import run_comparison  # takes seconds
+
+    for other in sys.argv[1:]:
+        name = other.partition("=")[0]
+        if name in _OF_CELLS:
+            raise UserError(f"A comparison sets {name} of each cell: {_OF_CELLS[name]}.")
+    if arguments.tune_resume:
+        raise UserError("A comparison goes on by itself, its sweeps too: leave --tune_resume out.")
+    if arguments.nproc > 1 or arguments.world_size > 0:
+        raise UserError("A comparison runs each cell in one process: use --compare_jobs in place of --nproc.")
+    try:
+        outcome = run_comparison(
+            arguments.compare,
+            arguments.models or arguments.model,
+            arguments.datasets or arguments.dataset,
+            arguments.seeds,
+            files,
+            jobs=arguments.compare_jobs,
+            ray_address=arguments.ray_address,
+            sweep_file=arguments.tune,
+            trials=arguments.tune_trials,
+        )
+    except KeyboardInterrupt:
+        sys.exit("recbole_prmkd: Interrupted; the same command with the same --kd_output_dir goes on.")
+    print(f"Report: {outcome.folder / 'report.html'}")
+    if outcome.failed:
+        sys.exit("\n".join(["recbole_prmkd: Failed:", *(f"{name}: {error}" for name, error in outcome.failed.items())]))
+
+
+_OF_CELLS = {
+    "--kd": "name the values in --compare",
+    "--seed": "name the seeds with --seeds",
+    "--kd_save_ranks": "leave it out",
+    "--train_stage": "leave it out, or leave --compare out",
+}
+
+
+def _refuse_without_compare(arguments: argparse.Namespace) -> None:
+    for name in ("models", "seeds", "compare_jobs"):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name} is for comparisons: add --compare=none,prmkd, or leave it out.")
 
 
 if __name__ == "__main__":

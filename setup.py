@@ -20,7 +20,8 @@ REQUIRED = [
     "pydantic>=2.9",  # the documented, checked schema of result.json
     "numpy>=1.26,<3",
     "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
-    "scipy>=1.11",
+    "scipy>=1.15",  # paired tests and the bootstrap of a comparison; its rng came with 1.15
+    "jinja2>=3.1",  # the page of a comparison
     "matplotlib>=3.9",  # figures as plain files, without a browser
     "pillow>=10",  # reads item pictures for the image encoder
     "pyyaml>=6",
@@ -51,6 +52,7 @@ setup(
     py_modules=["run_recbole_prmkd"],
     packages=[
         "recbole_prmkd",
+        "recbole_prmkd.compare",
         "recbole_prmkd.peers",
         "recbole_prmkd.students",
         "recbole_prmkd.teachers",
@@ -61,7 +63,7 @@ setup(
         "recbole_prmkd.properties.pretrain",
     ],
     package_dir={"recbole_prmkd.properties": "properties"},
-    package_data={"": ["*.yaml", "py.typed"]},
+    package_data={"": ["*.yaml", "*.html", "py.typed"]},
     install_requires=REQUIRED,
     extras_require={"demo": DEMO, "test": TEST},
     entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},

@@ -15,7 +15,8 @@ The package reads as the data flows:
 - `student`, `factorised`, `positives`: the student's own scores, their cheapest form, the rows of a batch
 - `prefixes`, `warm_start`: one pass for all prefixes; where a student's items start
 - `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
-- `evaluation`, `result`, `plots`, `report`: metrics, result.json, a figure, tables
+- `evaluation`, `ranks`, `result`, `plots`, `report`: metrics, each row's rank, result.json, a figure, tables
+- `compare`: a grid of runs and the report on them
 - `tune`: sweeps on Ray: many trainings from one preparation
 - `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
 """

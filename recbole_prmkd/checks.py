@@ -15,6 +15,7 @@ from recbole_prmkd.encoder import encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.peers import PEERS
+from recbole_prmkd.peers.ensemble import ENSEMBLE
 from recbole_prmkd.student import why_not_distilled
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
@@ -129,7 +130,7 @@ def _check_student(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    if config["kd"] == "ensemble":
+    if config["kd"] == ENSEMBLE:
         for key in ("kd_item_init", "kd_shuffled_teachers"):
             if config[key] not in (False, "none"):
                 raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")

@@ -70,7 +70,7 @@ def _anomaly_mode_off() -> None:
 
 
 @contextmanager
-def _full_pickle() -> Iterator[None]:
+def full_pickle() -> Iterator[None]:
     before = os.environ.get(_FULL_PICKLE)
     os.environ[_FULL_PICKLE] = "1"
     try:
@@ -93,7 +93,7 @@ def _own_checkpoints() -> None:
     def allow(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with _full_pickle():
+            with full_pickle():
                 return function(*args, **kwargs)
 
         wrapper._prmkd_full_pickle = True  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+_PATHS = ("kd_cache_dir", "kd_teacher_dir", "kd_text_file", "kd_item_images")
 RANKING_METRICS = {"metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision"], "valid_metric": "MRR@10"}
 
 
@@ -101,6 +102,21 @@ def host_view(
     model_class = find_model(name)
     host._load_internal_config_dict(name, model_class, data)
     return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
+
+
+def with_absolute_paths(settings: Mapping[str, Any], base: Config) -> dict[str, Any]:
+    """The user's settings with every path absolute, for processes that may run in another folder.
+
+    base: the configuration that these settings give.
+    """
+    absolute = dict(settings)
+    checkpoints = [key for key in base.parameters["Distillation"] if key.endswith("_checkpoint")]
+    for key in (*_PATHS, *checkpoints):
+        if base[key]:
+            absolute[key] = str(Path(base[key]).resolve())
+    if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():
+        absolute["kd_text_encoder"] = str(Path(base["kd_text_encoder"]).resolve())
+    return absolute
 
 
 def user_setting(key: str, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None) -> Any:

@@ -14,6 +14,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.config import Config
 from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
@@ -24,9 +25,10 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import run_logging
-from recbole_prmkd.peers.ensemble import serve
+from recbole_prmkd.peers.ensemble import ENSEMBLE, serve
 from recbole_prmkd.plots import CURVES, draw_distillation
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.ranks import save_ranks
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
 from recbole_prmkd.student import clear_graph_cache
 from recbole_prmkd.teachers.fit import FittedTeacher
@@ -80,7 +82,7 @@ def _run(
     init_seed(config["seed"], config["reproducibility"])
     getLogger().info(config)
     prepared = prepare(config, steps)
-    if config["kd"] == "ensemble":
+    if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
             served = serve(config, prepared.split, prepared.teachers)
         return _returned(config, served), _run_result(config, prepared, served, steps, [])
@@ -91,7 +93,10 @@ def _run(
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
     with steps("distillation" if distils(config) else "training"):
-        best_score, best_valid, seconds = train(config, prepared, trainer, saved)
+        valid_scores: list[float] = []
+        best_score, best_valid, seconds = train(
+            config, prepared, trainer, saved, after_epoch=lambda *after: valid_scores.append(float(after[3]))
+        )
         if not config["single_spec"]:
             distributed.barrier()  # the first process has saved its weights
 
@@ -104,6 +109,8 @@ def _run(
                 ("test", split.test_data, split.test, test),
             )
         }
+        if config["kd_save_ranks"]:
+            save_ranks(trainer, config, split, folder)
         clear_graph_cache(student)
     getLogger().info(get_environment(config).draw())
     getLogger().info(set_color("best valid ", "yellow") + f": {best_valid}")
@@ -126,6 +133,7 @@ def _run(
         epochs=len(trainer.train_loss_dict),
         checkpoint=Path(trainer.saved_model_file).name if saved else None,
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
+        valid_scores=valid_scores,
     )
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
 
@@ -156,6 +164,9 @@ def _run_result(
         versions=results.versions(),
         seed=config["seed"],
         device=str(config["device"]),
+        threads=torch.get_num_threads(),
+        peak_memory_mb=results.peak_memory_mb(config["device"]),
+        commit=results.commit(),
         dataset=_counts(config, prepared.split),
         student=student,
         teachers={

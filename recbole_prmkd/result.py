@@ -4,13 +4,17 @@ Everything is written in `unfinished/` inside the output folder and moved out at
 """
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from recbole_prmkd import artifacts
@@ -56,6 +60,7 @@ class StudentResult(_Measured):
     epochs: int
     checkpoint: str | None = Field(description="file beside result.json; None if it was not to be saved")
     train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
+    valid_scores: list[float] = Field(default=[], description="valid_metric at each validation")
 
 
 class TeacherResult(_Measured):
@@ -86,6 +91,9 @@ class RunResult(BaseModel):
     versions: dict[str, str]
     seed: int
     device: str
+    threads: int | None = Field(default=None, description="torch threads of the process")
+    peak_memory_mb: float | None = Field(default=None, description="most memory of the process; on CUDA the GPU's")
+    commit: str | None = Field(default=None, description="of this package's checkout; None where it is installed")
     dataset: dict[str, Any] = Field(description="name and counts after filtering and splitting")
     student: StudentResult
     teachers: dict[str, TeacherResult]
@@ -102,6 +110,38 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def commit() -> str | None:
+    """The commit that this package runs from, `-dirty` where files differ from it; None outside a checkout."""
+    home = Path(__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        return None
+    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or one that refuses the folder's owner
+        return None
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """The most memory that this process has held, in MB (2**20 bytes): on the GPU where it used one, else in all.
+
+    The process's own figure includes Python and torch, about 500 MB, and what the run prepared.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the process that started this one too
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if peak:
+            return int(peak[1]) / 2**10
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager

@@ -118,3 +118,51 @@ def tiny_encoder(minilm, tmp_path_factory):
     # Wide initial weights, so that attention is far from uniform.
     BertModel(BertConfig(**sizes, max_position_embeddings=64, initializer_range=0.5)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def made_up_run():
+    """Results with chosen numbers, for what is made from many of them."""
+    from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
+
+    def metrics(ndcg):
+        return {"ndcg@10": ndcg, "recall@10": 2 * ndcg}
+
+    def make(dataset, model, kd, seed, ndcg, unseen=None, teachers=None):
+        measured = {"valid": metrics(ndcg), "test": metrics(ndcg)}
+        measured |= {"valid_unseen": metrics(unseen or ndcg), "test_unseen": metrics(unseen or ndcg)}
+        history = [{"epoch": e, "weight_UniSRec": 1.0, "inconsistent": 0.1, "agreement": 0.9} for e in range(3)]
+        return RunResult(
+            config={"model": model, "dataset": dataset, "kd": kd, "valid_metric": "NDCG@10", "eval_step": 1},
+            versions={"torch": "2"},
+            seed=seed,
+            device="cpu",
+            threads=1,
+            peak_memory_mb=500.0,
+            dataset={"name": dataset, "users": 3, "items": 9, "train_rows": 20, "valid_rows": 3, "test_rows": 3},
+            student=StudentResult(
+                **measured,
+                model=model,
+                parameters=1000,
+                train_seconds=5.0,
+                epochs=3,
+                checkpoint=None,
+                train_losses=[3.0, 2.0, 1.0],
+                valid_scores=[ndcg / 2, ndcg, ndcg],
+            ),
+            teachers={
+                name: TeacherResult(
+                    **{part: metrics(value) for part in ("valid", "test", "valid_unseen", "test_unseen")},
+                    parameters=9000,
+                    seconds=60.0,
+                    holdout=value,
+                    unknown_rows=0,
+                    unknown_items=0,
+                )
+                for name, value in (teachers or {}).items()
+            },
+            steps={},
+            distillation=history if kd != "none" else [],
+        )
+
+    return make

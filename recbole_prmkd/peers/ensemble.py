@@ -20,6 +20,8 @@ from recbole_prmkd.result import StudentResult
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
 
+ENSEMBLE = "ensemble"  # the value of kd: nothing is trained
+
 
 class Ensemble(SequentialRecommender):
     """Frozen teachers as one RecBole model that only scores."""
@@ -69,4 +71,5 @@ def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> St
         epochs=0,
         checkpoint=None,
         train_losses=[],
+        valid_scores=[],
     )

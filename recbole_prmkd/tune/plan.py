@@ -9,7 +9,7 @@ from typing import Any
 from recbole.config import Config
 
 from recbole_prmkd import artifacts
-from recbole_prmkd.config import host_view, load_config
+from recbole_prmkd.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line
 from recbole_prmkd.tune.legal import check_space
@@ -17,7 +17,6 @@ from recbole_prmkd.tune.settings import SweepSettings, checked
 
 SCHEMA = "recbole_prmkd/sweep/1"
 FILE = "sweep.json"
-_PATHS = ("kd_cache_dir", "kd_teacher_dir", "kd_text_file", "kd_item_images", "kd_output_dir")
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,7 @@ def make_plan(
     settings["kd_teacher_seed"] = base["kd_teacher_seed"]  # so that trials of other seeds share the teachers
     if view.dataset != "ml-100k" or "data_path" in view.user:  # RecBole ships ml-100k
         settings["data_path"] = str(Path(base["data_path"]).resolve().parent)
-    for key in (*_PATHS, *(key for key in base.parameters["Distillation"] if key.endswith("_checkpoint"))):
-        if key != "kd_output_dir" and base[key]:
-            settings[key] = str(Path(base[key]).resolve())
-    if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():
-        settings["kd_text_encoder"] = str(Path(base["kd_text_encoder"]).resolve())
+    settings = with_absolute_paths(settings, base)
     if not sweep.resources.gpu:
         settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
         settings["gpu_id"] = ""

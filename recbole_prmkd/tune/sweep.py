@@ -22,6 +22,7 @@ from recbole_prmkd.checks import check_run
 from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line, run_logging
+from recbole_prmkd.peers.ensemble import ENSEMBLE
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.teachers import TEACHERS
@@ -119,7 +120,7 @@ def plan_and_folder(
             )
         return plan, folder
     folder = _new_folder(plan, config_file_list, config_dict)
-    if "ensemble" in _values(plan, "kd"):
+    if ENSEMBLE in _values(plan, "kd"):
         raise UserError("kd=ensemble trains nothing, so there is nothing to search: run it without --tune.")
     check_run(_widest(plan), folder)
     if isinstance(plan.sweep.scheduler, Pbt):

@@ -1,0 +1,208 @@
+"""What serving takes: milliseconds per 1,000 users ranked over all items, for each student and each teacher.
+
+One process measures all of them in turns, so that a busy machine disturbs all alike. The plain student is loaded and
+timed twice: how far its two times differ is the noise that a ratio has to be read against.
+
+Users come in batches of 64 for all of them.
+
+- a student: its `full_sort_predict` as RecBole's evaluation calls it (item by item where it has none), and the 10 best
+  items; a graph student propagates once, before
+- a teacher: its items are encoded once, before; encoding the histories, all cosines and the 10 best items are timed
+"""
+
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer, init_seed
+from torch import Tensor
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.compare.grid import BASELINE
+from recbole_prmkd.compat import full_pickle
+from recbole_prmkd.dataset import Split
+from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.teachers.data import TeacherData, teacher_data
+from recbole_prmkd.teachers.fit import FittedTeacher
+
+COSTS = "cost.json"
+AGAIN = "the plain student again"
+_USERS, _BATCH, _TOP = 1000, 64, 10  # users in all and at a time, items that are picked
+_PAIRS = 1 << 17  # (user, item) pairs at a time of students that score pair by pair, at least
+_FEWEST, _MOST = 15, 500  # rounds
+_BUDGET = 30.0  # seconds of all rounds, where the fewest do not take longer
+_LONGEST = 2.0  # seconds of one pass; slower models are timed on fewer users
+
+Pass = Callable[[], Any]
+
+
+def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], file: Path) -> None:
+    """Time students and teachers; writes `cost.json`.
+
+    Args:
+        config: names the data and the teachers.
+        stored: by `kd`, a student's configuration and checkpoint.
+    """
+    prepared = prepare(config, Steps())
+    students = {kd: _student(own, prepared.split, path) for kd, (own, path) in stored.items()}
+    if BASELINE in stored:
+        students[AGAIN] = _student(stored[BASELINE][0], prepared.split, stored[BASELINE][1])
+    batches, users = _test_batches(next(iter(students.values())), prepared.split)
+    passes = {kd: _student_pass(trainer, batches) for kd, trainer in students.items()}
+    teachers = _teacher_passes(config, prepared)
+    taken = _in_turns({**passes, **{name: each for name, (each, _) in teachers.items()}})
+    plain = taken.get(BASELINE)
+    content = {
+        "device": _device(config),
+        "threads": torch.get_num_threads(),
+        "rounds": len(next(iter(taken.values()))),
+        "students": {
+            kd: {
+                **_per_thousand(taken[kd], users),
+                "ratio": statistics.median(a / b for a, b in zip(taken[kd], plain, strict=True)) if plain else None,
+                "users": users,
+                "parameters": _parameters(students[kd].model),
+                "bytes": sum(tensor.nbytes for tensor in students[kd].model.state_dict().values()),
+            }
+            for kd in students
+        },
+        "teachers": {
+            teacher.name: {
+                **(_per_thousand(taken[teacher.name], teachers[teacher.name][1]) if teacher.name in teachers else {}),
+                "parameters": teacher.parameters,
+            }
+            for teacher in prepared.teachers
+        },
+    }
+    artifacts.write_json(file, content)
+
+
+def read_costs(file: Path) -> dict[str, Any] | None:
+    """What an earlier measurement left; None where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _student(config: Config, split: Split, checkpoint: Path) -> Any:
+    """The stored student inside a trainer, which knows how to rank with it."""
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+    with full_pickle():  # RecBole's own file, which pickles its Config
+        content = torch.load(checkpoint, map_location=config["device"])
+    model.load_state_dict(content["state_dict"])
+    model.load_other_parameter(content.get("other_parameter"))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its writer may still write
+        trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model.eval(), Path(folder))
+    trainer.test_batch_size = max(trainer.test_batch_size, _PAIRS)
+    trainer.tot_item_num = split.test_data._dataset.item_num
+    trainer.item_tensor = split.test_data._dataset.get_item_feature().to(trainer.device)
+    return trainer
+
+
+def _test_batches(trainer: Trainer, split: Split) -> tuple[list[Any], int]:
+    """Test rows that all students are timed on, and their users: at most 1,000, fewer where a student is slow."""
+    loader: Any = split.test_data
+    batches: list[Any] = []
+    users, spent = 0, 0.0
+    for index in torch.arange(min(_USERS, loader.sample_size)).split(_BATCH):
+        batches.append(loader.collate_fn(index.tolist()))  # RecBole's own batches have a user each where items are many
+        users += len(index)
+        spent += _seconds(lambda: _rank(trainer, batches[-1]))
+        if spent > _LONGEST:
+            break
+    return batches, users
+
+
+def _student_pass(trainer: Trainer, batches: list[Any]) -> Pass:
+    def rank_all() -> None:
+        for batch in batches:
+            _rank(trainer, batch)
+
+    rank_all()  # not timed: caches
+    return rank_all
+
+
+@torch.no_grad()
+def _rank(trainer: Any, batch: Any) -> Tensor:
+    _, scores, _, _ = trainer._full_sort_batch_eval(batch)
+    return torch.topk(scores, min(_TOP, scores.shape[1]), dim=-1).indices.cpu()
+
+
+def _teacher_passes(config: Config, prepared: Prepared) -> dict[str, tuple[Pass, int]]:
+    """Those teachers that are models here; an external model is known by its vectors alone."""
+    if not prepared.teachers:
+        return {}
+    data = teacher_data(prepared.split, config["kd_teacher_seed"])
+    return {teacher.name: _teacher_pass(teacher, data) for teacher in prepared.teachers if teacher.model.learns}
+
+
+def _teacher_pass(teacher: FittedTeacher, data: TeacherData) -> tuple[Pass, int]:
+    model, device = teacher.model, teacher.config["device"]
+    rows = data.dataset(teacher.config, data.test)
+    number = min(_USERS, len(data.test))
+    with torch.no_grad():
+        items = model.encode_items()  # [n_items, D]
+        batches, spent = [], 0.0
+        for index in torch.arange(number).split(_BATCH):
+            batches.append(rows[index].to(device))
+            begin = time.perf_counter()
+            model.cosine(model.encode_batch(batches[-1], items), items)
+            spent += time.perf_counter() - begin
+            if spent > _LONGEST:
+                break
+
+    @torch.no_grad()
+    def rank_all() -> None:
+        for batch in batches:
+            scores = model.cosine(model.encode_batch(batch, items), items)  # [B, n_items]
+            torch.topk(scores, min(_TOP, scores.shape[1]), dim=-1).indices.cpu()
+
+    return rank_all, sum(map(len, batches))
+
+
+def _in_turns(passes: Mapping[str, Pass]) -> dict[str, list[float]]:
+    """Seconds of each pass in each round; short passes get more rounds, every round starts with another pass."""
+    taken: dict[str, list[float]] = {name: [] for name in passes}
+    names = list(passes)
+    once = sum(_seconds(each) for each in passes.values())
+    for turn in range(min(_MOST, max(_FEWEST, math.ceil(_BUDGET / once)))):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(_seconds(passes[name]))
+    return taken
+
+
+def _seconds(each: Pass) -> float:
+    """Seconds of a pass, which ends with a copy to the CPU, so that a GPU has done its work."""
+    begin = time.perf_counter()
+    each()
+    return time.perf_counter() - begin
+
+
+def _per_thousand(seconds: list[float], users: int) -> dict[str, float]:
+    """Milliseconds per 1,000 users: median over the rounds, and what a tenth of them lies below and above."""
+    low, *_, high = statistics.quantiles(seconds, n=10)
+    return {
+        name: 1e6 * each / users for name, each in (("ms", statistics.median(seconds)), ("low", low), ("high", high))
+    }
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _device(config: Config) -> str:
+    if config["device"].type == "cuda":
+        return torch.cuda.get_device_name(config["device"])
+    return "CPU"

@@ -1,0 +1,240 @@
+"""What is compared: data sets x students x ways to distil x seeds, one cell each, checked before anything starts.
+
+A cell is a plain run in `<folder>/<dataset>/<model>/<kd>/<seed>/`. Its settings are the user's, and these for every
+cell alike, the baseline among them, unless the user sets them:
+
+- `kd_protocol: ranking`: one split, one ranking and one stopping rule for all
+- `kd_teacher_seed`: the first seed, so that all cells learn from the same teachers
+- `kd_shared_prefixes: true`: the baseline trains on the same batches as what it is compared with
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import no_command_line
+from recbole_prmkd.keys import as_list, key_table, nearest
+
+SCHEMA = "recbole_prmkd/compare/1"
+FILE = "comparison.json"
+FIRST_SEED, SEEDS, MOST_SEEDS = 2020, 5, 100  # RecBole's own default seed is 2020
+BASELINE = "none"
+# What the lists of the comparison or its own jobs decide.
+_DECIDED = {"model", "dataset", "datasets", "kd", "seed", "kd_output_dir", "kd_save_ranks", "gpu_id", "show_progress"}
+_LISTS = ("datasets", "models", "kds", "seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    dataset: str
+    model: str
+    kd: str
+    seed: int
+
+    def folder(self, comparison: Path) -> Path:
+        """Where it writes."""
+        return comparison / self.dataset / self.model / self.kd / str(self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.dataset}, {self.kd}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison before it runs.
+
+    settings: the user's, for all cells, every path in it absolute. tune: the sweep file of `--tune`, if any.
+    tuned: what the sweeps found, by data set, student and way.
+    """
+
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    kds: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    tune: Mapping[str, Any] | None = None
+    tuned: Mapping[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+
+    def cells(self) -> list[Cell]:
+        """All cells; the baseline of a student first, a seed of all ways before the next seed."""
+        return [
+            Cell(dataset, model, kd, seed)
+            for dataset in self.datasets
+            for model in self.models
+            for seed in self.seeds
+            for kd in self.kds
+        ]
+
+    def settings_of(self, cell: Cell, tuned: bool = True) -> dict[str, Any]:
+        """Everything that a cell's run is given beside model and data set, but for its folder."""
+        shared = {"kd_protocol": "ranking", "kd_teacher_seed": self.seeds[0], "kd_shared_prefixes": True}
+        own = {"kd": cell.kd, "seed": cell.seed, "kd_save_ranks": True, "kd_rebuild": False, "show_progress": False}
+        found = self.tuned.get((cell.dataset, cell.model, cell.kd), {}) if tuned else {}
+        return {**shared, **self.settings, **found, **own}
+
+    def config(self, cell: Cell, **more: Any) -> Config:
+        """The cell's configuration, with these settings above its own."""
+        with no_command_line():
+            return load_config(cell.model, cell.dataset, None, {**self.settings_of(cell), **more})
+
+    def joined(self, stored: "Grid") -> "Grid":
+        """This grid with what an earlier one had in its lists beside it, for a report on both."""
+        both: dict[str, Any] = {
+            name: tuple(dict.fromkeys([*getattr(stored, name), *getattr(self, name)])) for name in _LISTS
+        }
+        return replace(self, **both)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `comparison.json` holds."""
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return artifacts.as_json({"schema": SCHEMA, **lists, "settings": dict(self.settings), "tune": self.tune})
+
+
+def make_grid(
+    kds: str,
+    models: str | None,
+    datasets: str | None,
+    seeds: str | None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> Grid:
+    """The grid that the command line asks for; the other settings are read as a plain run reads them.
+
+    Args:
+        kds, models, datasets: names separated by commas.
+        seeds: how many, from 2020 on, or the seeds themselves separated by commas.
+    Raises:
+        UserError: a list is missing, wrong or names something twice, or a setting is wrong.
+    """
+    names = _names("--compare", kds)
+    for name in names:
+        if name not in key_table()["kd"]["choices"]:
+            raise UserError(f"--compare names {name!r}: {nearest(name, key_table()['kd']['choices'])}.")
+    students, data = _names("--models", models), _names("--datasets", datasets)
+    numbers = parse_seeds(seeds)
+    view = host_view(students[0], data[0], config_file_list, config_dict)
+    if view["train_stage"] == "pretrain":
+        raise UserError("--compare trains students: leave --train_stage=pretrain out, or leave --compare out.")
+    given = {key: value for key, value in view.user.items() if key not in _DECIDED}
+    data_path = {"data_path": str(Path(view["data_path"] or "dataset").resolve())}
+    with no_command_line():
+        base = load_config(students[0], data[0], None, {**given, **data_path})
+    settings = {**with_absolute_paths(given, base), **data_path}
+    return Grid(data, students, names, numbers, artifacts.as_json(settings))
+
+
+def check_grid(grid: Grid, folder: Path) -> None:
+    """Refuse a comparison of which any cell would be refused.
+
+    Raises:
+        UserError: what the cell's own run would say.
+    """
+    for cell in grid.cells():
+        if cell.seed == grid.seeds[0]:
+            check_run(grid.config(cell), cell.folder(folder))
+
+
+def open_folder(grid: Grid, folder: Path) -> Grid:
+    """Make the comparison's folder or go on in it; returns the grid with what the folder's lists had already.
+
+    Raises:
+        UserError: it holds something else, or a comparison with other settings.
+    """
+    if (folder / FILE).is_file():
+        stored = read_grid(folder)
+        changed = differing(grid, stored)
+        if changed:
+            raise UserError(
+                f"The comparison in {folder} had other settings ({', '.join(changed)}): go on with those, or name "
+                "another --kd_output_dir."
+            )
+        grid = grid.joined(stored)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files but no comparison: name a new folder with --kd_output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(folder / FILE, grid.as_json())
+    return grid
+
+
+def read_grid(folder: Path) -> Grid:
+    """The comparison in this folder.
+
+    Raises:
+        UserError: there is none, or it is of another schema.
+    """
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"There is no comparison in {folder} ({FILE} is missing or damaged): check the name."
+        ) from error
+    if content.get("schema") != SCHEMA:
+        raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
+    lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
+    return Grid(**lists, settings=content["settings"], tune=content.get("tune"))
+
+
+def differing(grid: Grid, stored: Grid) -> list[str]:
+    """Names of settings that differ between two grids, the teachers' seed included."""
+    left, right = (
+        {"kd_teacher_seed": one.seeds[0], "--tune": one.tune, **artifacts.as_json(dict(one.settings))}
+        for one in (grid, stored)
+    )
+    missing = object()
+    return [key for key in sorted({*left, *right}) if left.get(key, missing) != right.get(key, missing)]
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """The seeds that `--seeds` names: a number of them, from 2020 on, or a list.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text is None:
+        return tuple(range(FIRST_SEED, FIRST_SEED + SEEDS))
+    parts = [part.strip() for part in text.strip("[] ").split(",")]
+    if parts[-1] == "":  # `2025,` is a list of one
+        parts = parts[:-1]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seeds={text} is not legal: give a number of seeds, or seeds separated by commas.")
+    numbers = tuple(int(part) for part in parts)
+    if "," not in text:
+        if not 1 <= numbers[0] <= MOST_SEEDS:
+            raise UserError(
+                f"--seeds={text} would be {numbers[0]} seeds: give 1 to {MOST_SEEDS}, or write --seeds={text}, "
+                "(with the comma) for that one seed."
+            )
+        return tuple(range(FIRST_SEED, FIRST_SEED + numbers[0]))
+    _refuse_twice("--seeds", [str(number) for number in numbers])
+    return numbers
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    names = as_list(text) if text else None
+    if not names:
+        raise UserError(f"{option} needs names separated by commas, such as {_EXAMPLES[option]}.")
+    _refuse_twice(option, names)
+    return tuple(names)
+
+
+_EXAMPLES = {
+    "--compare": "--compare=none,mean,prmkd_plus",
+    "--models": "--models=SASRec,LightGCN",
+    "--datasets": "--datasets=ml-100k",
+}
+
+
+def _refuse_twice(option: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{option} names {name} twice: name each once.")

@@ -1,0 +1,79 @@
+"""One job of a comparison. A process of its own does it (`work`): no run meets another's memory or random state.
+
+`job.json` in its folder says what to do and holds all settings; the process's output goes to `job.log` beside it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import recbole_prmkd
+from recbole_prmkd import artifacts
+
+FILE, LOG = "job.json", "job.log"
+JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
+PARENT = "RECBOLE_PRMKD_COMPARISON"  # environment variable: id of the process that started this one
+_LONGEST = 400  # characters of an error that is told
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process is to do.
+
+    folder: for job.json and job.log. work: a name in `work.WORK`. needs: folder of the job that must end well before.
+    """
+
+    name: str
+    folder: Path
+    work: str
+    model: str
+    dataset: str
+    settings: Mapping[str, Any]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    needs: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What job.json holds."""
+        content = {"work": self.work, "model": self.model, "dataset": self.dataset}
+        return artifacts.as_json({**content, "settings": dict(self.settings), **self.more})
+
+    def written(self) -> bool:
+        """Whether the folder's job.json is this job's already."""
+        try:
+            return json.loads((self.folder / FILE).read_text(encoding="utf-8")) == self.as_json()
+        except (OSError, ValueError):
+            return False
+
+
+def start(job: Job, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:
+    """Start the job's process with so many torch threads, on this GPU if any."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(job.folder / FILE, job.as_json())
+    return start_in(job.folder, threads, gpu)
+
+
+def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:
+    """The same for a folder whose job.json is written."""
+    home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment[PARENT] = str(os.getpid())
+    command = [sys.executable, "-m", "recbole_prmkd.compare.work", str(folder), *([gpu] if gpu is not None else [])]
+    with (folder / LOG).open("wb") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+def error_of(folder: Path, code: int) -> str | None:
+    """What a process that has ended with this code went wrong with, in one sentence; None if nothing."""
+    if code == 0:
+        return None
+    if code < 0:
+        return f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+    log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1].removeprefix("recbole_prmkd: ")[:_LONGEST] if lines else f"ended with code {code}"

@@ -1,0 +1,117 @@
+"""The process of one job: `python -m recbole_prmkd.compare.work FOLDER [GPU]`, with the folder's job.json.
+
+A cell can so be run again by hand. A job whose parent has gone ends itself, so that after a `kill -9` of the comparison
+the same command may start at once.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_prmkd import artifacts
+from recbole_prmkd.checks import check_run
+from recbole_prmkd.compare.cost import measure_costs
+from recbole_prmkd.compare.job import FILE, PARENT
+from recbole_prmkd.compare.tuning import SWEEP, SWEEP_FILE
+from recbole_prmkd.config import load_config
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.host import run_logging
+from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.preparation import Steps, prepare
+from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.result import peak_memory_mb
+from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune.plan import FILE as PLAN
+
+PREPARED = "prepared.json"
+
+
+def main() -> None:
+    """Do what the folder on the command line says."""
+    folder, *gpu = sys.argv[1:]
+    sys.argv[1:] = []  # RecBole reads settings there
+    keep_freed_memory()
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    if gpu:
+        content["settings"]["gpu_id"] = gpu[0]  # RecBole would take the machine's first
+    try:
+        WORK[content["work"]](content, Path(folder))
+    except UserError as error:
+        sys.exit(f"recbole_prmkd: {error}")
+
+
+def _train(content: Mapping[str, Any], folder: Path) -> None:
+    """A cell: a plain run."""
+    settings = {**content["settings"], "kd_output_dir": str(folder)}
+    run_recbole_prmkd(content["model"], content["dataset"], config_dict=settings)
+
+
+def _prepare(content: Mapping[str, Any], folder: Path) -> None:
+    """Teachers and their knowledge for all cells of a data set and student."""
+    config = load_config(content["model"], content["dataset"], None, content["settings"])
+    check_run(config, folder)
+    steps = Steps()
+    with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
+        prepare(config, steps)
+    made = {name: step.seconds for name, step in steps.results.items() if step.reused is False}
+    artifacts.write_json(folder / PREPARED, {"made": made, "peak_memory_mb": peak_memory_mb(config["device"])})
+
+
+def _cost(content: Mapping[str, Any], folder: Path) -> None:
+    """What serving takes."""
+    config = load_config(content["model"], content["dataset"], None, content["settings"])
+    gpu = {"gpu_id": content["settings"]["gpu_id"]} if "gpu_id" in content["settings"] else {}
+    stored = {
+        kd: (
+            load_config(content["model"], content["dataset"], None, entry["settings"] | gpu),
+            Path(entry["checkpoint"]),
+        )
+        for kd, entry in content["students"].items()
+    }
+    with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
+        measure_costs(config, stored, Path(content["file"]))
+
+
+def _tune(content: Mapping[str, Any], folder: Path) -> None:
+    """The sweep of one student and way, or what is left of it."""
+    sweep, file = folder / SWEEP, folder / SWEEP_FILE
+    file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
+    begun = (sweep / PLAN).is_file()
+    run_sweep(
+        content["model"],
+        content["dataset"],
+        None,
+        {**content["settings"], "kd_output_dir": str(sweep)},
+        sweep_file=None if begun else str(file),
+        ray_address=content["ray_address"],
+        resume=str(sweep) if begun else None,
+    )
+
+
+WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+    "train": _train,
+    "prepare": _prepare,
+    "tune": _tune,
+    "cost": _cost,
+}
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is another than the one that started it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

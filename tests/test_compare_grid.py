@@ -1,0 +1,227 @@
+"""The grid of a comparison: its cells and their settings, what is refused, what an earlier one allows."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+import run_recbole_prmkd as command_line
+from recbole_prmkd import result as results
+from recbole_prmkd.compare import run, schedule
+from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid
+from recbole_prmkd.compare.job import Job
+from recbole_prmkd.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        (None, (2020, 2021, 2022, 2023, 2024)),
+        ("2", (2020, 2021)),
+        ("7, 3", (7, 3)),
+        ("2025,", (2025,)),
+        ("[1,2]", (1, 2)),
+    ],
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "2020", "1,x", "-3", "", "4,4"])
+def test_seeds_that_are_none(text):
+    with pytest.raises(UserError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_cells_and_their_settings(settings):
+    given = settings(kd_weight=3, epochs=1, kd="single", seed=9)
+    grid = make_grid("none,prmkd_plus", "SASRec,LightGCN", "tiny", "2", None, given)
+    assert [str(cell) for cell in grid.cells()][:3] == [
+        "SASRec on tiny, none, seed 2020",
+        "SASRec on tiny, prmkd_plus, seed 2020",
+        "SASRec on tiny, none, seed 2021",
+    ]
+    assert len(grid.cells()) == 8
+    for cell in grid.cells():
+        own = grid.settings_of(cell)
+        assert (own["kd"], own["seed"], own["kd_teacher_seed"]) == (cell.kd, cell.seed, 2020)
+        assert own["kd_protocol"] == "ranking" and own["kd_shared_prefixes"] and own["kd_save_ranks"]
+        assert own["kd_weight"] == 3 and "kd_output_dir" not in own
+        config = grid.config(cell)
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["stopping_step"] == 10
+
+
+def test_what_the_user_sets_stands_for_all_cells(settings):
+    given = settings(kd_teacher_seed=5, kd_shared_prefixes=False, valid_metric="NDCG@10")
+    grid = make_grid("none,mean", "SASRec", "tiny", "1", None, given)
+    for cell in grid.cells():
+        config = grid.config(cell)
+        assert config["kd_teacher_seed"] == 5 and config["kd_shared_prefixes"] is False
+        assert config["valid_metric"].upper() == "NDCG@10"
+
+
+def test_a_folder_goes_on_only_with_its_own_settings(tmp_path):
+    first = Grid(("a",), ("SASRec",), ("none",), (1, 2), {"epochs": 3})
+    assert open_folder(first, tmp_path / "out") == first == read_grid(tmp_path / "out")
+    more = Grid(("a",), ("BPR",), ("none", "mean"), (1, 2, 3), {"epochs": 3})
+    joined = open_folder(more, tmp_path / "out")
+    assert (joined.models, joined.kds, joined.seeds) == (("SASRec", "BPR"), ("none", "mean"), (1, 2, 3))
+    with pytest.raises(UserError, match=r"other settings \(epochs\)"):
+        open_folder(Grid(("a",), ("BPR",), ("none",), (1,), {"epochs": 4}), tmp_path / "out")
+    with pytest.raises(UserError, match=r"other settings \(kd_teacher_seed\)"):
+        open_folder(Grid(("a",), ("BPR",), ("none",), (2,), {"epochs": 3}), tmp_path / "out")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    with pytest.raises(UserError, match="no comparison"):
+        open_folder(first, tmp_path / "else")
+    with pytest.raises(UserError, match=r"comparison\.json is missing"):
+        read_grid(tmp_path / "else")
+
+
+@pytest.fixture
+def refused(settings, tmp_path, monkeypatch):
+    """Run the command line with these options; returns the sentence it ends with, nothing having been started."""
+
+    def run_it(*options):
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(settings()))
+        monkeypatch.setattr(sys, "argv", ["run_recbole_prmkd.py", f"--config_files={config}", *options])
+
+        def too_late(*_, **__):
+            raise AssertionError("a job began")
+
+        monkeypatch.setattr(run, "run_jobs", too_late)
+        with pytest.raises(SystemExit) as caught:
+            command_line.main()
+        assert not (tmp_path / "out").exists()
+        sentence = str(caught.value.code)
+        assert sentence.startswith("recbole_prmkd: ") and "\n" not in sentence
+        return sentence
+
+    return run_it
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--compare=none,prmkdd", "--models=SASRec", "--datasets=tiny"], ["prmkdd", "did you mean 'prmkd'"]),
+        (["--compare=none,mean,none", "--models=SASRec", "--datasets=tiny"], ["none twice"]),
+        (["--compare=none,mean", "--datasets=tiny"], ["--models"]),
+        (["--compare=none,mean", "--models=SASRec"], ["--datasets"]),
+        (["--compare=none,mean", "--models=SASRek", "--datasets=tiny"], ["SASRek"]),
+        (["--compare=none,mean", "--models=BPR,EASE", "--datasets=tiny"], ["EASE", "--kd=none"]),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny,nowhere"], ["nowhere.inter"]),
+        (
+            ["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--seeds=2020"],
+            ["2020 seeds", "--seeds=2020,"],
+        ),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--compare_jobs=0"], ["--compare_jobs"]),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--seed=3"], ["--seeds"]),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--kd=mean"], ["--compare"]),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--nproc=2"], ["--compare_jobs"]),
+        (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--kd_wieght=2"], ["kd_weight"]),
+        (["--models=SASRec", "--datasets=tiny"], ["--compare"]),
+        (["--model=SASRec", "--dataset=tiny", "--seeds=3"], ["--compare"]),
+    ],
+)
+def test_refusals(options, words, refused):
+    sentence = refused(*options)
+    assert all(word in sentence for word in words), sentence
+
+
+def test_a_finished_cell_is_known_by_its_settings_and_its_result(tmp_path, made_up_run):
+    grid = Grid(("a",), ("SASRec",), ("none",), (1,), {})
+    (cell,) = grid.cells()
+    job = Job("x", tmp_path, "train", cell.model, cell.dataset, grid.settings_of(cell))
+    assert not run.is_finished(cell, job)
+    (tmp_path / "job.json").write_text(json.dumps(job.as_json()))
+    assert not run.is_finished(cell, job)  # started, not ended
+    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
+    assert run.is_finished(cell, job)
+    other = Job("x", tmp_path, "train", cell.model, cell.dataset, {**grid.settings_of(cell), "epochs": 4})
+    assert not run.is_finished(cell, other)
+
+
+def test_teachers_are_made_once_before_the_cells_that_need_them(settings, tmp_path):
+    grid = make_grid(
+        "none,single,prmkd", "SASRec,BPR", "tiny", "1", None, settings(kd_teachers=["UniSRec", "Recformer"])
+    )
+    left = [run._cell_job(grid, cell, tmp_path) for cell in grid.cells()]
+    first, second = run.preparations(grid, left, tmp_path)
+    assert first.settings["kd_teachers"] == ["UniSRec", "Recformer"] and first.settings["kd"] == "prmkd"
+    assert first.needs is None and second.needs == first.folder  # one after the other: the teachers are the same
+    needs = {(job.model, job.settings["kd"]): job.needs for job in left}
+    assert needs["SASRec", "none"] is None and needs["BPR", "none"] is None
+    assert needs["SASRec", "prmkd"] == first.folder and needs["BPR", "single"] == second.folder
+
+
+class Made:
+    """Workers that end each job at once; those named in `wrong` fail."""
+
+    def __init__(self, room, wrong=()):
+        self.room, self.wrong, self.running, self.order, self.closed = room, wrong, [], [], False
+
+    def has_room(self):
+        return len(self.running) < self.room
+
+    def start(self, job):
+        self.running.append(job)
+        self.order.append(job.name)
+
+    def ended(self):
+        over, self.running = self.running, []
+        return [(job, "it broke" if job.name in self.wrong else None) for job in over]
+
+    def close(self):
+        self.closed = True
+
+
+def made_jobs(folder):
+    first = Job("first", folder / "first", "prepare", "m", "d", {})
+    return [
+        first,
+        Job("needs", folder / "needs", "train", "m", "d", {}, needs=first.folder),
+        Job("free", folder / "free", "train", "m", "d", {}),
+    ]
+
+
+def test_jobs_wait_for_what_they_need(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "_POLL", 0)
+    workers = Made(room=2)
+    assert schedule.run_jobs(made_jobs(tmp_path), workers, "train") == {}
+    assert workers.order == ["first", "free", "needs"] and workers.closed
+
+
+def test_a_failed_job_takes_those_that_need_it_along_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "_POLL", 0)
+    workers = Made(room=1, wrong=["first"])
+    failed = schedule.run_jobs(made_jobs(tmp_path), workers, "train")
+    assert failed == {tmp_path / "first": "it broke", tmp_path / "needs": "it broke"}
+    assert workers.order == ["first", "free"]
+
+
+def test_interrupted_workers_are_ended(tmp_path):
+    workers = Made(room=1)
+    workers.ended = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run_jobs(made_jobs(tmp_path), workers, "train")
+    assert workers.closed
+
+
+def test_room_on_this_machine(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    here = schedule.workers_here(None, [])
+    assert (here._free, here.threads) == ([None] * 4, 4)
+    here = schedule.workers_here(None, ["0", "3"])
+    assert (here._free, here.threads) == (["3", "0"], 8)
+    here = schedule.workers_here(4, ["0", "3"])
+    assert (here._free, here.threads) == (["3", "0", "3", "0"], 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here = schedule.workers_here(None, [])
+    assert (len(here._free), here.threads) == (16, 1)
+
+
+def test_cell_folders(tmp_path):
+    assert Cell("d", "m", "none", 3).folder(tmp_path) == tmp_path / "d" / "m" / "none" / "3"

@@ -1,0 +1,196 @@
+"""Statistics against numbers worked out elsewhere; tables, figures and page from made-up results."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from recbole_prmkd import result as results
+from recbole_prmkd.compare import statistics
+from recbole_prmkd.compare.gather import gather
+from recbole_prmkd.compare.grid import Grid, open_folder
+from recbole_prmkd.compare.groups import gain_by_group, group_bounds
+from recbole_prmkd.compare.page import users_table, write_report
+from recbole_prmkd.compare.tables import cell_text, headline_table, label, number, paired_table
+
+PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
+
+
+def test_paired_by_hand():
+    """Differences 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t = 3 / sqrt(2.5 / 5) = 4.2426 on 4 degrees."""
+    test = statistics.paired([0, 0, 0, 0, 0], [1, 2, 3, 4, 5])
+    assert test.gain == 3 and test.effect == pytest.approx(3 / math.sqrt(2.5))
+    assert test.p == pytest.approx(0.013235, abs=1e-6)  # R: t.test(1:5)$p.value
+    assert test.p == pytest.approx(2 * stats.t.sf(4.242641, 4), abs=1e-7)
+
+
+def test_no_test_without_seeds_or_variation():
+    assert statistics.paired([1, 2], [2, 4]).reason == "a test needs 3 seeds"
+    constant = statistics.paired([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
+    assert constant.p is None and constant.gain == pytest.approx(0.1)
+
+
+def test_holm_by_hand():
+    """p.adjust(c(.01, .04, .03, .005), "holm") in R gives .03 .06 .06 .02."""
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_ndcg_of_ranks():
+    assert statistics.ndcg_of_ranks(np.array([1, 3, 10, 11])) == pytest.approx([1, 0.5, 1 / math.log2(11), 0])
+
+
+def test_interval_holds_the_mean():
+    gains = np.random.default_rng(1).normal(0.1, 1, 500)
+    low, high = statistics.interval(gains)
+    half = 1.96 * gains.std() / math.sqrt(500)
+    assert (low, high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.02)
+    assert statistics.interval(np.zeros(5)) == (0.0, 0.0)
+
+
+def test_groups_of_equal_size():
+    assert group_bounds(np.array([1, 1, 2, 3, 4, 5, 6, 9])) == [(1, 1), (2, 3), (4, 5), (6, 9)]
+    assert group_bounds(np.array([2, 2, 2])) == [(2, 2)]
+
+
+@pytest.fixture
+def comparison(tmp_path, made_up_run):
+    """Two students, three ways and a teacher on made-up results; one cell has none."""
+    grid = Grid(("a_b",), ("SASRec", "BPR"), ("none", "mean", "prmkd"), (1, 2, 3, 4, 5), {"epochs": 3})
+    folder = tmp_path / "out"
+    open_folder(grid, folder)
+    rng = np.random.default_rng(0)
+    for cell in grid.cells():
+        if (cell.model, cell.kd, cell.seed) == ("BPR", "prmkd", 5):
+            continue
+        place = cell.seed - 1
+        worth = {"none": PLAIN[place], "mean": PLAIN[place] + 0.01 * (-1) ** place, "prmkd": BETTER[place]}[cell.kd]
+        where = cell.folder(folder)
+        where.mkdir(parents=True)
+        run = made_up_run("a_b", cell.model, cell.kd, cell.seed, worth, teachers={"UniSRec": 0.2})
+        results.write(where, run)
+        rank = rng.integers(1, 20, 40) if cell.kd == "none" else np.ones(40, dtype=int)
+        rows = {"user": np.arange(40), "item": np.arange(40), "history": np.arange(40) % 8, "popularity": np.arange(40)}
+        np.savez(where / "test_ranks.npz", **rows, rank=rank, rank_unseen=rank)
+    for model in grid.models:
+        entry = {"ms": 10.0, "low": 9.0, "high": 12.0, "ratio": 1.0, "parameters": 1000, "bytes": 4000}
+        students = {kd: entry for kd in (*grid.kds, "the plain student again")}
+        content = {"device": "CPU", "threads": 1, "students": students, "teachers": {"UniSRec": {**entry, "ms": 300.0}}}
+        (folder / "a_b" / model / "cost.json").write_text(json.dumps(content))
+    return grid, folder
+
+
+def test_summary_and_stars(comparison):
+    gathered = gather(*comparison)
+    assert [str(cell) for cell in gathered.missing] == ["BPR on a_b, prmkd, seed 5"]
+    frame = statistics.summary(gathered, ["test ndcg@10", "test unseen ndcg@10"])
+    own = frame[frame["metric"] == "test ndcg@10"].set_index(["model", "kd"])
+    best = own.loc[("SASRec", "prmkd")]
+    assert best["mean"] == pytest.approx(np.mean(BETTER)) and best["deviation"] == pytest.approx(np.std(BETTER, ddof=1))
+    p = stats.ttest_rel(BETTER, PLAIN).pvalue
+    assert best["p"] == pytest.approx(p)
+    # Four comparisons: both rankings of these students are the same, so they count once.
+    assert best["p_holm"] == pytest.approx(4 * p) and best["mark"] == "*"
+    assert own.loc[("SASRec", "mean"), "mark"] == "" and own.loc[("BPR", "prmkd"), "paired_seeds"] == 4
+    assert own.loc[("UniSRec", "teacher"), "mean"] == 0.2 and own.loc[("SASRec", "none"), "mark"] == ""
+
+
+def test_a_dagger_where_it_is_worse(comparison, made_up_run):
+    grid, folder = comparison
+    for cell in grid.cells():
+        if cell.kd == "mean":
+            results.write(
+                cell.folder(folder), made_up_run("a_b", cell.model, "mean", cell.seed, PLAIN[cell.seed - 1] / 2)
+            )
+    frame = statistics.summary(gather(grid, folder), ["test ndcg@10"])
+    assert set(frame[frame["kd"] == "mean"]["mark"]) == {"†"}
+
+
+def test_two_seeds_have_no_stars(comparison):
+    grid, folder = comparison
+    few = Grid(grid.datasets, grid.models, grid.kds, (1, 2), grid.settings)
+    frame = statistics.summary(gather(few, folder), ["test ndcg@10"])
+    assert frame["p"].isna().all() and set(frame["mark"]) == {""}
+    assert "a test needs 3 seeds" in set(paired_table(frame, "a_b")["no test because"])
+
+
+def test_texts():
+    assert (number(0.0561), number(-0.05, 2), number(1.5, 1), number(math.nan)) == (".0561", "-.05", "1.5", "–")
+    assert label("test unseen ndcg@10") == "NDCG@10 unseen" and label("test recall@5") == "Recall@5"
+    row = {"mean": 0.0612, "deviation": 0.0012, "percent": 9.06, "mark": "*"}
+    assert cell_text(row) == ".0612 ± .0012 (+9.1 %)*"
+
+
+def test_gain_by_group(comparison):
+    grid, folder = comparison
+    frame = gain_by_group(gather(grid, folder), "history")
+    own = frame[(frame["model"] == "SASRec") & (frame["kd"] == "prmkd")]
+    assert list(own["group"]) == ["0-1", "2-3", "4-5", "6-7"] and set(own["rows"]) == {10}
+    assert own["ndcg"].tolist() == [1.0] * 4 and (own["gain"] > 0).all()
+
+
+def test_files_of_a_report(comparison):
+    grid, folder = comparison
+    write_report(grid, folder)
+    table = pd.read_csv(folder / "results.csv")
+    assert len(table) == 29 + 1 and set(table["kd"]) == {"none", "mean", "prmkd", "teacher"}
+    text = (folder / "table.md").read_text()
+    assert "| SASRec | alone | 5 | .1160 ± .0114 | .2320 ± .0228 | .1160 ± .0114 | .2320 ± .0228 |" in text
+    assert "| SASRec | prmkd | 5 | .1590 ± .0160 (+37.1 %)* |" in text
+    latex = (folder / "table.tex").read_text()
+    assert r"\caption{a\_b. " in latex and r".1590 $\pm$ .0160 (+37.1 \%)$^*$" in latex
+    assert "†" not in latex and "±" not in latex
+
+
+class Reader(html.parser.HTMLParser):
+    """Every tag with its attributes; complains of a tag that is closed in the wrong place."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(comparison):
+    grid, folder = comparison
+    write_report(grid, folder, {"BPR on a_b, prmkd, seed 5": "it <broke> (log: x)"})
+    text = (folder / "report.html").read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert "it &lt;broke&gt;" in text and "29 of 30 runs have a result" in text
+    images = [attrs for tag, attrs in reader.tags if tag == "img"]
+    assert len(images) == 4 + 1 + 2 + 2 + 1
+    assert all(attrs["src"].startswith("data:image/svg+xml;base64,") and len(attrs["alt"]) > 40 for attrs in images)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in reader.tags}
+    assert not re.search(r"https?://", text)
+    ids = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["href"][1:] for tag, attrs in reader.tags if tag == "a"} <= set(ids)
+
+
+def test_a_report_on_nothing_yet(tmp_path):
+    grid = Grid(("a",), ("SASRec",), ("none", "mean"), (1,), {})
+    open_folder(grid, tmp_path / "out")
+    write_report(grid, tmp_path / "out")
+    assert "0 of 2 runs have a result" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_intervals_over_users(comparison):
+    gathered = gather(*comparison)
+    frame = users_table(gathered, "a_b")
+    assert len(frame) == 4 and frame["users"].tolist() == ["40"] * 4
+    assert headline_table(statistics.summary(gathered, ["test ndcg@10"]), "a_b", ["test ndcg@10"]).shape == (7, 4)

@@ -1,0 +1,88 @@
+"""The search before a comparison: the same for the student alone as for the others."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from recbole_prmkd.compare.grid import Cell, make_grid, open_folder
+from recbole_prmkd.compare.tuning import (
+    check_tuning,
+    is_tuned,
+    read_tuning,
+    space_of,
+    sweep_jobs,
+    tuned_settings,
+)
+from recbole_prmkd.errors import UserError
+
+
+@pytest.fixture
+def grid(settings, tmp_path):
+    """A grid whose cells are searched over this space."""
+
+    def make(space, trials=4, kds="none,mean", models="SASRec,BPR"):
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump({"space": space}))
+        return replace(make_grid(kds, models, "tiny", "2", None, settings()), tune=read_tuning(str(file), trials))
+
+    return make
+
+
+SPACE = {
+    "learning_rate": {"loguniform": [0.001, 0.01]},
+    "n_layers": {"choice": [1, 2]},
+    "kd_weight": {"uniform": [1, 9]},
+}
+
+
+def test_each_searches_what_it_has(grid):
+    searched = grid(SPACE)
+    check_tuning(searched)
+    keys = {
+        (model, kd): set(space_of(searched, Cell("tiny", model, kd, 2020)))
+        for model in ("SASRec", "BPR")
+        for kd in ("none", "mean")
+    }
+    assert keys["SASRec", "mean"] == {"learning_rate", "n_layers", "kd_weight"}
+    assert keys["SASRec", "none"] == {"learning_rate", "n_layers"}
+    assert keys["BPR", "none"] == {"learning_rate"} and keys["BPR", "mean"] == {"learning_rate", "kd_weight"}
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"kd_weight": {"uniform": [1, 9]}}, "BPR, none.*learning_rate"),
+        ({**SPACE, "learning_rat": {"uniform": [0.1, 0.2]}}, "learning_rat"),
+        ({**SPACE, "kd": {"choice": ["none", "mean"]}}, "kd "),
+        ({**SPACE, "epochs": {"choice": [1, 2]}}, "epochs is in the search space and fixed"),
+    ],
+)
+def test_searches_that_are_refused(space, words, grid):
+    with pytest.raises(UserError, match=words):
+        check_tuning(grid(space, models="BPR"))
+
+
+def test_the_winner_holds_for_all_seeds(grid, tmp_path):
+    searched = grid(SPACE, models="BPR")
+    jobs = sweep_jobs(searched, tmp_path)
+    assert [job.more["sweep"]["trials"] for job in jobs] == [4, 4]
+    assert {job.settings["seed"] for job in jobs} == {2020} and "kd_weight" not in jobs[0].more["sweep"]["space"]
+    best = jobs[1].folder / "sweep" / "best.yaml"
+    best.parent.mkdir(parents=True)
+    best.write_text(yaml.safe_dump({"learning_rate": 0.004, "kd_weight": 7.0, "epochs": 99}))
+    assert sweep_jobs(searched, tmp_path) == jobs[:1]
+    found = replace(searched, tuned=tuned_settings(searched, tmp_path))
+    for seed in (2020, 2021):
+        own = found.settings_of(Cell("tiny", "BPR", "mean", seed))
+        assert (own["learning_rate"], own["kd_weight"], own["epochs"], own["seed"]) == (0.004, 7.0, 2, seed)
+    assert is_tuned(found, Cell("tiny", "BPR", "mean", 2021)) and not is_tuned(found, Cell("tiny", "BPR", "none", 2020))
+
+
+def test_another_search_is_another_comparison(grid, tmp_path):
+    open_folder(grid(SPACE), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["tune"]["trials"] == 4
+    open_folder(grid(SPACE), tmp_path / "out")
+    with pytest.raises(UserError, match="--tune"):
+        open_folder(grid(SPACE, trials=5), tmp_path / "out")
