@@ -123,7 +123,9 @@ def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
             weights = [str(name) for name in table if str(name).startswith("weight_")]
             shares = {"inconsistent": "marks that disagree", "agreement": "agreement of the teachers"}
             _curves(panels[2 * column], table, {name: name.removeprefix("weight_") for name in weights})
-            _curves(panels[2 * column + 1], table, {name: words for name, words in shares.items() if name in table})
+            # Colours that no teacher of the same legend has.
+            told = {name: words for name, words in shares.items() if name in table}
+            _curves(panels[2 * column + 1], table, told, 1 + len(weights))
             panels[2 * column].set(title=model, ylabel="mean weight of a teacher")
             panels[2 * column + 1].set(title=model, ylabel="share of marks")
             last.append(
@@ -134,9 +136,10 @@ def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
         yield _picture(figure, f"Teachers in {kd} on {dataset}", words)
 
 
-def _curves(axes: Axes, table: pd.DataFrame, labels: dict[str, str]) -> None:
-    for place, (name, words) in enumerate(labels.items()):
-        axes.plot(table.index + 1, table[name], label=words, color=COLOURS[1 + place], ls=_DASHES[place % 4])
+def _curves(axes: Axes, table: pd.DataFrame, labels: dict[str, str], first: int = 1) -> None:
+    for place, (name, words) in enumerate(labels.items(), first):
+        colour, dashes = COLOURS[place % 8], _DASHES[place % 4]
+        axes.plot(table.index + 1, table[name], label=words, color=colour, ls=dashes, marker=".")
     _finish(axes, xlabel="epoch", ylim=(-0.03, 1.05))
 
 
