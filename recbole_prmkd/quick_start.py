@@ -25,6 +25,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import run_logging
+from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.peers.ensemble import ENSEMBLE, serve
 from recbole_prmkd.plots import CURVES, draw_distillation
 from recbole_prmkd.preparation import Prepared, Steps, prepare
@@ -93,6 +94,7 @@ def _run(
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
     with steps("distillation" if distils(config) else "training"):
+        forget_peak_memory(config["device"])
         valid_scores: list[float] = []
         best_score, best_valid, seconds = train(
             config, prepared, trainer, saved, after_epoch=lambda *after: valid_scores.append(float(after[3]))
@@ -165,7 +167,7 @@ def _run_result(
         seed=config["seed"],
         device=str(config["device"]),
         threads=torch.get_num_threads(),
-        peak_memory_mb=results.peak_memory_mb(config["device"]),
+        peak_memory_mb=peak_memory_mb(config["device"]),
         commit=results.commit(),
         dataset=_counts(config, prepared.split),
         student=student,
@@ -201,6 +203,7 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> Teacher
         parameters=teacher.parameters,
         seconds=teacher.seconds,
         holdout=teacher.holdout,
+        peak_memory_mb=teacher.peak_memory_mb,
         checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
         unknown_rows=notes["unknown_rows"],
         unknown_items=notes["unknown_items"],

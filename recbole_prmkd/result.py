@@ -4,17 +4,14 @@ Everything is written in `unfinished/` inside the output folder and moved out at
 """
 
 import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from recbole_prmkd import artifacts
@@ -69,6 +66,7 @@ class TeacherResult(_Measured):
     parameters: int
     seconds: float = Field(description="fine-tuning, as first measured")
     holdout: float = Field(description="its valid_metric on the holdout of the training split")
+    peak_memory_mb: float | None = Field(default=None, description="most memory of the process that fine-tuned it")
     checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
     unknown_rows: int = Field(description="training rows it knows nothing of (no history)")
     unknown_items: int = Field(description="items it knows nothing of (no text)")
@@ -92,7 +90,9 @@ class RunResult(BaseModel):
     seed: int
     device: str
     threads: int | None = Field(default=None, description="torch threads of the process")
-    peak_memory_mb: float | None = Field(default=None, description="most memory of the process; on CUDA the GPU's")
+    peak_memory_mb: float | None = Field(
+        default=None, description="most memory of the process in the student's training and test; on CUDA the GPU's"
+    )
     commit: str | None = Field(default=None, description="of this package's checkout; None where it is installed")
     dataset: dict[str, Any] = Field(description="name and counts after filtering and splitting")
     student: StudentResult
@@ -122,26 +122,6 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or one that refuses the folder's owner
         return None
-
-
-def peak_memory_mb(device: torch.device) -> float | None:
-    """The most memory that this process has held, in MB (2**20 bytes): on the GPU where it used one, else in all.
-
-    The process's own figure includes Python and torch, about 500 MB, and what the run prepared.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the process that started this one too
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if peak:
-            return int(peak[1]) / 2**10
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager

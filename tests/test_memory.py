@@ -4,8 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 
 PROGRAM = """
 import resource, torch
@@ -34,3 +38,15 @@ def test_large_blocks_come_back_without_page_faults():
     untouched, many = _run(MALLOC_MMAP_THRESHOLD_="1000000")
     assert (asked, untouched) == ("True", "False")
     assert faults < many / 20
+
+
+def test_the_peak_of_a_step_alone():
+    cpu = torch.device("cpu")
+    before = peak_memory_mb(cpu)
+    block = torch.ones(1 << 26)  # 256 MiB
+    with_block = peak_memory_mb(cpu)
+    del block
+    forget_peak_memory(cpu)
+    after = peak_memory_mb(cpu)
+    assert before and with_block and after
+    assert with_block >= before and (not Path("/proc/self/clear_refs").exists() or after < with_block)

@@ -100,6 +100,7 @@ def _teacher_rows(grid: Grid, runs: Mapping[Cell, RunResult]) -> Iterator[dict[s
                     **_metrics(teacher),
                     "parameters": teacher.parameters,
                     "train_seconds": teacher.seconds,
+                    "peak_memory_mb": teacher.peak_memory_mb,
                 }
 
 

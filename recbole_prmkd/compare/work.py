@@ -27,7 +27,6 @@ from recbole_prmkd.host import run_logging
 from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import run_recbole_prmkd
-from recbole_prmkd.result import peak_memory_mb
 from recbole_prmkd.tune import run_sweep
 from recbole_prmkd.tune.plan import FILE as PLAN
 
@@ -64,7 +63,7 @@ def _prepare(content: Mapping[str, Any], folder: Path) -> None:
     with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
         prepare(config, steps)
     made = {name: step.seconds for name, step in steps.results.items() if step.reused is False}
-    artifacts.write_json(folder / PREPARED, {"made": made, "peak_memory_mb": peak_memory_mb(config["device"])})
+    artifacts.write_json(folder / PREPARED, {"made": made})
 
 
 def _cost(content: Mapping[str, Any], folder: Path) -> None:

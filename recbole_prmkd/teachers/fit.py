@@ -28,6 +28,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.keys import teacher_settings
+from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
@@ -39,7 +40,7 @@ class FittedTeacher:
     """A frozen teacher, ready to encode; what it cost and how good it is.
 
     digest: hash of its weights and side information. checkpoint: the file it started from, if any.
-    seconds: fine-tuning, as first measured.
+    seconds, peak_memory_mb: of fine-tuning, as first measured.
     valid, test and their unseen twins: its own metrics under RecBole's keys.
     """
 
@@ -51,6 +52,7 @@ class FittedTeacher:
     seconds: float
     reused: bool
     holdout: float
+    peak_memory_mb: float | None
     metrics: dict[str, dict[str, float]]
 
     @property
@@ -70,8 +72,9 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{name}", identity)
     reused = stored is not None
     if stored is None:
+        forget_peak_memory(config["device"])
         seconds, score = _fit(model, config, data)
-        notes = {"seconds": seconds, "holdout": score}
+        notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
         stored = artifacts.save(root, f"teacher-{name}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
     model.eval().requires_grad_(False)
@@ -85,6 +88,7 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
         seconds=stored.notes["seconds"],
         reused=reused,
         holdout=stored.notes["holdout"],
+        peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics=_metrics(name, model, config, data, root, digest),
     )
 
