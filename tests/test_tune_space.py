@@ -1,6 +1,7 @@
 """Search spaces: what is read, what is refused before Ray starts, each with the key's name."""
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,22 @@ def test_a_cluster_that_does_not_answer(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"127.0.0.1:1 .*--ray_address"):
         run_sweep("BPR", "tiny", sweep_file="sweep.yaml", ray_address="127.0.0.1:1")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_cluster_that_refuses_leaves_no_new_folder(resumed, planned, tmp_path, monkeypatch):
+    @contextmanager
+    def refusing(address):
+        raise UserError("Cannot use the Ray cluster auto")
+        yield
+
+    folder = tmp_path / "sweep"
+    plan, _ = planned({"space": {"kd_weight": {"choice": [1, 2]}}}, kd_output_dir=str(folder))
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.cluster", refusing)
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.plan_and_folder", lambda *_: (plan, folder))
+    with pytest.raises(UserError, match="Cannot use"):
+        run_sweep(ray_address="auto", resume=str(folder) if resumed else None)
+    assert folder.exists() == resumed
 
 
 def test_nothing_to_resume(tmp_path):

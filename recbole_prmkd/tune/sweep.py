@@ -5,9 +5,10 @@ plan, checked -> folder -> Ray -> data, teachers, knowledge once -> trials -> tr
 Trials see the validation rows only; the test rows are ranked once, by the plain run of best.yaml at the end.
 """
 
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
@@ -70,7 +71,14 @@ def run_sweep(
     check_address(ray_address)
     plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
     base = _widest(plan)
-    with run_logging(base, folder), cluster(ray_address):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(cluster(ray_address))
+        except UserError:
+            if not resume:
+                shutil.rmtree(folder)  # nothing was started
+            raise
+        stack.enter_context(run_logging(base, folder))
         ended = _trials(plan, base, folder, distributed=ray_address is not None)
         write_trials(ended, base, folder)
         draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
