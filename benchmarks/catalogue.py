@@ -24,6 +24,7 @@ from synthetic import random_knowledge
 
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
+from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.trainer import with_kd
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps that are timed together")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does, for both sides of a ratio
     # A process for each, so that the peak is its own.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         for model in arguments.models.split(","):

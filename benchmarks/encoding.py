@@ -22,6 +22,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Rows, load_split
 from recbole_prmkd.encoder import encode, load_encoder
 from recbole_prmkd.knowledge import encode_rows
+from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 from recbole_prmkd.text import as_sentence, item_texts
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cache_dir", default=None, help="where item texts' vectors may lie already")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does, for both sides of a ratio
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "kd": "mean",

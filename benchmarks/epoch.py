@@ -28,6 +28,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import ROW, Split, load_split
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.knowledge import Knowledge
+from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.student import StudentScorer
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--max_candidates", type=int, default=None, help="kd_max_candidates of the distilled epoch")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does, for both sides of a ratio
     settings = {"kd": "prmkd_v1", "show_progress": False, "kd_max_candidates": arguments.max_candidates}
     if arguments.data_path:
         settings["data_path"] = arguments.data_path

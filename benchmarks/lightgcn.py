@@ -20,6 +20,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split, load_split
 from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.memory import keep_freed_memory
 
 TOLERANCE = 1e-6
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--data_path", default=None)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does, for both sides of a ratio
     settings = {"kd": "none", "show_progress": False}
     if arguments.data_path:
         settings["data_path"] = arguments.data_path
