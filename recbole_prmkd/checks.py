@@ -21,6 +21,7 @@ from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import check_vectors
 from recbole_prmkd.text import text_fields
+from recbole_prmkd.warm_start import source_of
 
 # Models that RecBole finds, and that import a package of their own when they are made or trained.
 _NEEDED = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
@@ -48,12 +49,13 @@ def check_run(config: Config, output: Path) -> None:
     if teachers:
         _check_student(config)
         _check_objective(config)
-    if config["kd_item_init"] in TEACHERS:
-        teachers.append(config["kd_item_init"])
+    start = source_of(config)
+    if start in TEACHERS:
+        teachers.append(start)
     if teachers:
         _check_split(config)
         _check_teachers(config, teachers)
-    if config["kd_item_init"] == "text":
+    if start == "text":
         _check_text(config)
     if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
         raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")

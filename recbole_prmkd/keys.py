@@ -86,7 +86,7 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
     for teacher in result.get("kd_teachers", []):
         if teacher not in names:
             raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {nearest(teacher, names)}.")
-    starts = ["none", "text", *names]
+    starts = ["none", "auto", "text", *names]
     if result.get("kd_item_init", "none") not in starts:
         raise UserError(f"kd_item_init = {result['kd_item_init']!r} is not legal: use one of {', '.join(starts)}.")
     if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):

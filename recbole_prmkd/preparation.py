@@ -22,6 +22,7 @@ from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
 from recbole_prmkd.text import item_text_vectors, prepare_item_text
+from recbole_prmkd.warm_start import source_of
 
 
 class Steps:
@@ -66,7 +67,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     knowledge = None
     if config["kd"] != "none":
         teachers, folders, knowledge = _knowledge(config, split, steps)
-    vectors = start_vectors(config, split, steps, teachers) if config["kd_item_init"] != "none" else None
+    vectors = start_vectors(config, split, steps, teachers) if source_of(config) != "none" else None
     return Prepared(split, knowledge, teachers, folders, vectors)
 
 
@@ -94,7 +95,7 @@ def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedT
 
 def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence[FittedTeacher]) -> Tensor:
     """What `kd_item_init` names: vectors of all items by the student's ids, [n_items, D]; zero where there is none."""
-    source = config["kd_item_init"]
+    source = source_of(config)
     with steps(f"item vectors {source}") as state:
         if source == "text":
             state["reused"] = prepare_item_text(config, split.item_tokens)

@@ -14,8 +14,19 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers import TEACHERS
 
+AUTO = "auto"
 _SPECIAL = 2  # rows beyond the items' that a table may have, such as BERT4Rec's mask token
+
+
+def source_of(config: Config) -> str:
+    """What the student's items start from: `none`, `text`, or a teacher's name."""
+    if config["kd_item_init"] != AUTO:
+        return config["kd_item_init"]
+    teachers = config["kd_teachers"] if config["kd"] != "none" else []
+    reads_text = not teachers or any(TEACHERS[name].item_text != "nothing" for name in teachers)
+    return "text" if reads_text else teachers[0]
 
 
 def principal_components(vectors: Tensor, known: Tensor, width: int, std: float) -> Tensor:
@@ -69,22 +80,26 @@ def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vec
     Args:
         vectors: [n_items, D] by the student's item ids; zero = none.
     Raises:
-        UserError: the student has no item embedding, or nothing is known of its items.
+        UserError: the student has no item embedding, or nothing is known of its items; with `auto` it is only said.
     """
     known = (vectors != 0).any(dim=1)
     known[0] = False
+    source, tables = source_of(config), item_tables(model, config, dataset)
+    reason = None
     if int(known.sum()) < 2:
-        raise UserError(f"kd_item_init={config['kd_item_init']} knows no items: use another one, or none.")
-    tables = item_tables(model, config, dataset)
-    if not tables:
-        raise UserError(
-            f"{config['model']} has no embedding of items to start from vectors: set kd_item_init=none for it."
-        )
+        reason = f"kd_item_init={source} knows no items: use another one, or none"
+    elif not tables:
+        reason = f"{config['model']} has no embedding of items to start from vectors: set kd_item_init=none for it"
+    if reason and config["kd_item_init"] == AUTO:
+        getLogger().warning(f"No warm start: {reason}.")
+        return
+    if reason:
+        raise UserError(f"{reason}.")
     for name, table, first in tables:
         components = principal_components(vectors, known, table.embedding_dim, config["kd_item_init_std"])
         rows = first + torch.nonzero(known).squeeze(1).to(table.weight.device)
         table.weight[rows, : components.shape[1]] = components.to(table.weight)
         getLogger().info(
             f"Warm start: {name} has the first {components.shape[1]} components of "
-            f"{config['kd_item_init']} for {len(rows)} of {dataset.item_num - 1} items."
+            f"{source} for {len(rows)} of {dataset.item_num - 1} items."
         )

@@ -1,5 +1,7 @@
 """Item warm start: principal components in the student's own item table, for any student that has one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from recbole.utils import get_model, init_seed
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
-from recbole_prmkd.warm_start import item_tables, principal_components, warm_start
+from recbole_prmkd.warm_start import item_tables, principal_components, source_of, warm_start
 
 
 def test_components_are_those_of_the_singular_values():
@@ -74,8 +76,33 @@ def test_runs(source, kd, settings):
     assert np.isfinite(run["result"]["student"]["train_losses"]).all()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"kd": "mean", "kd_item_init": "auto"}, "text"),
+        ({"kd": "none", "kd_item_init": "auto", "kd_teachers": ["Vectors"]}, "text"),
+        ({"kd": "mean", "kd_item_init": "auto", "kd_teachers": ["Vectors"]}, "Vectors"),
+        ({"kd": "mean", "kd_item_init": "auto", "kd_teachers": ["Vectors", "UniSRec"]}, "text"),
+        ({"kd": "prmkd_plus"}, "text"),
+        ({"kd": "prmkd"}, "none"),
+    ],
+)
+def test_what_auto_starts_from(given, expected, settings):
+    assert source_of(load_config("SASRec", "tiny", config_dict=settings(**given))) == expected
+
+
+def test_auto_leaves_students_without_an_item_table_as_they_are(settings, caplog):
+    """A preset that holds auto works for every student."""
+    given = settings(kd="prmkd_plus", epochs=1)
+    run = run_recbole_prmkd("MultiVAE", "tiny", config_dict=given)
+    log = next((Path(run["output_dir"]) / "log").rglob("*.log")).read_text()
+    plain = run_recbole_prmkd("MultiVAE", "tiny", config_dict={**given, "kd_item_init": "none"})
+    assert "No warm start: MultiVAE has no embedding of items" in log
+    assert run["result"]["student"]["train_losses"] == plain["result"]["student"]["train_losses"]
+
+
 def test_refusals(settings):
-    with pytest.raises(UserError, match="kd_item_init = 'txt' is not legal: use one of none, text, UniSRec"):
+    with pytest.raises(UserError, match="kd_item_init = 'txt' is not legal: use one of none, auto, text, UniSRec"):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd_item_init="txt"))
     with pytest.raises(UserError, match="MultiVAE has no embedding of items"):
         run_recbole_prmkd("MultiVAE", "tiny", config_dict=settings(kd_item_init="text", kd="none"))

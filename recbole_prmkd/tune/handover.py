@@ -25,6 +25,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.knowledge import TeacherKnowledge, knowledge_of
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.warm_start import source_of
 
 _PARTS = ("items", "rows")  # arrays of a knowledge folder
 
@@ -50,7 +51,7 @@ class HandedTeacher:
 
 @dataclass(frozen=True)
 class Handover:
-    """What trials start from. split: bytes in the object store; start_vectors: by the name that kd_item_init gives."""
+    """What trials start from. split: bytes in the object store; start_vectors: by what `source_of` names."""
 
     split: Any
     teachers: Mapping[str, HandedTeacher]
@@ -74,7 +75,7 @@ class Handover:
                 for name, one in handed
             ]
             knowledge = knowledge_of(opened, canonical, config)
-        start = config["kd_item_init"]
+        start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, knowledge, start_vectors=vectors)
 

@@ -5,6 +5,7 @@ plan, checked -> folder -> Ray -> data, teachers, knowledge once -> trials -> tr
 Trials see the validation rows only; the test rows are ranked once, by the plain run of best.yaml at the end.
 """
 
+import itertools
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
 from recbole_prmkd.tune.trial import Job, run_trial
+from recbole_prmkd.warm_start import source_of
 
 WINNER_RUN = "winner"
 _RAY = "ray"  # Ray's own folder inside the sweep's
@@ -167,6 +169,14 @@ def _values(plan: Plan, key: str) -> list[Any]:
     return searched[0] if searched else [plan.config(_first(plan))[key]]
 
 
+def _starts(plan: Plan) -> set[str]:
+    """What the items of any trial's student may start from."""
+    deciding = [domain for domain in plan.sweep.domains if domain.key in {"kd", "kd_teachers", "kd_item_init"}]
+    keys, first = [domain.key for domain in deciding], _first(plan)
+    drawn = itertools.product(*(domain.witnesses for domain in deciding))
+    return {source_of(plan.config({**first, **dict(zip(keys, values, strict=True))})) for values in drawn}
+
+
 def _first(plan: Plan) -> dict[str, Any]:
     return {domain.key: domain.witnesses[0] for domain in plan.sweep.domains}
 
@@ -220,10 +230,9 @@ def _prepared(plan: Plan, base: Config) -> Handover:
     if plan.model in TEACHERS and TEACHERS[plan.model].item_text == "vectors":
         prepare_item_text(base, prepared.split.item_tokens)  # a student that reads texts itself
     vectors = {}
-    for source in _values(plan, "kd_item_init"):
-        if source != "none":
-            base["kd_item_init"] = source
-            vectors[source] = start_vectors(base, prepared.split, steps, prepared.teachers)
+    for source in _starts(plan) - {"none"}:
+        base["kd_item_init"] = source
+        vectors[source] = start_vectors(base, prepared.split, steps, prepared.teachers)
     return hand_over(prepared, vectors)
 
 
