@@ -44,6 +44,8 @@ def draw_sweep(trials: Sequence[Trial], domains: Sequence[Domain], metric: str, 
                 except (RuntimeError, ValueError) as error:
                     getLogger().warning(f"{name} is not drawn: {error}")
                     continue
+            if name == PARALLEL:  # an axis for each key, each with labels of its own
+                pyplot.gcf().set_size_inches(max(8.0, 1.9 * len(domains)), 6)
             pyplot.savefig(folder / name, bbox_inches="tight")
     finally:
         pyplot.close("all")
