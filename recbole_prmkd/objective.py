@@ -49,7 +49,7 @@ class Objective:
         self.generator = torch.Generator().manual_seed(config["seed"])
         self._sources = SOURCES[config["kd_candidates"]]
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
-        self._first: Tensor | None = None  # [N, M] what the teachers rank first for each training row
+        self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
         self.epoch = 0  # the trainer counts it on
@@ -81,10 +81,12 @@ class Objective:
             items, mask = sampled_candidates(items, targets, most, self.generator, mask)  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
             parts = [items] if scorer.by_pairs else [items[:, :1], items[0, 1:]]
-        for extra in self._ranked_first(interaction, places, rows, excluded):
+        cosines = [self.knowledge.cosines(rows, part) for part in parts]  # [T, B, C]
+        for extra, its_cosines in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
-        target, *told = self._target(rows, parts, columns, mask)  # [B, C + M]
+            cosines.append(its_cosines)
+        target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         counted = mask
         if self._without_target:
@@ -107,13 +109,12 @@ class Objective:
         return mean_over_ranks(means, self.config)
 
     @torch.no_grad()
-    def _target(self, rows: Tensor, parts: list[Tensor], columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """The fused target [B, C], and what explains it, a row each.
+    def _target(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """The fused target [B, C] from cosines [T, B, C], and what explains it, a row each.
 
         The teachers' mean weights [B, T], the number of inconsistent marks [B], and the teachers' agreement [B].
         """
-        scores = _joined([self.knowledge.cosines(rows, part) for part in parts])  # [T, B, C]
-        size = len(rows)
+        size = len(mask)
         if scores.device.type == "cpu":  # no row needs another one, and block by block takes half the time
             size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
         blocks = zip(scores.split(size, dim=1), columns.split(size), mask.split(size), strict=True)
@@ -134,12 +135,14 @@ class Objective:
 
     def _ranked_first(
         self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Pairs
-    ) -> Iterator[Tensor]:
-        """Further candidates of each row, [B, M] for each source of `kd_candidates`."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Further candidates of each row for each source of `kd_candidates`: items [B, M], their cosines [T, B, M]."""
         if self._first is not None:
-            yield self._first[rows.cpu()].to(rows.device)
+            items, cosines = self._first
+            yield items[rows.cpu()].to(rows.device), cosines[:, rows.cpu()].to(rows.device)
         if "student" in self._sources:
-            yield self.scorer.first(interaction, places, self.config["kd_top_items"], excluded)
+            items = self.scorer.first(interaction, places, self.config["kd_top_items"], excluded)
+            yield items, self.knowledge.cosines(rows, items)
 
     def _excluded(self, rows: Tensor) -> Pairs:
         """Items that are no candidates of the rows: places [P] in the batch's rows, and items [P]."""

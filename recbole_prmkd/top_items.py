@@ -19,30 +19,36 @@ SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",)
 
 
 @torch.no_grad()
-def teachers_first(knowledge: Knowledge, rows: int, number: int, excluded: Callable[[Tensor], Pairs]) -> Tensor:
-    """The items that each teacher ranks first for each training row, as many of each teacher.
+def teachers_first(
+    knowledge: Knowledge, rows: int, number: int, excluded: Callable[[Tensor], Pairs]
+) -> tuple[Tensor, Tensor]:
+    """The items that each teacher ranks first for each training row, as many of each teacher, and all cosines of them.
 
     Args:
         rows: number of training rows, N.
         number: items of a row over all teachers; at least one of each.
         excluded: row numbers [B] -> their places [P] in these B and items [P] that are no candidates of theirs.
     Returns:
-        [N, teachers x ceil(number / teachers)] int64 on the CPU; 0 where a teacher knows too few items.
+        items [N, M] int64, M = teachers x ceil(number / teachers), 0 where a teacher knows too few items; and the
+        cosines of all teachers for them [T, N, M] float32, as `Knowledge.cosines` gives them. Both on the CPU.
     """
     teachers, n_items = len(knowledge.teachers), knowledge.n_items
     each = min(-(-number // teachers), n_items - 1)
     items = torch.arange(n_items, device=knowledge.device)
     first = torch.zeros(rows, teachers * each, dtype=torch.int64)
+    cosines = torch.empty(teachers, rows, teachers * each)
     for index in tqdm(torch.arange(rows).split(max(1, _SCORES // (teachers * n_items))), desc="teachers' first items"):
-        scores, known = knowledge.scores(index.to(knowledge.device), items)  # [T, B, n_items]
-        scores = scores.masked_fill(~known, -torch.inf)
+        every = knowledge.cosines(index.to(knowledge.device), items)  # [T, B, n_items]
+        scores = every.nan_to_num(nan=-torch.inf)
         row, item = excluded(index.to(knowledge.device))  # [P] both
         scores[:, row, item] = -torch.inf
         scores[:, :, 0] = -torch.inf
         best = scores.topk(each, dim=2)  # [T, B, each]
         chosen = best.indices.masked_fill(best.values == -torch.inf, 0)
-        first[index] = chosen.transpose(0, 1).flatten(1).cpu()
-    return first
+        chosen = chosen.transpose(0, 1).flatten(1)  # [B, M]
+        first[index] = chosen.cpu()
+        cosines[:, index] = every.gather(2, chosen.expand(teachers, -1, -1)).cpu()
+    return first, cosines
 
 
 def first_of(scores: Tensor, number: int, excluded: Pairs) -> Tensor:

@@ -31,8 +31,9 @@ def knowledge():
 
 def test_teachers_first_items(knowledge):
     excluded = [[1], [2, 4], *[[]] * (N - 2)]
-    first = teachers_first(knowledge, N, 6, lambda index: (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 4])))
+    first, cosines = teachers_first(knowledge, N, 6, lambda index: (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 4])))
     assert first.shape == (N, 6)
+    torch.testing.assert_close(cosines, knowledge.cosines(torch.arange(N), first), equal_nan=True)
     scores, known = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
     for row in range(N):
         for teacher in range(2):
@@ -43,7 +44,7 @@ def test_teachers_first_items(knowledge):
 
 def test_more_than_there_is(knowledge):
     everything = torch.arange(N).repeat_interleave(ITEMS - 1), torch.arange(1, ITEMS).repeat(N)
-    first = teachers_first(knowledge, N, 100, lambda index: everything)
+    first, _ = teachers_first(knowledge, N, 100, lambda index: everything)
     assert first.shape == (N, 2 * (ITEMS - 1)) and not first.any()
 
 
