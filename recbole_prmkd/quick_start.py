@@ -86,7 +86,8 @@ def _run(
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
             served = serve(config, prepared.split, prepared.teachers)
-        return _returned(config, served), _run_result(config, prepared, served, steps, [])
+        score = served.valid[config["valid_metric"].lower()]
+        return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
     with steps("student"):
         trainer = make_trainer(config, prepared, folder)
@@ -118,12 +119,6 @@ def _run(
     getLogger().info(set_color("best valid ", "yellow") + f": {best_valid}")
     getLogger().info(set_color("test result", "yellow") + f": {test}")
 
-    returned = {
-        "best_valid_score": best_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": best_valid,
-        "test_result": test,
-    }
     measured = StudentResult(
         model=config["model"],
         valid=plain(best_valid),
@@ -137,6 +132,7 @@ def _run(
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
         valid_scores=valid_scores,
     )
+    returned = _returned(config, best_score, best_valid, test)
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
 
 
@@ -148,13 +144,13 @@ def output_dir(config: Config) -> Path:
     return Path("runs") / f"{config['model']}-{config['dataset']}-{config['kd']}-{now}"
 
 
-def _returned(config: Config, served: StudentResult) -> dict[str, Any]:
-    """RecBole's result dict of an ensemble, which nothing was trained for."""
+def _returned(config: Config, score: float, valid: Any, test: Any) -> dict[str, Any]:
+    """RecBole's result dict: best validation score and result, and the test's."""
     return {
-        "best_valid_score": served.valid[config["valid_metric"].lower()],
+        "best_valid_score": score,
         "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": served.valid,
-        "test_result": served.test,
+        "best_valid_result": valid,
+        "test_result": test,
     }
 
 

@@ -42,6 +42,11 @@ class Job:
         content = {"work": self.work, "model": self.model, "dataset": self.dataset}
         return artifacts.as_json({**content, "settings": dict(self.settings), **self.more})
 
+    def write(self) -> None:
+        """Write job.json, for the process that is to do the job."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(self.folder / FILE, self.as_json())
+
     def written(self) -> bool:
         """Whether the folder's job.json is this job's already."""
         try:
@@ -52,8 +57,7 @@ class Job:
 
 def start(job: Job, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:
     """Start the job's process with so many torch threads, on this GPU if any."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(job.folder / FILE, job.as_json())
+    job.write()
     return start_in(job.folder, threads, gpu)
 
 

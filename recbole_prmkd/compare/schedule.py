@@ -16,8 +16,7 @@ import ray
 import torch
 from tqdm import tqdm
 
-from recbole_prmkd import artifacts
-from recbole_prmkd.compare.job import FILE, Job, error_of, start, start_in
+from recbole_prmkd.compare.job import Job, error_of, start, start_in
 
 _POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
@@ -84,8 +83,7 @@ class OnRay:
         return self._most is None or len(self._running) < self._most
 
     def start(self, job: Job) -> None:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        artifacts.write_json(job.folder / FILE, job.as_json())
+        job.write()
         self._running[self._task.remote(str(job.folder), self._threads)] = job
 
     def ended(self) -> list[tuple[Job, str | None]]:
