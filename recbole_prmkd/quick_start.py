@@ -33,7 +33,7 @@ from recbole_prmkd.ranks import save_ranks
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
 from recbole_prmkd.student import clear_graph_cache
 from recbole_prmkd.teachers.fit import FittedTeacher
-from recbole_prmkd.training import distils, make_trainer, train
+from recbole_prmkd.training import distils, make_trainer, ranking, train
 
 
 def run_recbole_prmkd(
@@ -103,7 +103,7 @@ def _run(
         if not config["single_spec"]:
             distributed.barrier()  # the first process has saved its weights
 
-    with steps("evaluation"):
+    with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         unseen = {
             part: evaluate_unseen(trainer, config, data._dataset, rows) or plain(metrics)

@@ -5,8 +5,8 @@ the epoch at which another process stopped.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,23 @@ def _trainer_class(config: Config) -> type:
     return host if config["kd"] == "none" else distillation_trainer(host)
 
 
+@contextmanager
+def ranking(config: Config, split: Split, student: AbstractRecommender) -> Iterator[None]:
+    """Inside, a student trained on windows is ranked without padding, as in the validations of its training."""
+    with ExitStack() as stack:
+        if _wants_windows(config) and why_not_shared(student, config, split.train) is None:
+            stack.enter_context(without_padding(student, config))
+        yield
+
+
+def _wants_windows(config: Config) -> bool:
+    wanted = config["kd_shared_prefixes"]
+    return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted is None else wanted
+
+
 def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:
     """RecBole's training loader, or windows where shared prefixes are wanted and the student allows them."""
-    wanted = config["kd_shared_prefixes"]
-    if wanted is None:
-        wanted = distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    if not wanted:
+    if not _wants_windows(config):
         return split.train_data
     reason = why_not_shared(student, config, split.train)
     if reason is not None:

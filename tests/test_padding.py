@@ -8,6 +8,7 @@ from recbole_prmkd import padding
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.padding import without_padding
+from recbole_prmkd.training import ranking
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
@@ -28,3 +29,15 @@ def test_scores_equal_those_of_padded_histories(model, settings, monkeypatch):
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
     assert widths[0] == batch["item_id_list"].shape[1] == config["MAX_ITEM_LIST_LENGTH"]
     assert widths[1] < widths[-1] <= widths[0] and "full_sort_predict" not in vars(net)
+
+
+@pytest.mark.parametrize(
+    ("model", "shared", "cut"), [("SASRec", None, True), ("SASRec", False, False), ("BERT4Rec", True, False)]
+)
+def test_the_final_ranking_is_cut_where_training_was_on_windows(model, shared, cut, settings):
+    config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_shared_prefixes=shared))
+    split = load_split(config)
+    net = get_model(model)(config, split.train_data._dataset)
+    with ranking(config, split, net):
+        assert ("full_sort_predict" in vars(net)) is cut
+    assert "full_sort_predict" not in vars(net)
