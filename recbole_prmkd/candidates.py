@@ -77,22 +77,13 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
     Raises:
         ValueError: as `target_columns`, or the excluded rows and items are not both [P].
     """
-    row, item = excluded
-    if row.dim() != 1 or row.shape != item.shape:
-        raise ValueError(f"excluded must be rows [P] and items [P], got {list(row.shape)} and {list(item.shape)}.")
     own = target_columns(items, targets).clamp(min=0)  # [B]
-    real = targets != PADDING  # [B]
-    item = item.to(items.dtype)
-    columns = torch.searchsorted(items, item).clamp(max=len(items) - 1)  # [P]
-    # A miss takes out the row's own column, which is set again below: without a loop over what hits, or a wait for it.
-    columns = torch.where(items[columns] == item, columns, own[row])  # [P]
-    mask = real.unsqueeze(1).repeat(1, len(items))  # [B, C]
-    mask.view(-1)[row * len(items) + columns] = False
-    return mask.scatter_(1, own.unsqueeze(1), real.unsqueeze(1))
+    mask = torch.ones(len(targets), len(items), dtype=torch.bool, device=items.device)  # [B, C]
+    return _without(mask, items, targets, excluded, own)
 
 
 def sampled_candidates(
-    items: Tensor, targets: Tensor, number: int, generator: torch.Generator, mask: Tensor | None = None
+    items: Tensor, targets: Tensor, number: int, generator: torch.Generator, excluded: Pairs | None = None
 ) -> tuple[Tensor, Tensor]:
     """A few candidates per row, for students that score pair by pair (FM, DeepFM): our choice.
 
@@ -104,27 +95,39 @@ def sampled_candidates(
         targets: [B] item ids.
         number: how many items to draw, at least 1; all C are taken when C is smaller, so M = min(number, C).
         generator: the source of randomness.
-        mask: [B, C], what `candidate_mask` gave for these items; without it every item counts.
+        excluded: as for `candidate_mask`; without it every item counts.
 
     Returns:
         candidates [B, 1 + M] item ids, column 0 the row's target and the others the shared items in ascending
-        order, and their mask [B, 1 + M], bool: False where `mask` is, where a sampled item is the row's own
-        target again, and in all of a row whose target is padding.
+        order, and their mask [B, 1 + M], bool: as `candidate_mask` for the target and the shared items, and False
+        where a shared item is the row's own target again.
 
     Raises:
-        ValueError: `number` is below 1 or `mask` is not [B, C].
+        ValueError: `number` is below 1, or the excluded rows and items are not both [P].
     """
     if number < 1:
         raise ValueError(f"number must be at least 1, got {number}.")
-    if mask is not None and mask.shape != (len(targets), len(items)):
-        raise ValueError(f"mask must be [{len(targets)}, {len(items)}], got {list(mask.shape)}.")
     drawn = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
-    drawn = drawn.sort().values.to(items.device)  # [M]
-    shared = items[drawn].expand(len(targets), -1)  # [B, M]
-    own = targets.unsqueeze(1)  # [B, 1]
-    counts = shared != own  # [B, M]
-    if mask is not None:
-        counts = counts & mask[:, drawn]
-    candidates = torch.cat([own, shared], dim=1)  # [B, 1 + M]
-    counts = torch.cat([torch.ones_like(own, dtype=torch.bool), counts], dim=1)  # [B, 1 + M]
-    return candidates, counts & (own != PADDING)
+    shared = items[drawn.sort().values.to(items.device)]  # [M]
+    candidates = torch.cat([targets[:, None], shared.expand(len(targets), -1)], dim=1)  # [B, 1 + M]
+    mask = candidates != targets[:, None]  # [B, 1 + M]
+    return candidates, _without(mask, shared, targets, excluded, torch.zeros_like(targets))
+
+
+def _without(mask: Tensor, items: Tensor, targets: Tensor, excluded: Pairs | None, own: Tensor) -> Tensor:
+    """The mask [B, W], whose last columns are `items` [C], without the excluded; the row's `own` column [B] stays in.
+
+    In place. A row with a padding target counts nothing.
+    """
+    real = targets != PADDING  # [B]
+    if excluded is not None:
+        row, item = excluded
+        if row.dim() != 1 or row.shape != item.shape:
+            raise ValueError(f"excluded must be rows [P] and items [P], got {list(row.shape)} and {list(item.shape)}.")
+        item = item.to(items.dtype)
+        found = torch.searchsorted(items, item).clamp(max=len(items) - 1)  # [P]
+        # A miss takes out the row's own column, which is set again: without a loop over what hits, or a wait for it.
+        width = mask.shape[1]
+        column = torch.where(items[found] == item, found + (width - len(items)), own[row])  # [P]
+        mask.view(-1)[row * width + column] = False
+    return mask.scatter_(1, own[:, None], real[:, None]).logical_and_(real[:, None])

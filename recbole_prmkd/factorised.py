@@ -8,6 +8,7 @@ What does not follow that form gives another width or an error, which the caller
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +19,7 @@ class candidates_alone(TorchFunctionMode):
     """Inside, products with a table of all items are made with these items alone."""
 
     def __init__(self, candidates: Tensor, n_items: int) -> None:
-        """candidates: [C] item ids."""
+        """candidates: item ids, [C] for all users or [B, C] of each."""
         super().__init__()
         self.candidates, self.n_items = candidates, n_items
 
@@ -27,11 +28,20 @@ class candidates_alone(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS and len(args) == 2 and _is_table(args[1], 1, self.n_items):
-            # Rows of the table itself: columns of its transpose would be gathered one number at a time.
-            args = (args[0], args[1].transpose(0, 1)[self.candidates].transpose(0, 1))
-        elif name == "linear" and len(args) >= 2 and _is_table(args[1], 0, self.n_items):
-            args = (args[0], *(part if part is None else part[self.candidates] for part in args[1:]))
+            return self._product(args[0], args[1].transpose(0, 1))
+        if name == "linear" and len(args) >= 2 and _is_table(args[1], 0, self.n_items):
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            product = self._product(args[0], args[1])
+            return product if bias is None else product + bias[self.candidates]
         return func(*args, **(kwargs or {}))
+
+    def _product(self, users: Tensor, items: Tensor) -> Tensor:
+        """[B, C] from users [B, D] and all items [n_items, D]."""
+        # Rows of the table itself: columns of its transpose would be gathered one number at a time.
+        chosen = items[self.candidates]  # [C, D] or [B, C, D]
+        if chosen.dim() == 2:
+            return users @ chosen.transpose(0, 1)
+        return torch.bmm(chosen, users.unsqueeze(-1)).squeeze(-1)
 
 
 def _is_table(value: Any, items_axis: int, n_items: int) -> bool:

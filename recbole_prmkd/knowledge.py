@@ -81,9 +81,9 @@ class Knowledge:
         for out, teacher, unknown_items in zip(scores, self.teachers, self._unknown_items, strict=True):
             history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
             item = teacher.items[columns].float()  # [C, D] or [B, C, D]
-            # A vector of NaN makes its products NaN: cheaper than a mask of all scores.
-            history.masked_fill_(history.abs().amax(dim=1, keepdim=True) == 0, torch.nan)
-            item.masked_fill_(unknown_items[columns].unsqueeze(-1), torch.nan)
+            # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
+            history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
+            item[..., 0].masked_fill_(unknown_items[columns], torch.nan)
             if item.dim() == 2:
                 torch.mm(history, item.T, out=out)
             else:

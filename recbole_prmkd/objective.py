@@ -74,13 +74,14 @@ class Objective:
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         items, columns = in_batch_candidates(targets, gathered(targets, config))  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice
-        mask = candidate_mask(items, targets, excluded)  # [B, C]
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
         most = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
         if scorer.by_pairs or (most and len(items) > most):
-            items, mask = sampled_candidates(items, targets, most, self.generator, mask)  # [B, 1 + M] both
+            items, mask = sampled_candidates(items, targets, most, self.generator, excluded)  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
             parts = [items] if scorer.by_pairs else [items[:, :1], items[0, 1:]]
+        else:
+            mask = candidate_mask(items, targets, excluded)  # [B, C]
         cosines = [self.knowledge.cosines(rows, part) for part in parts]  # [T, B, C]
         for extra, its_cosines in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)

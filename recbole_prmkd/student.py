@@ -122,11 +122,8 @@ class StudentScorer:
         """
         if self.by_pairs:
             return self._pairs(interaction, places, candidates)
-        if self.path == "factorised" and candidates.dim() == 1:
-            return self._factorised(interaction, places, candidates)
         if self.path == "factorised":
-            items, columns = torch.unique(candidates, return_inverse=True)
-            return self._factorised(interaction, places, items).gather(1, columns)
+            return self._factorised(interaction, places, candidates)
         scores = self._all(interaction)[places]  # [B, n_items]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
@@ -166,7 +163,9 @@ class StudentScorer:
                     "--kd=none."
                 )
             items = torch.arange(1, self.dataset.item_num, 2, device=full.device)
-            return "factorised" if self._same(full[places][:, items], few, places, items) else "full"
+            wanted = full[places][:, items]
+            alike = (self._same(wanted, few, places, form) for form in (items, items.expand(len(places), -1)))
+            return "factorised" if all(alike) else "full"
         except NotImplementedError:
             return "pairs"
         finally:
@@ -198,10 +197,12 @@ class StudentScorer:
         return self._as_logits(scores.view(_rows(interaction), -1))
 
     def _factorised(self, interaction: Interaction, places: Tensor, items: Tensor) -> Tensor:
-        """Scores of the rows at `places` for items [C], [B, C]."""
+        """Scores of the rows at `places` for items [C], or [B, C] of each row; [B, C]."""
         if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL and len(places) < _rows(interaction):
             interaction = Interaction(_of_rows(interaction, places))  # sampled negatives need no scores
             places = torch.arange(len(places), device=places.device)
+        elif items.dim() == 2 and len(places) < _rows(interaction):
+            items = items.new_zeros(_rows(interaction), items.shape[1]).index_copy(0, places, items)
         with candidates_alone(items, self.dataset.item_num):
             return self._full(interaction)[places]
 

@@ -58,6 +58,10 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
         own = net.predict(Interaction(row))
         ours = scores[:, column]
         torch.testing.assert_close(ours.sigmoid() if scorer.by_pairs else ours, own, rtol=1e-4, atol=1e-5)
+    if not scorer.by_pairs:
+        own = torch.stack([candidates.roll(place) for place in range(len(places))])  # [B, C] of each row
+        columns = torch.stack([torch.arange(3).roll(place) for place in range(len(places))])
+        torch.testing.assert_close(scorer.scores(batch, places, own), scores.gather(1, columns))
     scores.sum().backward()
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())
     scorer.release()
