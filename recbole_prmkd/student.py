@@ -1,8 +1,8 @@
 """The student's own scores of chosen candidates, with gradient, from any RecBole model without editing it.
 
 Four paths, the first that works on the first batch:
-1. `loss`: the logits that the model has just computed for its full-softmax loss (no further work);
-2. `factorised`: the users x items product of `full_sort_predict`, with the candidates' items alone;
+1. `factorised`: the users x items product of `full_sort_predict`, with the candidates' items alone;
+2. `loss`: the logits that the model has just computed for its full-softmax loss, where they are no such product;
 3. `full`: `full_sort_predict`, the score that evaluation ranks by, for all items;
 4. `pairs`: one prediction per (row, candidate), for models that must see both together (DeepFM and its kind).
    There the candidates are few: the row's target and `kd_pair_candidates` others.
@@ -59,7 +59,7 @@ _UNTRAINED = {
     "XGBoost",
     "LightGBM",
 }
-_PROBED = 8  # rows that the paths are compared on
+_PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
 
 
 class StudentScorer:
@@ -74,6 +74,7 @@ class StudentScorer:
         self.path: str | None = None
         self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
+        self._logits_rank = False  # whether they are the scores of all items
         self._scores: Tensor | None = None
         self._passes: list[tuple[tuple[Any, ...], Any]] = []
 
@@ -147,7 +148,12 @@ class StudentScorer:
 
     def _probe(self, interaction: Interaction) -> str:
         if self._logits is not None and self._logits.shape == (_rows(interaction), self.dataset.item_num):
-            return "loss"
+            self._logits_rank = True
+            places = torch.arange(_rows(interaction), device=self._logits.device)
+            made = len(self._passes)
+            with torch.no_grad():  # in training mode: the forward pass is shared, and so is its dropout
+                product = self._is_product(self._logits, interaction, places)
+            return "factorised" if product and len(self._passes) == made else "loss"
         if type(self.model).__name__ in _BY_PAIRS:
             return "pairs"
         # A few rows, in evaluation mode: dropout would make two passes differ.
@@ -162,27 +168,30 @@ class StudentScorer:
                     f"{type(self.model).__name__} gives no score with a gradient: it cannot be distilled, use "
                     "--kd=none."
                 )
-            items = torch.arange(1, self.dataset.item_num, 2, device=full.device)
-            wanted = full[places][:, items]
-            alike = (self._same(wanted, few, places, form) for form in (items, items.expand(len(places), -1)))
-            return "factorised" if all(alike) else "full"
+            return "factorised" if self._is_product(full[places], few, places) else "full"
         except NotImplementedError:
             return "pairs"
         finally:
             self.model.train(training)
             self._passes = passes
 
-    def _same(self, wanted: Tensor, few: Interaction, places: Tensor, items: Tensor) -> bool:
-        """Whether the factorised path gives the wanted scores."""
-        try:
-            scores = self._factorised(few, places, items)
-        except Exception:  # whatever a foreign model raises where a later step needs the scores of all items
-            return False
-        return scores.shape == wanted.shape and torch.allclose(scores, wanted, rtol=1e-4, atol=1e-5)
+    def _is_product(self, scores: Tensor, interaction: Interaction, places: Tensor) -> bool:
+        """Whether the factorised path gives these rows' scores [B, n_items], for common and for own candidates."""
+        step = max(2, self.dataset.item_num // _PROBED_ITEMS)
+        items = torch.arange(1, self.dataset.item_num, step, device=scores.device)
+        for candidates in (items, items[:_PROBED].expand(len(places), -1)):
+            try:
+                ours = self._factorised(interaction, places, candidates)
+            except Exception:  # whatever a foreign model raises where a later step needs the scores of all items
+                return False
+            wanted = scores[:, items[: ours.shape[-1]]]
+            if ours.shape != wanted.shape or not torch.allclose(ours, wanted, rtol=1e-4, atol=1e-5):
+                return False
+        return True
 
     def _all(self, interaction: Interaction) -> Tensor:
         """Scores of all items, [rows of the batch, n_items], computed once a step."""
-        if self.path == "loss":
+        if self._logits_rank:
             assert self._logits is not None
             return self._logits
         if self._scores is None:

@@ -29,8 +29,8 @@ def scorer_of(settings):
 @pytest.mark.parametrize(
     ("model", "path", "more"),
     [
-        ("SASRec", "loss", {}),
-        ("GRU4Rec", "loss", {}),
+        ("SASRec", "factorised", {}),
+        ("GRU4Rec", "factorised", {}),
         ("SASRec", "factorised", {"loss_type": "BPR"}),
         ("BERT4Rec", "full", {}),
         ("LightGCN", "factorised", {}),
@@ -67,6 +67,17 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
     scorer.release()
     assert all(value is None for name, value in vars(net).items() if name.startswith("restore_"))
     assert "forward" not in vars(net)
+
+
+def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
+    scorer, net, batch, _ = scorer_of("CORE")
+    net.train()  # its loss drops out parts of the items too, which its ranking does not
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    assert scorer.path == "loss"
+    places, candidates = torch.arange(len(batch)), torch.tensor([1, 5, 9])
+    assert torch.equal(scorer.scores(batch, places, candidates), scorer._logits[:, candidates])
 
 
 def test_positive_rows_once_each(scorer_of):
