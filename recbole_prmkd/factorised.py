@@ -36,11 +36,13 @@ class candidates_alone(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _product(self, users: Tensor, items: Tensor) -> Tensor:
-        """[B, C] from users [B, D] and all items [n_items, D]."""
+        """[B, C] from users [B, D] and all items [n_items, D]; [B, 1, C] from [B, 1, D]."""
         # Rows of the table itself: columns of its transpose would be gathered one number at a time.
         chosen = items[self.candidates]  # [C, D] or [B, C, D]
         if chosen.dim() == 2:
             return users @ chosen.transpose(0, 1)
+        if users.dim() == 3:
+            return torch.bmm(users, chosen.transpose(1, 2))
         return torch.bmm(chosen, users.unsqueeze(-1)).squeeze(-1)
 
 

@@ -35,6 +35,7 @@ def scorer_of(settings):
         ("BERT4Rec", "full", {}),
         ("LightGCN", "factorised", {}),
         ("BPR", "factorised", {}),
+        ("FPMC", "factorised", {}),
         ("MultiVAE", "factorised", {"train_neg_sample_args": None}),
         ("DeepFM", "pairs", {}),
         ("FM", "pairs", {}),
