@@ -79,7 +79,7 @@ class Objective:
         if scorer.by_pairs or (most and len(items) > most):
             items, mask = sampled_candidates(items, targets, most, self.generator, excluded)  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
-            parts = [items] if scorer.by_pairs else [items[:, :1], items[0, 1:]]
+            parts = [items[:, :1], items[0, 1:]]
         else:
             mask = candidate_mask(items, targets, excluded)  # [B, C]
         cosines = [self.knowledge.cosines(rows, part) for part in parts]  # [T, B, C]
@@ -88,6 +88,8 @@ class Objective:
             parts.append(extra)
             cosines.append(its_cosines)
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
+        if scorer.by_pairs:  # in one pass of the model
+            parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         counted = mask
         if self._without_target:

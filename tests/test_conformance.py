@@ -6,7 +6,7 @@ from tests.conformance import conform, model_names, write_data
 
 # One of each kind of model, loader, loss and trainer, and what its scores come from.
 KINDS = {
-    "GRU4Rec": "loss",
+    "GRU4Rec": "factorised",
     "CORE": "loss",
     "BERT4Rec": "full",
     "TransRec": "pairs",
