@@ -72,7 +72,11 @@ class Objective:
         scorer.prepare(interaction)
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
-        items, columns = in_batch_candidates(targets, gathered(targets, config))  # [C], [B]
+        everyone = gathered(targets, config)
+        if scorer.by_pairs and config["kd_pair_rows"]:
+            drawn = torch.randperm(len(rows), generator=self.generator)[: config["kd_pair_rows"]].sort().values
+            places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
+        items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
         most = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]

@@ -30,6 +30,7 @@ CONFIG = {
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
     "kd_max_candidates": None,
+    "kd_pair_rows": None,
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -58,7 +59,7 @@ class Scorer:
         return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
 
     def scores(self, interaction, places, candidates):
-        scores = self.table[interaction["kd_row"]]
+        scores = self.table[interaction["kd_row"][places]]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
 
@@ -170,6 +171,20 @@ def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) 
     assert shared[2] == pytest.approx(by_row[2], rel=1e-6)
     everything, capped = step(objective(gaps)), step(objective(gaps, kd_max_candidates=ITEMS))
     assert torch.equal(everything[0], capped[0])
+
+
+def test_a_few_rows_of_pairs_have_the_mean_loss_of_all() -> None:
+    everything = step(objective(gaps=False, by_pairs=True, kd_pair_candidates=ITEMS))[0]
+    made = objective(gaps=False, by_pairs=True, kd_pair_candidates=ITEMS, kd_pair_rows=5)
+    losses, taught = [], []
+    for _ in range(200):
+        made.scorer.table.grad = None
+        losses.append(made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]}))
+        losses[-1].backward()
+        taught.append(tuple(torch.nonzero(made.scorer.table.grad.abs().sum(1)).squeeze(1).tolist()))
+    spread = torch.stack(losses).std() / 200**0.5
+    assert abs(torch.stack(losses).mean() - everything) < 4 * spread < 0.1 * everything
+    assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
 
 
 def test_means_are_over_the_batches_and_hold_no_graph() -> None:
