@@ -45,12 +45,14 @@ def main() -> None:
     parser.add_argument("--models", default="SASRec,GRU4Rec,BERT4Rec,DeepFM,LightGCN,BPR")
     parser.add_argument("--batches", type=int, default=6, help="batches of an epoch that are timed; 0: all")
     parser.add_argument("--max_candidates", default=None, help="kd_max_candidates of the distilled epoch, or None")
+    parser.add_argument("--max_rows", default=None, help="kd_max_rows of the distilled epoch")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     keep_freed_memory()  # as the command line does, for both sides of a ratio
     settings = {"kd": "prmkd_v1", "show_progress": False}
-    if arguments.max_candidates:
-        settings["kd_max_candidates"] = arguments.max_candidates
+    for key in ("max_candidates", "max_rows"):
+        if getattr(arguments, key):
+            settings[f"kd_{key}"] = getattr(arguments, key)
     if arguments.data_path:
         settings["data_path"] = arguments.data_path
     for model in arguments.models.split(","):

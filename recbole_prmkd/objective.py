@@ -73,8 +73,8 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         everyone = gathered(targets, config)
-        if scorer.by_pairs and config["kd_pair_rows"]:
-            drawn = torch.randperm(len(rows), generator=self.generator)[: config["kd_pair_rows"]].sort().values
+        if config["kd_max_rows"] and len(rows) > config["kd_max_rows"]:
+            drawn = torch.randperm(len(rows), generator=self.generator)[: config["kd_max_rows"]].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice

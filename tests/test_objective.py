@@ -30,7 +30,7 @@ CONFIG = {
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
     "kd_max_candidates": None,
-    "kd_pair_rows": None,
+    "kd_max_rows": None,
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -173,9 +173,11 @@ def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) 
     assert torch.equal(everything[0], capped[0])
 
 
-def test_a_few_rows_of_pairs_have_the_mean_loss_of_all() -> None:
-    everything = step(objective(gaps=False, by_pairs=True, kd_pair_candidates=ITEMS))[0]
-    made = objective(gaps=False, by_pairs=True, kd_pair_candidates=ITEMS, kd_pair_rows=5)
+@pytest.mark.parametrize("by_pairs", [False, True])
+def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
+    settings = {"by_pairs": by_pairs, "kd_pair_candidates": ITEMS}
+    everything = step(objective(gaps=False, **settings))[0]
+    made = objective(gaps=False, kd_max_rows=5, **settings)
     losses, taught = [], []
     for _ in range(200):
         made.scorer.table.grad = None
