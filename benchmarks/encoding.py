@@ -19,10 +19,11 @@ from recbole.utils import init_seed
 
 from recbole_prmkd import passes
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Rows, load_split
+from recbole_prmkd.dataset import load_split
 from recbole_prmkd.encoder import encode, load_encoder
 from recbole_prmkd.knowledge import encode_rows
 from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 from recbole_prmkd.text import as_sentence, item_texts

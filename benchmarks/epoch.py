@@ -25,12 +25,13 @@ from recbole.utils import get_model, get_trainer, init_seed
 from synthetic import random_knowledge
 
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import ROW, Split, load_split
+from recbole_prmkd.dataset import Split, load_split
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.rows import ROW
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.trainer import distillation_trainer
 

@@ -5,7 +5,7 @@ The package reads as the data flows:
 - `quick_start`: the whole run as visible steps; start here. Its parts: `preparation` (data, teachers, knowledge),
   `training` (the student, and `progress`, from which a training goes on)
 - `keys`, `config`, `checks`: the kd_ keys, RecBole's Config around them, what is refused before work starts
-- `dataset`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
+- `dataset`, `rows`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
 - `text`, `encoder`, `images`, `vectors_file`: item text, images and their vectors, by a side channel
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
 - `artifacts`, `passes`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores

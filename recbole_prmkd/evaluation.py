@@ -16,7 +16,7 @@ from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
 from recbole.utils import ModelType
 
-from recbole_prmkd.dataset import Rows
+from recbole_prmkd.rows import Rows
 
 
 class UnseenEvalDataLoader(FullSortEvalDataLoader):

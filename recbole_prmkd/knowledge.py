@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_prmkd import artifacts, passes
-from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher

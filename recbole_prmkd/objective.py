@@ -21,12 +21,12 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
-from recbole_prmkd.dataset import Rows
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.prefixes import weighted
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets

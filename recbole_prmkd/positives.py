@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_prmkd.dataset import ROW, Rows
+from recbole_prmkd.rows import ROW, Rows
 
 
 def positive_rows(interaction: Interaction, label: str) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
-from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.distributed import share_of
+from recbole_prmkd.rows import ROW, Rows
 
 WINDOW, OFFSET = "kd_window", "kd_offset"  # a row's window in the batch, and its last item's place there
 WEIGHT = "kd_batch_weight"  # of the batch's mean loss among those of other processes

@@ -23,11 +23,11 @@ from recbole.utils import ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.candidates import Pairs
-from recbole_prmkd.dataset import ROW, Rows
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.factorised import candidates_alone
 from recbole_prmkd.positives import UserRows, positive_rows
 from recbole_prmkd.prefixes import WINDOW
+from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
 _COSINE_SCALE = 10.0  # 1 / temperature of students whose scores are cosines (our choice)

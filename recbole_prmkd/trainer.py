@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 from recbole_prmkd.curriculum import PACING, difficulty, scheduled_rows
-from recbole_prmkd.dataset import Rows
 from recbole_prmkd.objective import Objective, described
 from recbole_prmkd.prefixes import WindowLoader
+from recbole_prmkd.rows import Rows
 
 
 class DistillationMixin:

@@ -8,7 +8,8 @@ import torch
 from conftest import write_tiny
 
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import ROW, Rows, load_split
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
 

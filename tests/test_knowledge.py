@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from recbole_prmkd import knowledge as module
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Rows, load_split
+from recbole_prmkd.dataset import load_split
 from recbole_prmkd.knowledge import build_or_load, open_knowledge
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
 

@@ -8,13 +8,13 @@ from torch.nn import functional
 
 from recbole_prmkd import objective as module
 from recbole_prmkd.candidates import candidate_mask, in_batch_candidates
-from recbole_prmkd.dataset import Rows
 from recbole_prmkd.keys import defaults
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.peers.teachers_list import teachers_list
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.top_items import teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 

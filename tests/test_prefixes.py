@@ -6,8 +6,9 @@ from recbole.data.interaction import Interaction
 from recbole.utils import get_model
 
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import ROW, Rows, load_split
+from recbole_prmkd.dataset import load_split
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared, windows
+from recbole_prmkd.rows import ROW, Rows
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import run_recbole_prmkd as command_line
 from recbole_prmkd import UserError, artifacts, pretrain, run_recbole_prmkd
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Rows, load_split
+from recbole_prmkd.dataset import load_split
 from recbole_prmkd.prefixes import WindowLoader
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.causal import FirstView

@@ -6,7 +6,8 @@ from recbole.data.interaction import Interaction
 from recbole.utils import get_model
 
 from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import ROW, load_split
+from recbole_prmkd.dataset import load_split
+from recbole_prmkd.rows import ROW
 from recbole_prmkd.student import StudentScorer
 
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from recbole_prmkd.dataset import Rows
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import teacher_settings
 from recbole_prmkd.prefixes import why_not_shared
+from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers import unim2rec, unisrec
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import MoEAdaptor, UniSRec

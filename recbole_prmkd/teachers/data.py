@@ -19,9 +19,10 @@ from recbole.data.interaction import Interaction
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
-from recbole_prmkd.dataset import Rows, Split
+from recbole_prmkd.dataset import Split
 from recbole_prmkd.host import no_command_line
 from recbole_prmkd.keys import key_table, teacher_settings
+from recbole_prmkd.rows import Rows
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
 _SHARED = (
