@@ -124,7 +124,9 @@ def _serving(gathered: Gathered, dataset: str, model: str, kd: str) -> dict[str,
 def _milliseconds(serving: dict[str, float]) -> str:
     if "ms" not in serving:
         return NONE
-    return f"{serving['ms']:,.3g} ({serving['low']:,.3g} to {serving['high']:,.3g})"
+    times = (serving[key] for key in ("ms", "low", "high"))
+    median, low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in times)
+    return f"{median} ({low} to {high})"
 
 
 def _p(value: float) -> str:
