@@ -198,9 +198,10 @@ def _cost_against_quality(
     for kd in gathered.grid.kds:
         axes.plot([], [], "s", color=_line_style(gathered, kd)["color"], label=way(kd))
     axes.plot([], [], "*", color="black", ms=10, label="teacher")
+    axes.margins(0.15, 0.1)  # room for the names
     _finish(axes, xscale="log", xlabel="milliseconds per 1,000 users ranked (log scale)", ylabel=label(metric))
     _legend(figure, [axes])
-    told = "; ".join(f"{model} {way(kd)} {ms:.3g} ms, {mean:.4f}" for model, kd, ms, mean in points)
+    told = "; ".join(f"{model} {way(kd)} {ms:,.0f} ms, {mean:.4f}" for model, kd, ms, mean in points)
     yield _picture(figure, f"Serving time against quality on {dataset}", f"Up and to the left is better. {told}.")
 
 
