@@ -24,7 +24,7 @@ from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates,
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
-from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
+from recbole_prmkd.peers import PEERS, WITHOUT_TARGET, RankSettings
 from recbole_prmkd.prefixes import weighted
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.student import StudentScorer
@@ -98,8 +98,9 @@ class Objective:
         counted = mask
         if self._without_target:
             counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
+        temperature = config["kd_temperature"] * (1 if config["kd_loss"] in PEERS else scorer.temperature)
         settings = RankSettings.of(config, self.epoch)
-        loss = kd_loss(student, target, counted, config["kd_temperature"], config["kd_loss"], settings)
+        loss = kd_loss(student, target, counted, temperature, config["kd_loss"], settings)
         loss = weighted(loss, interaction)
         scorer.release()
         self._record(loss, target, mask, *told)

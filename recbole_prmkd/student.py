@@ -19,7 +19,7 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.candidates import Pairs
@@ -30,7 +30,7 @@ from recbole_prmkd.prefixes import WINDOW
 from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
-_COSINE_SCALE = 10.0  # 1 / temperature of students whose scores are cosines (our choice)
+_PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
 
 
 def _logit(probability: Tensor) -> Tensor:
@@ -43,7 +43,6 @@ _AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("DCNV2", "KD_DAGFM", "DMF", "NeuMF", "NNCF", "DIN", "DIEN"), _logit),
     **dict.fromkeys(("FISM", "NAIS"), lambda score: _logit(_logit(score))),  # their predict takes the sigmoid twice
     "RepeatNet": lambda distribution: distribution.float().clamp(min=1e-12).log(),
-    "SimpleX": lambda cosine: cosine * _COSINE_SCALE,
 }
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
@@ -72,6 +71,7 @@ class StudentScorer:
         """dataset: of the training split, for items' features; train: its rows."""
         self.model, self.config, self.dataset, self.train = model, config, dataset, train
         self.path: str | None = None
+        self.temperature = 1.0  # that makes the scores logits of a softmax
         self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
         self._logits_rank = False  # whether they are the scores of all items
@@ -108,9 +108,14 @@ class StudentScorer:
         return self.path == "pairs"
 
     def prepare(self, interaction: Interaction) -> None:
-        """Choose the path on the first batch, and say which."""
+        """Choose the path and the temperature on the first batch, and say which path."""
         if self.path is None:
             self.path = self._probe(interaction)
+            # A pairwise loss is content with differences far below those of a softmax. To reach a soft target from
+            # there the student would have to grow its vectors many times over, and fits its training rows in doing so.
+            # (RecBole calls auto-encoders pairwise too; their batches, of whole users, hold no rows.)
+            if self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and ROW in interaction:
+                self.temperature = _PAIRWISE
             getLogger().info(f"Student scores come from: {self.path}.")
 
     def scores(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:

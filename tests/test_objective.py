@@ -44,7 +44,7 @@ CONFIG = {
 class Scorer:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    by_pairs = False
+    by_pairs, temperature = False, 1.0
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -187,6 +187,17 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
     spread = torch.stack(losses).std() / 200**0.5
     assert abs(torch.stack(losses).mean() - everything) < 4 * spread < 0.1 * everything
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
+
+
+def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
+    def loss(own: float, **settings: object) -> Tensor:
+        made = objective(gaps=False, **settings)
+        made.scorer.temperature = own
+        return step(made)[0]
+
+    assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))
+    peer = {"kd_loss": "rd", "kd_candidates": "teacher_top"}
+    assert torch.equal(loss(0.1, **peer), loss(1.0, **peer))
 
 
 def test_means_are_over_the_batches_and_hold_no_graph() -> None:

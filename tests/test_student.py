@@ -82,6 +82,25 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
     assert torch.equal(scorer.scores(batch, places, candidates), scorer._logits[:, candidates])
 
 
+@pytest.mark.parametrize(
+    ("model", "temperature", "more"),
+    [
+        ("SASRec", 1.0, {}),
+        ("SASRec", 0.1, {"loss_type": "BPR"}),
+        ("BERT4Rec", 1.0, {}),
+        ("LightGCN", 0.1, {}),
+        ("MultiVAE", 1.0, {"train_neg_sample_args": None}),
+        ("DeepFM", 1.0, {}),
+    ],
+)
+def test_scores_learnt_from_pairs_have_a_lower_temperature(model, temperature, more, scorer_of):
+    scorer, net, batch, _ = scorer_of(model, **more)
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    assert scorer.temperature == temperature
+
+
 def test_positive_rows_once_each(scorer_of):
     scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
     places, _ = scorer.positives(batch, torch.Generator())
