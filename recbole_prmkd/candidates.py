@@ -1,9 +1,9 @@
 """Which items a batch is distilled on: the positives of the batch, shared by all of its rows.
 
 A row's own positive is its target; the positives of the other rows are its negatives ("in-batch negative
-items", figure of arXiv 2401.00797). Use `in_batch_candidates` with `candidate_mask` for students that score a
-whole [B, C] block at once (an inner product); add `sampled_candidates` for students that must run once for
-each (row, candidate) pair. The masks are our choice: whether the paper masks anything is not known to us.
+items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them; `sampled_candidates` takes some, in large
+batches and for students that must run once for each (row, candidate) pair. The masks are our choice: whether the paper
+masks anything is not known to us.
 
 Axes: B batch rows, C candidates, P excluded (row, item) pairs of a batch, M sampled candidates. Item ids are integers,
 0 is padding.
@@ -85,7 +85,7 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
 def sampled_candidates(
     items: Tensor, targets: Tensor, number: int, generator: torch.Generator, excluded: Pairs | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A few candidates per row, for students that score pair by pair (FM, DeepFM): our choice.
+    """A row's target and some of the items, the same for all rows: what bounds the cost of a step (our choice).
 
     The sampled items are one random subset of `items`, drawn without replacement and shared by all rows.
     `generator` decides alone what is drawn; a CPU generator draws the same on every device.
