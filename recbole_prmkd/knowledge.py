@@ -73,21 +73,30 @@ class Knowledge:
         known = ~scores.isnan()
         return scores.nan_to_num_(nan=0.0), known
 
-    def cosines(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        """`scores` alone, [T, B, C], NaN where the teacher knows nothing of the row or the item."""
-        columns = self._canonical[candidates]
+    def cosines(self, rows: Tensor, *candidates: Tensor) -> Tensor:
+        """`scores` alone, NaN where the teacher knows nothing of the row or the item.
+
+        Args:
+            rows: [B] row numbers.
+            candidates: each [C] or [B, C], as for `scores`.
+        Returns:
+            [T, B, sum of C], the candidates beside each other, float32.
+        """
+        columns = [self._canonical[part] for part in candidates]
+        widths = [part.shape[-1] for part in columns]
         numbers = rows.cpu().numpy()
-        scores = torch.empty(len(self.teachers), len(rows), columns.shape[-1], device=self.device)
+        scores = torch.empty(len(self.teachers), len(rows), sum(widths), device=self.device)
         for out, teacher, unknown_items in zip(scores, self.teachers, self._unknown_items, strict=True):
             history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
-            item = teacher.items[columns].float()  # [C, D] or [B, C, D]
             # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
             history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
-            item[..., 0].masked_fill_(unknown_items[columns], torch.nan)
-            if item.dim() == 2:
-                torch.mm(history, item.T, out=out)
-            else:
-                torch.bmm(item, history.unsqueeze(-1), out=out.unsqueeze(-1))
+            for part, place in zip(columns, out.split(widths, dim=1), strict=True):
+                item = teacher.items[part].float()  # [C, D] or [B, C, D]
+                item[..., 0].masked_fill_(unknown_items[part], torch.nan)
+                if item.dim() == 2:
+                    torch.mm(history, item.T, out=place)
+                else:
+                    torch.bmm(item, history.unsqueeze(-1), out=place.unsqueeze(-1))
         return scores
 
 

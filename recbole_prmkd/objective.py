@@ -86,7 +86,7 @@ class Objective:
             parts = [items[:, :1], items[0, 1:]]
         else:
             mask = candidate_mask(items, targets, excluded)  # [B, C]
-        cosines = [self.knowledge.cosines(rows, part) for part in parts]  # [T, B, C]
+        cosines = [self.knowledge.cosines(rows, *parts)]  # [T, B, C]
         for extra, its_cosines in self._ranked_first(interaction, places, rows, excluded):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
