@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
@@ -31,6 +32,7 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
+_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows says nothing, for students that are not sequential
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -47,6 +49,8 @@ class Objective:
             scorer,
         )
         self.generator = torch.Generator().manual_seed(config["seed"])
+        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self._most_rows = config["kd_max_rows"] or (None if sequential else _ROWS)
         self._sources = SOURCES[config["kd_candidates"]]
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
@@ -73,8 +77,8 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         everyone = gathered(targets, config)
-        if config["kd_max_rows"] and len(rows) > config["kd_max_rows"]:
-            drawn = torch.randperm(len(rows), generator=self.generator)[: config["kd_max_rows"]].sort().values
+        if self._most_rows and len(rows) > self._most_rows:
+            drawn = torch.randperm(len(rows), generator=self.generator)[: self._most_rows].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from recbole.utils import ModelType
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,7 @@ CONFIG = {
     "seed": 1,
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
+    "MODEL_TYPE": ModelType.SEQUENTIAL,
     "kd_candidates": "batch",
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
@@ -187,6 +189,17 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
     spread = torch.stack(losses).std() / 200**0.5
     assert abs(torch.stack(losses).mean() - everything) < 4 * spread < 0.1 * everything
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
+
+
+def test_students_that_are_not_sequential_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 5)
+
+    def taught(**settings: object) -> int:
+        return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
+
+    graph = {"MODEL_TYPE": ModelType.GENERAL}
+    assert taught() == taught(**graph, kd_max_rows=10**6) == len(BATCH)
+    assert taught(**graph) == 5 and taught(**graph, kd_max_rows=7) == 7
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
