@@ -65,7 +65,8 @@ class WindowLoader:
     """Batches of windows for RecBole's training loop; stands in for its TrainDataLoader.
 
     Each batch holds item_id_list [W, L], item_length [W] and user_id [W] per window, and item_id [R], kd_row [R],
-    kd_window [R], kd_offset [R] per row. The batches are a pure function of (seed, epoch, scheduled rows).
+    kd_window [R], kd_offset [R] per row; R is about `train_batch_size`. The batches are a pure function of (seed,
+    epoch, scheduled rows).
     """
 
     def __init__(self, config: Config, dataset: Dataset | None, rows: Rows) -> None:
@@ -109,12 +110,12 @@ class WindowLoader:
         order = torch.randperm(len(self._tiles.start), generator=generator)
         count = torch.bincount(self._tiles.window[places], minlength=len(order))  # rows per window
         # Windows in random order, sorted by length inside each pool, so that a batch pads little.
-        pool = (count[order].cumsum(0) - 1).div(_POOL * self.config["kd_rows_per_batch"], rounding_mode="floor")
+        pool = (count[order].cumsum(0) - 1).div(_POOL * self.config["train_batch_size"], rounding_mode="floor")
         order = order[torch.argsort(pool * (1 << 20) + self._tiles.length[order], stable=True)]
         turn = torch.empty_like(order)
         turn[order] = torch.arange(len(order))
         places = places[torch.argsort(turn[self._tiles.window[places]], stable=True)]
-        batch = (count[order].cumsum(0) - count[order]).div(self.config["kd_rows_per_batch"], rounding_mode="floor")
+        batch = (count[order].cumsum(0) - count[order]).div(self.config["train_batch_size"], rounding_mode="floor")
         sizes = torch.unique_consecutive(batch[turn[self._tiles.window[places]]], return_counts=True)[1]
         batches = list(places.split(sizes.tolist()))
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

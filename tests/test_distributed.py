@@ -22,7 +22,7 @@ def free_port():
 @pytest.mark.parametrize("kd", ["none", "prmkd"])
 def test_two_processes_equal_one(kd, settings, tmp_path):
     """Shared prefixes, curriculum and all: the same global batches give the same weights and losses."""
-    more = {**SAME, "kd": kd, "kd_protocol": "ranking", "kd_shared_prefixes": True, "kd_rows_per_batch": 64}
+    more = {**SAME, "kd": kd, "kd_protocol": "ranking", "kd_shared_prefixes": True, "train_batch_size": 64}
     alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(**more))
     two = run_on_ranks(
         "SASRec", "tiny", config_dict=settings(**more, kd_output_dir=str(tmp_path / "two")), nproc=2, port=free_port()

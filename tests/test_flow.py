@@ -152,7 +152,7 @@ def test_no_validation_or_test_item_reaches_the_cache(settings, tmp_path):
 
 def test_shared_prefixes_train_the_same_rows(settings, tmp_path):
     """The same student on windows: every row once an epoch, a loss of the same size."""
-    alone = dict(kd="none", train_batch_size=4096, kd_rows_per_batch=4096, epochs=1)
+    alone = dict(kd="none", train_batch_size=4096, epochs=1)
     stock = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(**alone, kd_output_dir=str(tmp_path / "1")))
     windows = run_recbole_prmkd(
         "SASRec", "tiny", config_dict=settings(**alone, kd_shared_prefixes=True, kd_output_dir=str(tmp_path / "2"))

@@ -185,10 +185,10 @@ def test_a_teacher_that_reads_rows_gets_them_all(encoded, monkeypatch):
 def test_a_stopped_pass_resumes(windows, encoded, monkeypatch):
     row_by_row(monkeypatch, not windows)
     whole, parts, after = [], [], 2
-    expected = encoded("whole", lambda model: watch(model, whole), kd_rows_per_batch=64)[0]
+    expected = encoded("whole", lambda model: watch(model, whole), kd_unisrec_train_batch_size=64)[0]
     with pytest.raises(KeyboardInterrupt):
-        encoded("resumed", lambda model: watch(model, [], after), kd_rows_per_batch=64)
-    resumed = encoded("resumed", lambda model: watch(model, parts), kd_rows_per_batch=64)[0]
+        encoded("resumed", lambda model: watch(model, [], after), kd_unisrec_train_batch_size=64)
+    resumed = encoded("resumed", lambda model: watch(model, parts), kd_unisrec_train_batch_size=64)[0]
     assert len(parts) == len(whole) - after > 0
     assert [len(batch["kd_row"]) for batch in parts] == [len(batch["kd_row"]) for batch in whole[after:]]
     assert np.array(resumed.array("rows")).tobytes() == np.array(expected.array("rows")).tobytes()

@@ -14,7 +14,7 @@ from recbole_prmkd.rows import ROW, Rows
 @pytest.fixture
 def student(settings):
     def make(model, **more):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_rows_per_batch=64, **more))
+        config = load_config(model, "tiny", config_dict=settings(kd="mean", train_batch_size=64, **more))
         split = load_split(config)
         return get_model(model)(config, split.train_data._dataset), config, split
 

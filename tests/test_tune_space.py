@@ -98,7 +98,7 @@ def test_what_ray_draws_becomes_the_settings_again():
         ({"kd_unisrec_epochs": {"choice": [1, 2]}}, "kd_unisrec_epochs.*once"),
         ({"kd_text_encoder": {"choice": ["a"]}}, "kd_text_encoder.*once"),
         ({"kd_teacher_seed": {"choice": [1, 2]}}, "kd_teacher_seed.*once"),
-        ({"kd_rows_per_batch": {"choice": [64, 128]}}, "kd_rows_per_batch.*once"),
+        ({"kd_window_context": {"choice": [0.2, 0.5]}}, "kd_window_context.*once"),
         ({"MAX_ITEM_LIST_LENGTH": {"choice": [5, 6]}}, "MAX_ITEM_LIST_LENGTH.*data"),
         ({"valid_metric": {"choice": ["MRR@10"]}}, "valid_metric"),
         ({"gpu_id": {"choice": ["0"]}}, "gpu_id"),

@@ -21,7 +21,7 @@ SETTINGS = {
     **{"hidden_size": D, "inner_size": 6, "n_exps": 3, "layer_norm_eps": 1e-12, "seed": 1},
     **{"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list", "NEG_PREFIX": "neg_"},
     **{"ITEM_LIST_LENGTH_FIELD": "item_length", "MAX_ITEM_LIST_LENGTH": LONGEST},
-    **{"kd_rows_per_batch": 64, "kd_window_context": 0.5, "device": torch.device("cpu")},
+    **{"train_batch_size": 64, "kd_window_context": 0.5, "device": torch.device("cpu")},
 }
 BATCH = {"item_id_list": torch.tensor([[1, 2, 4, 5], [7, 8, 0, 0], [3, 6, 2, 0]])}
 BATCH |= {"item_length": torch.tensor([4, 2, 3]), "item_id": torch.tensor([3, 4, 1])}

@@ -162,7 +162,7 @@ def _described(config: Config, split: Split, part: TeacherData) -> dict[str, Any
 
 
 def _settings(model: str, config: Config) -> dict[str, Any]:
-    keys = [*sorted(pretraining_properties(model)), "kd_rows_per_batch", "kd_window_context", "kd_text_max_tokens"]
+    keys = [*sorted(pretraining_properties(model)), "kd_window_context", "kd_text_max_tokens"]
     return {
         "text_encoder": pretrained.text_encoder(config),
         "settings": {key: config[key] for key in keys},

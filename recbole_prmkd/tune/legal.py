@@ -14,7 +14,7 @@ from recbole_prmkd.tune.space import Domain
 
 # Keys that the teachers or their knowledge depend on: they are made once, before the trials.
 _TEACHERS = re.compile(rf"kd_({'|'.join(map(str.lower, TEACHERS))})_|kd_(text|image|item_images|teacher_seed)")
-_ALSO_TEACHERS = {"kd_rows_per_batch", "kd_window_context", "kd_encode_precision"}
+_ALSO_TEACHERS = {"kd_window_context", "kd_encode_precision"}
 _FILES = {"kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_rebuild"}
 # Keys that data, split or metric depend on, which all trials share.
 _DATA = {
