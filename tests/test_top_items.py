@@ -64,9 +64,7 @@ def test_distinct():
 @pytest.mark.parametrize("student", ["SASRec", "LightGCN", "DeepFM"])
 @pytest.mark.parametrize("source", ["teacher_top", "student_top", "both_top"])
 def test_runs(student, source, settings):
-    given = settings(
-        kd="mean", kd_candidates=source, kd_top_items=4, epochs=1, train_batch_size=12
-    )
+    given = settings(kd="mean", kd_candidates=source, kd_top_items=4, epochs=1, train_batch_size=12)
     if student == "DeepFM" and source != "teacher_top":
         with pytest.raises(UserError, match="use kd_candidates=batch or teacher_top"):
             run_recbole_prmkd(student, "tiny", config_dict=given)
