@@ -2,7 +2,7 @@
 
 python benchmarks/catalogue.py --items=10000,100000,1000000
 
-Random users of 12 items each; three random teachers. `slower`: a distilled step over the student's
+Random users of 12 items each; three random teachers. `ratio`: a distilled step over the student's
 own on the same batches, which must not grow; `peak_mb`: the process's highest resident memory on a CPU, the
 device's peak on a GPU. Each size runs in a process of its own. One JSON object a line, then a table.
 """
@@ -83,7 +83,8 @@ def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> 
     plain(), ours()
     timed = in_turns(plain, ours, runs, config["device"])
     name, device = f"{model}, {n_items} items, {scorer.path}", config["device"]
-    return report("catalogue", name, *timed, len(batches), "steps", peak_mb=peak_mb(device), device=device_name(device))
+    more = {"peak_mb": peak_mb(device), "device": device_name(device)}
+    return report("catalogue", name, *timed, len(batches), "steps", cost=True, **more)
 
 
 def write_data(folder: Path, n_items: int) -> None:

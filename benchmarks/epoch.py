@@ -4,7 +4,7 @@ python benchmarks/epoch.py --dataset=ml-100k --models=SASRec,GRU4Rec,BERT4Rec,De
 
 Three teachers of random vectors, as wide as real ones, stand in a cache: what they say does not change the cost. Plain:
 RecBole's own training on its own loader. "same batches": the same with kd_loss. "shared prefixes": with kd_loss on
-windows, for students that can. Seconds are per training row, in turns in one run; `slower` is ours over RecBole's.
+windows, for students that can. Seconds are per training row, in turns in one run; `ratio` is ours over RecBole's.
 `parts`: shares of the distilled time; the rest is the student's own step and all gradients. One JSON object a line.
 """
 
@@ -129,7 +129,8 @@ def show(benchmark: str, config: Config, runs: int, plain: tuple[Any, First], ou
         [value / loader.rows for value in values] for values, (_, loader) in zip(taken, (plain, ours), strict=True)
     ]
     parts = {name: round(value / sum(taken[1]), 2) for name, value in spent.items()}
-    report(benchmark, config["model"], *per_row, 1, "rows", parts=parts, device=device_name(config["device"]))
+    device = device_name(config["device"])
+    report(benchmark, config["model"], *per_row, 1, "rows", cost=True, parts=parts, device=device)
 
 
 @contextmanager

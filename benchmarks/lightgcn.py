@@ -4,7 +4,7 @@ python benchmarks/lightgcn.py --dataset=ml-100k
 
 Plain: RecBole's. Both are trained by RecBole's trainer and loader, in turns, and their losses of the first epoch must
 agree to 1e-6. "epoch": with loading and sampling of negatives. "steps": loss, gradient and update on the same batches.
-`slower` is the aim's form of the ratio: our time over RecBole's, at most 1. One JSON object a line, then a table.
+`ratio` is our time over RecBole's, at most 1. One JSON object a line, then a table.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def epochs(both: list[Any], config: Config, split: Split, runs: int) -> None:
 
     agree(*(epoch(trainer) for trainer in both))
     timed = in_turns(lambda: epoch(both[0]), lambda: epoch(both[1]), runs, config["device"])
-    report("epoch", "PyGLightGCN", *timed, len(split.train_data), "steps", device=device_name(config["device"]))
+    report(
+        "epoch", "PyGLightGCN", *timed, len(split.train_data), "steps", cost=True, device=device_name(config["device"])
+    )
 
 
 def steps(both: list[Any], config: Config, split: Split, runs: int) -> None:
@@ -84,7 +86,7 @@ def steps(both: list[Any], config: Config, split: Split, runs: int) -> None:
 
     agree(*(work(trainer) for trainer in both))
     timed = in_turns(lambda: work(both[0]), lambda: work(both[1]), runs, config["device"])
-    report("steps", "PyGLightGCN", *timed, len(batches), "steps", device=device_name(config["device"]))
+    report("steps", "PyGLightGCN", *timed, len(batches), "steps", cost=True, device=device_name(config["device"]))
 
 
 def agree(plain: float, ours: float) -> None:

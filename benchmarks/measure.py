@@ -39,21 +39,30 @@ def in_turns(
 
 
 def report(
-    benchmark: str, model: str, plain: list[float], ours: list[float], number: int, unit: str, **more: Any
+    benchmark: str,
+    model: str,
+    plain: list[float],
+    ours: list[float],
+    number: int,
+    unit: str,
+    cost: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Print one JSON object, and return it; ratio: how many times faster ours is, slower: how many times as long
-    it takes; medians over the pairs of runs."""
-    ratios = [a / b for a, b in zip(plain, ours, strict=True)]
+    """Print one JSON object, and return it. ratio: the median over the pairs of runs of what ratio_of says.
+
+    cost: ours / plain, how many times as long ours takes; else plain / ours, how many times faster it is.
+    """
+    ratios = [b / a if cost else a / b for a, b in zip(plain, ours, strict=True)]
     line = {
         "benchmark": benchmark,
         "model": model,
-        "ratio": round(statistics.median(ratios), 2),
-        "slower": round(statistics.median(1 / ratio for ratio in ratios), 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_of": "ours / plain" if cost else "plain / ours",
         "median": {
             f"plain {unit}/s": round(number / statistics.median(plain), 1),
             f"ours {unit}/s": round(number / statistics.median(ours), 1),
         },
-        "runs": [round(ratio, 2) for ratio in ratios],
+        "runs": [round(ratio, 3) for ratio in ratios],
         **more,
     }
     print(json.dumps(line), flush=True)
