@@ -118,7 +118,7 @@ def _identity(
     return {
         "teacher": name,
         "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
-        "batches": [config["train_batch_size"], config["kd_window_context"]],
+        "context": config["kd_window_context"],
         "seed": config["seed"],
         "checkpoint": artifacts.file_digest(checkpoint) if checkpoint else None,
         "side_information": artifacts.digest(tensor for _, tensor in sorted(given_tables(model).items())),
