@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
@@ -32,7 +31,7 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
-_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows says nothing, for students that are not sequential
+_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows says nothing, if their scores are no by-product
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -49,8 +48,6 @@ class Objective:
             scorer,
         )
         self.generator = torch.Generator().manual_seed(config["seed"])
-        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        self._most_rows = config["kd_max_rows"] or (None if sequential else _ROWS)
         self._sources = SOURCES[config["kd_candidates"]]
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
@@ -77,15 +74,16 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         everyone = gathered(targets, config)
-        if self._most_rows and len(rows) > self._most_rows:
-            drawn = torch.randperm(len(rows), generator=self.generator)[: self._most_rows].sort().values
+        most = config["kd_max_rows"] or (len(rows) if scorer.shares_pass else _ROWS)
+        if len(rows) > most:
+            drawn = torch.randperm(len(rows), generator=self.generator)[:most].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
-        most = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
-        if scorer.by_pairs or (most and len(items) > most):
-            items, mask = sampled_candidates(items, targets, most, self.generator, excluded)  # [B, 1 + M] both
+        width = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
+        if scorer.by_pairs or (width and len(items) > width):
+            items, mask = sampled_candidates(items, targets, width, self.generator, excluded)  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
             parts = [items[:, :1], items[0, 1:]]
         else:

@@ -72,6 +72,7 @@ class StudentScorer:
         self.model, self.config, self.dataset, self.train = model, config, dataset, train
         self.path: str | None = None
         self.temperature = 1.0  # that makes the scores logits of a softmax
+        self.shares_pass = False  # whether each row's scores come from the loss's own forward pass; known with the path
         self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
         self._logits_rank = False  # whether they are the scores of all items
@@ -130,7 +131,7 @@ class StudentScorer:
             return self._pairs(interaction, places, candidates)
         if self.path == "factorised":
             return self._factorised(interaction, places, candidates)
-        scores = self._all(interaction)[places]  # [B, n_items]
+        scores = self._all(interaction, places)  # [B, n_items]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
     def first(self, interaction: Interaction, places: Tensor, number: int, excluded: Pairs) -> Tensor:
@@ -144,7 +145,7 @@ class StudentScorer:
                 f"{type(self.model).__name__} scores items one by one, so what it ranks first is not known: use "
                 "kd_candidates=batch or teacher_top."
             )
-        return first_of(self._all(interaction)[places], number, excluded)
+        return first_of(self._all(interaction, places), number, excluded)
 
     def release(self) -> None:
         """Forget the step's tensors, and graph caches that would otherwise outlive it."""
@@ -152,8 +153,9 @@ class StudentScorer:
         clear_graph_cache(self.model)
 
     def _probe(self, interaction: Interaction) -> str:
+        sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         if self._logits is not None and self._logits.shape == (_rows(interaction), self.dataset.item_num):
-            self._logits_rank = True
+            self._logits_rank, self.shares_pass = True, sequential
             places = torch.arange(_rows(interaction), device=self._logits.device)
             made = len(self._passes)
             with torch.no_grad():  # in training mode: the forward pass is shared, and so is its dropout
@@ -173,12 +175,25 @@ class StudentScorer:
                     f"{type(self.model).__name__} gives no score with a gradient: it cannot be distilled, use "
                     "--kd=none."
                 )
-            return "factorised" if self._is_product(full[places], few, places) else "full"
+            product = self._is_product(full[places], few, places)
+            self.shares_pass = sequential and self._pass_is_shared(interaction, product)
+            return "factorised" if product else "full"
         except NotImplementedError:
             return "pairs"
         finally:
             self.model.train(training)
             self._passes = passes
+
+    def _pass_is_shared(self, interaction: Interaction, product: bool) -> bool:
+        """Whether the model asks its `forward` the same for its scores as it did for its loss; BERT4Rec does not."""
+        made = len(self._passes)
+        with torch.no_grad():
+            if product:
+                first = torch.zeros(1, dtype=torch.long, device=self.config["device"])
+                self._factorised(interaction, torch.arange(_rows(interaction), device=first.device), first)
+            else:
+                self._full(interaction)
+        return len(self._passes) == made
 
     def _is_product(self, scores: Tensor, interaction: Interaction, places: Tensor) -> bool:
         """Whether the factorised path gives these rows' scores [B, n_items], for common and for own candidates."""
@@ -194,13 +209,14 @@ class StudentScorer:
                 return False
         return True
 
-    def _all(self, interaction: Interaction) -> Tensor:
-        """Scores of all items, [rows of the batch, n_items], computed once a step."""
+    def _all(self, interaction: Interaction, places: Tensor) -> Tensor:
+        """Scores of the rows at `places` for all items, [B, n_items]; one pass a step, which has the same places."""
         if self._logits_rank:
             assert self._logits is not None
-            return self._logits
+            return self._logits[places]
         if self._scores is None:
-            self._scores = self._full(interaction)
+            interaction, places = self._alone(interaction, places)
+            self._scores = self._full(interaction)[places]
         return self._scores
 
     def _full(self, interaction: Interaction) -> Tensor:
@@ -212,13 +228,17 @@ class StudentScorer:
 
     def _factorised(self, interaction: Interaction, places: Tensor, items: Tensor) -> Tensor:
         """Scores of the rows at `places` for items [C], or [B, C] of each row; [B, C]."""
-        if self.config["MODEL_TYPE"] != ModelType.SEQUENTIAL and len(places) < _rows(interaction):
-            interaction = Interaction(_of_rows(interaction, places))  # sampled negatives need no scores
-            places = torch.arange(len(places), device=places.device)
-        elif items.dim() == 2 and len(places) < _rows(interaction):
+        interaction, places = self._alone(interaction, places)
+        if items.dim() == 2 and len(places) < _rows(interaction):
             items = items.new_zeros(_rows(interaction), items.shape[1]).index_copy(0, places, items)
         with candidates_alone(items, self.dataset.item_num):
             return self._full(interaction)[places]
+
+    def _alone(self, interaction: Interaction, places: Tensor) -> tuple[Interaction, Tensor]:
+        """The rows at `places` as a batch of their own, where the others' forward pass is not there already."""
+        if self.shares_pass or WINDOW in interaction or len(places) == _rows(interaction):
+            return interaction, places
+        return Interaction(_of_rows(interaction, places)), torch.arange(len(places), device=places.device)
 
     def _pairs(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
         number, width = candidates.shape

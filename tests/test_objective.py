@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from recbole.utils import ModelType
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +26,6 @@ CONFIG = {
     "seed": 1,
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
-    "MODEL_TYPE": ModelType.SEQUENTIAL,
     "kd_candidates": "batch",
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
@@ -46,7 +44,7 @@ CONFIG = {
 class Scorer:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    by_pairs, temperature = False, 1.0
+    by_pairs, shares_pass, temperature = False, True, 1.0
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -191,15 +189,15 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
 
 
-def test_students_that_are_not_sequential_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
+def test_students_whose_scores_cost_a_pass_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
     monkeypatch.setattr(module, "_ROWS", 5)
 
-    def taught(**settings: object) -> int:
+    def taught(shares_pass: bool, **settings: object) -> int:
+        monkeypatch.setattr(Scorer, "shares_pass", shares_pass)
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
-    graph = {"MODEL_TYPE": ModelType.GENERAL}
-    assert taught() == taught(**graph, kd_max_rows=10**6) == len(BATCH)
-    assert taught(**graph) == 5 and taught(**graph, kd_max_rows=7) == 7
+    assert taught(True) == taught(False, kd_max_rows=10**6) == len(BATCH)
+    assert taught(False) == 5 and taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:

@@ -101,6 +101,40 @@ def test_scores_learnt_from_pairs_have_a_lower_temperature(model, temperature, m
     assert scorer.temperature == temperature
 
 
+@pytest.mark.parametrize(
+    ("model", "shares_pass", "more"),
+    [
+        ("SASRec", True, {}),
+        ("SASRec", True, {"loss_type": "BPR"}),
+        ("CORE", True, {}),
+        ("BERT4Rec", False, {}),
+        ("DIN", False, {}),
+        ("LightGCN", False, {}),
+        ("DeepFM", False, {}),
+    ],
+)
+def test_rows_are_scored_alone_where_the_loss_has_not_passed_them(model, shares_pass, more, scorer_of):
+    scorer, net, batch, _ = scorer_of(model, **more)
+    net.eval()
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    assert scorer.shares_pass == shares_pass
+    everything, _ = scorer.positives(batch, torch.Generator())
+    places, candidates = everything[2:9:3], torch.tensor([1, 5, 9])
+
+    def scores(places):
+        scorer._scores = None  # as in another step
+        return scorer.scores(batch, places, candidates.expand(len(places), -1) if scorer.by_pairs else candidates)
+
+    torch.testing.assert_close(scores(places), scores(everything)[2:9:3], rtol=1e-4, atol=1e-6)
+    if shares_pass or model == "BERT4Rec":
+        passed, forward = [], net.forward
+        net.forward = lambda *inputs: passed.append(len(inputs[0])) or forward(*inputs)
+        scores(places)
+        assert passed == ([] if shares_pass else [len(places)])
+
+
 def test_positive_rows_once_each(scorer_of):
     scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
     places, _ = scorer.positives(batch, torch.Generator())
