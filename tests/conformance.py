@@ -34,6 +34,7 @@ SMALL = {
     "embedding_size": 16,
     "hidden_size": 16,
     "kd_weight": 1.0,
+    "kd_max_rows": 64,  # fewer than a batch holds, as on real data
     "load_col": {
         "inter": ["user_id", "item_id", "timestamp"],
         "user": ["user_id", "age", "gender"],
