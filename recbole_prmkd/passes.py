@@ -208,23 +208,6 @@ def resumable(
             os.close(lock)
 
 
-def by_length(lengths: Tensor, budget: int) -> Iterator[Tensor]:
-    """Batches of similar length, longest first, so that a batch too large for the memory fails at once.
-
-    Args:
-        lengths: [N] of each sequence, in tokens or items; on the CPU.
-        budget: tokens or items of a batch, padding included.
-    Yields:
-        [B] numbers of sequences, each once.
-    """
-    order = lengths.argsort(descending=True, stable=True)
-    begin = 0
-    while begin < len(order):
-        size = max(1, budget // max(1, int(lengths[order[begin]])))
-        yield order[begin : begin + size]
-        begin += size
-
-
 def equal_together(number: Tensor, size: int) -> list[Tensor]:
     """Places of `number` [N] in batches of `size` distinct numbers, ascending; equal numbers share a batch.
 

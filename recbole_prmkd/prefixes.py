@@ -3,10 +3,11 @@
 RecBole trains a sequential model on one row per prefix, each padded to the maximum length. A causal model's state
 at position p depends on the items up to p alone, so one window serves all rows whose target lies in it. The model
 is not edited: `gather_indexes`, which every such model calls to pick the last state, is replaced on the instance
-and returns all wanted positions; `calculate_loss` then works unmodified.
+and returns all wanted positions; `calculate_loss` then works unmodified. So is `forward`, which on a CPU reads windows
+of similar length together, each group cut to its longest.
 
-What differs from RecBole: which rows share a batch (windows, packed by length), and that a target deep in a long
-history sees at least `context` items before it, not always the maximum.
+What differs from RecBole: rows of a window share a batch, and a target deep in a long history sees at least `context`
+items before it, not always the maximum.
 """
 
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_prmkd.distributed import share_of
+from recbole_prmkd.lengths import least_padding
 from recbole_prmkd.rows import ROW, Rows
 
 WINDOW, OFFSET = "kd_window", "kd_offset"  # a row's window in the batch, and its last item's place there
 WEIGHT = "kd_batch_weight"  # of the batch's mean loss among those of other processes
-_POOL = 32  # batches whose windows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,16 @@ class WindowLoader:
         return torch.nonzero(chosen[self._usable]).squeeze(1)
 
     def batches(self) -> list[Tensor]:
-        """Row places (in the usable rows) of each batch: whole windows, similar lengths together."""
+        """Row places (in the usable rows) of each batch: whole windows, in random order."""
+        # Batches of similar lengths would pad less, but taught SASRec worse (docs/results.md): `forward` saves that.
         generator = torch.Generator().manual_seed(self.config["seed"] + 7919 * self.epoch)
         places = self._rows_in_use()
-        order = torch.randperm(len(self._tiles.start), generator=generator)
-        count = torch.bincount(self._tiles.window[places], minlength=len(order))  # rows per window
-        # Windows in random order, sorted by length inside each pool, so that a batch pads little.
-        pool = (count[order].cumsum(0) - 1).div(_POOL * self.config["train_batch_size"], rounding_mode="floor")
-        order = order[torch.argsort(pool * (1 << 20) + self._tiles.length[order], stable=True)]
-        turn = torch.empty_like(order)
-        turn[order] = torch.arange(len(order))
-        places = places[torch.argsort(turn[self._tiles.window[places]], stable=True)]
-        batch = (count[order].cumsum(0) - count[order]).div(self.config["train_batch_size"], rounding_mode="floor")
-        sizes = torch.unique_consecutive(batch[turn[self._tiles.window[places]]], return_counts=True)[1]
-        batches = list(places.split(sizes.tolist()))
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        turn = torch.randperm(len(self._tiles.start), generator=generator)  # [W]
+        places = places[torch.argsort(turn[self._tiles.window[places]], stable=True)]  # [N'] in the windows' turn
+        window = self._tiles.window[places]
+        first = torch.searchsorted(turn[window], turn[window])  # [N'] rows in the windows before its own
+        sizes = torch.unique_consecutive(first // self.config["train_batch_size"], return_counts=True)[1]
+        return list(places.split(sizes.tolist()))
 
     def batch(self, places: Tensor) -> Interaction:
         """The windows of these rows; `places` number the rows with a history, [R]."""
@@ -168,14 +164,33 @@ def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
 
     Batches without a window column (evaluation) pass through unchanged.
     """
-    gather = model.gather_indexes
-    wanted: list[tuple[Tensor, Tensor]] = []
+    gather, forward = model.gather_indexes, model.forward
+    wanted: list[tuple[Tensor, Tensor]] = []  # window [R] and place in it [R] of the rows to give
 
     def gather_indexes(output: Tensor, gather_index: Tensor) -> Tensor:
         if not wanted:
             return gather(output, gather_index)
         window, offset = wanted[-1]
         return output[window, offset]  # [R, D]
+
+    def by_length(item_seq: Tensor, *others: Tensor) -> Any:
+        """`forward` of windows [W, L] and numbers of each [W], in groups of similar length; [R, D]."""
+        length = (item_seq != 0).sum(1)  # [W]
+        groups = least_padding(length) if wanted else []
+        if len(groups) < 2:
+            return forward(item_seq, *others)
+        (window, offset), vectors, order = wanted[-1], [], []
+        for group in groups:
+            place = torch.full_like(length, -1)
+            place[group] = torch.arange(len(group))
+            rows = torch.nonzero(place[window] >= 0).squeeze(1)
+            wanted.append((place[window[rows]], offset[rows]))
+            try:
+                vectors.append(forward(item_seq[group, : int(length[group[-1]])], *(other[group] for other in others)))
+            finally:
+                wanted.pop()
+            order.append(rows)
+        return torch.cat(vectors)[torch.cat(order).argsort()]
 
     def on_windows(name: str) -> Any:
         function = getattr(model, name)
@@ -193,8 +208,8 @@ def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
         return call
 
     entries = [name for name in _ENTRIES if hasattr(model, name)]
-    before = {name: vars(model).get(name) for name in ("gather_indexes", *entries)}  # None: the class's own
-    model.gather_indexes = gather_indexes
+    before = {name: vars(model).get(name) for name in ("gather_indexes", "forward", *entries)}  # None: the class's own
+    model.gather_indexes, model.forward = gather_indexes, by_length
     for name in entries:
         setattr(model, name, on_windows(name))
     try:

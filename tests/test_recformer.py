@@ -23,7 +23,7 @@ from transformers import (
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, properties_dir, read_yaml
-from recbole_prmkd.passes import by_length
+from recbole_prmkd.lengths import by_length
 from recbole_prmkd.teachers import recformer
 from recbole_prmkd.teachers.checkpoints import read_encoder
 from recbole_prmkd.teachers.longformer import RecformerModel

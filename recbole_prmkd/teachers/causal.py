@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.passes import by_length
+from recbole_prmkd.lengths import by_length, least_padding
 from recbole_prmkd.prefixes import WINDOW, row_places
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
@@ -66,7 +66,22 @@ class CausalTeacher(Teacher):
                 module.bias.data.zero_()
 
     def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
-        """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D]."""
+        """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
+
+        Sequences of similar length are encoded together; what lies after a sequence's last item is 0 or the state there.
+        """
+        length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
+        groups = least_padding(length)
+        if len(groups) == 1:
+            return self._states(item_seq, items)
+        parts = []
+        for group in groups:
+            width = int(length[group[-1]])
+            part = self._states(item_seq[group, :width], items)
+            parts.append(functional.pad(part, (0, 0, 0, item_seq.shape[1] - width)))
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         position = torch.arange(item_seq.shape[1], device=item_seq.device)
         x = functional.embedding(item_seq, items) + self.position_embedding(position)  # [B, L, D]
         x = self.dropout(self.LayerNorm(x))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from recbole_prmkd.dataset import by_domain
 from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.passes import by_length
+from recbole_prmkd.lengths import by_length
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
