@@ -10,7 +10,7 @@ What differs from RecBole: rows of a window share a batch, and a target deep in 
 items before it, not always the maximum.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -155,63 +155,75 @@ def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
     return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
 
 
+Groups = Callable[[Tensor], list[Tensor]]  # lengths [W] -> numbers of windows that are read together
 _ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
 
 
-@contextmanager
-def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
-    """Inside, the model's loss, scores and vectors of a batch of windows cover all rows of the batch.
+class _OnWindows:
+    """What stands in for a model's methods inside `shared_prefixes`."""
 
-    Batches without a window column (evaluation) pass through unchanged.
-    """
-    gather, forward = model.gather_indexes, model.forward
-    wanted: list[tuple[Tensor, Tensor]] = []  # window [R] and place in it [R] of the rows to give
+    def __init__(self, model: AbstractRecommender, grouped: Groups) -> None:
+        self._gather, self._forward, self._grouped = model.gather_indexes, model.forward, grouped
+        self._wanted: list[tuple[Tensor, Tensor]] = []  # the rows to give: window [R] and place in it [R]
 
-    def gather_indexes(output: Tensor, gather_index: Tensor) -> Tensor:
-        if not wanted:
-            return gather(output, gather_index)
-        window, offset = wanted[-1]
+    def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
+        if not self._wanted:
+            return self._gather(output, gather_index)
+        window, offset = self._wanted[-1]
         return output[window, offset]  # [R, D]
 
-    def by_length(item_seq: Tensor, *others: Tensor) -> Any:
-        """`forward` of windows [W, L] and numbers of each [W], in groups of similar length; [R, D]."""
+    def forward(self, item_seq: Tensor, *others: Tensor) -> Any:
+        """The model's own, of windows [W, L] and numbers of each [W], in groups of similar length; [R, D]."""
+        if not self._wanted:
+            return self._forward(item_seq, *others)
         length = (item_seq != 0).sum(1)  # [W]
-        groups = least_padding(length) if wanted else []
-        if len(groups) < 2:
-            return forward(item_seq, *others)
-        (window, offset), vectors, order = wanted[-1], [], []
+        groups = self._grouped(length)
+        if len(groups) == 1:
+            return self._forward(item_seq, *others)
+        (window, offset), vectors, order = self._wanted[-1], [], []
         for group in groups:
             place = torch.full_like(length, -1)
-            place[group] = torch.arange(len(group))
+            place[group] = torch.arange(len(group), device=length.device)
             rows = torch.nonzero(place[window] >= 0).squeeze(1)
-            wanted.append((place[window[rows]], offset[rows]))
-            try:
-                vectors.append(forward(item_seq[group, : int(length[group[-1]])], *(other[group] for other in others)))
-            finally:
-                wanted.pop()
+            longest = int(length[group].max())
+            with self._giving(place[window[rows]], offset[rows]):
+                vectors.append(self._forward(item_seq[group, :longest], *(other[group] for other in others)))
             order.append(rows)
         return torch.cat(vectors)[torch.cat(order).argsort()]
 
-    def on_windows(name: str) -> Any:
-        function = getattr(model, name)
+    def entry(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's `name`, which is called with a batch; one without a window column passes through unchanged."""
 
         def call(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
             if WINDOW not in interaction:
                 return function(interaction, *args, **kwargs)
-            wanted.append((interaction[WINDOW], interaction[OFFSET]))
-            try:
+            with self._giving(interaction[WINDOW], interaction[OFFSET]):
                 result = function(interaction, *args, **kwargs)
-            finally:
-                wanted.pop()
             return weighted(result, interaction) if name == "calculate_loss" else result
 
         return call
 
-    entries = [name for name in _ENTRIES if hasattr(model, name)]
-    before = {name: vars(model).get(name) for name in ("gather_indexes", "forward", *entries)}  # None: the class's own
-    model.gather_indexes, model.forward = gather_indexes, by_length
-    for name in entries:
-        setattr(model, name, on_windows(name))
+    @contextmanager
+    def _giving(self, window: Tensor, offset: Tensor) -> Iterator[None]:
+        self._wanted.append((window, offset))
+        try:
+            yield
+        finally:
+            self._wanted.pop()
+
+
+@contextmanager
+def shared_prefixes(model: AbstractRecommender, grouped: Groups = least_padding) -> Iterator[None]:
+    """Inside, the model's loss, scores and vectors of a batch of windows cover all rows of the batch.
+
+    grouped: which windows `forward` reads together, by their lengths.
+    """
+    stand_in = _OnWindows(model, grouped)
+    entries = {name: stand_in.entry(name, getattr(model, name)) for name in _ENTRIES if hasattr(model, name)}
+    methods = {"gather_indexes": stand_in.gather_indexes, "forward": stand_in.forward, **entries}
+    before = {name: vars(model).get(name) for name in methods}  # None: the class's own
+    for name, method in methods.items():
+        setattr(model, name, method)
     try:
         yield
     finally:
@@ -219,6 +231,11 @@ def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
             del model.__dict__[name]
             if function is not None:
                 setattr(model, name, function)
+
+
+def _each_length(length: Tensor) -> list[Tensor]:
+    """Windows of each length for themselves."""
+    return [torch.nonzero(length == size).squeeze(1) for size in length.unique()]
 
 
 def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> str | None:
@@ -253,7 +270,7 @@ def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> st
         with torch.no_grad():
             loss, scores = model.calculate_loss(prefixes), model.full_sort_predict(prefixes)
             batch = WindowLoader(config, None, sample).batch(torch.arange(len(sample))).to(config["device"])
-            with shared_prefixes(model):
+            with shared_prefixes(model, _each_length):
                 shared_loss, shared_scores = model.calculate_loss(batch), model.full_sort_predict(batch)
             same = torch.allclose(loss, shared_loss, rtol=1e-4, atol=1e-5) and torch.allclose(
                 scores.view(len(sample), -1), shared_scores.view(len(sample), -1), rtol=1e-3, atol=1e-4

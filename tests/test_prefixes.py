@@ -5,6 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model
 
+from recbole_prmkd import lengths
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared, windows
@@ -37,21 +38,31 @@ def test_windows_hold_each_row_with_enough_context(longest, context):
     assert bool((seen >= torch.minimum(rows.lengths, torch.tensor(int(longest * context) or 1))).all())
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "UniSRec"])
-def test_loss_and_scores_equal_the_models_own(model, student):
+def test_loss_and_scores_equal_the_models_own(model, together, student, monkeypatch):
+    monkeypatch.setattr(
+        lengths, "_PASS", 10**6 if together else 0
+    )  # windows are read as one, or each length for itself
+    monkeypatch.setattr(lengths, "_STEP", 0)
     net, config, split = student(model, kd_unisrec_hidden_size=16, n_exps=2)
     net.eval()
     assert why_not_shared(net, config, split.train) is None
     loader = WindowLoader(config, split.train_data._dataset, split.train)
+    encoder, read = net.gru_layers if model == "GRU4Rec" else net.trm_encoder, []
+    encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
     short = split.train.lengths <= config["MAX_ITEM_LIST_LENGTH"]
     for batch in loader:
         index = batch[ROW]
         seq, length = split.train.histories(index, config["MAX_ITEM_LIST_LENGTH"])
         own = Interaction({"item_id_list": seq, "item_length": length, "item_id": split.train.targets[index]})
         expected = net.full_sort_predict(own)
+        read.clear()
+        sizes = batch["item_length"].unique().tolist()
         with shared_prefixes(net):
             scores = net.full_sort_predict(batch)
             loss = net.calculate_loss(batch)
+        assert set(read) == ({max(sizes)} if together else set(sizes))
         exact = short[index]
         torch.testing.assert_close(scores[exact], expected[exact], rtol=1e-4, atol=1e-5)
         if exact.all():

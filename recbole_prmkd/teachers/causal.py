@@ -68,7 +68,7 @@ class CausalTeacher(Teacher):
     def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
 
-        Sequences of similar length are encoded together; what lies after a sequence's last item is 0 or the state there.
+        Sequences of similar length are encoded together; places after a sequence's last item hold 0 or the state there.
         """
         length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
         groups = least_padding(length)
