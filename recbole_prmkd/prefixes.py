@@ -3,8 +3,8 @@
 RecBole trains a sequential model on one row per prefix, each padded to the maximum length. A causal model's state
 at position p depends on the items up to p alone, so one window serves all rows whose target lies in it. The model
 is not edited: `gather_indexes`, which every such model calls to pick the last state, is replaced on the instance
-and returns all wanted positions; `calculate_loss` then works unmodified. So is `forward`, which on a CPU reads windows
-of similar length together, each group cut to its longest.
+and returns all wanted positions; `calculate_loss` then works unmodified. `forward` is replaced too, by calls of itself
+on windows of similar length, each group cut to its longest.
 
 What differs from RecBole: rows of a window share a batch, and a target deep in a long history sees at least `context`
 items before it, not always the maximum.
