@@ -13,7 +13,8 @@ The package reads as the data flows:
 - `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
 - `students`: models of our own to distil into, beside RecBole's
 - `student`, `factorised`, `positives`: the student's own scores, their cheapest form, the rows of a batch
-- `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding; `warm_start`: where a student's items start
+- `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding
+- `warm_start`: where a student's items start
 - `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
 - `evaluation`, `ranks`, `result`, `plots`, `report`: metrics, each row's rank, result.json, a figure, tables
 - `compare`: a grid of runs and the report on them
