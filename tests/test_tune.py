@@ -270,7 +270,7 @@ def test_a_population_takes_over_students_and_settings(settings, sweep_file, tmp
     scheduler = {"name": "pbt", "interval": 2, "share": 0.5}
     space = {"learning_rate": {"loguniform": [0.00001, 0.05]}, "kd_weight": {"uniform": [1, 5]}}
     file = sweep_file(space=space, trials=2, scheduler=scheduler, seed=1)
-    out = run_sweep("BPR", "tiny", None, settings(kd="prmkd", epochs=12, stopping_step=50), file)
+    out = run_sweep("BPR", "tiny", None, settings(kd="prmkd", epochs=40, stopping_step=50), file)
     folder, trials = Path(out["output_dir"]), listed(out["output_dir"])
     assert len(trials) == 2 and (trials.status != "failed").all()
     assert max(len(list(trial.glob("log/**/*.log"))) for trial in (folder / "trials").iterdir()) > 1
