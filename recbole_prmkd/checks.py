@@ -9,14 +9,13 @@ from typing import Any
 
 from recbole.config import Config
 from recbole.evaluator.register import metric_types
-from recbole.utils import EvaluatorType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prmkd.encoder import encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.peers import PEERS
 from recbole_prmkd.peers.ensemble import ENSEMBLE
-from recbole_prmkd.student import why_not_distilled
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import check_vectors
@@ -25,6 +24,18 @@ from recbole_prmkd.warm_start import source_of
 
 # Models that RecBole finds, and that import a package of their own when they are made or trained.
 _NEEDED = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
+# Loss-based or closed-form models that RecBole does not train by gradient.
+_UNTRAINED = {
+    "Pop",
+    "Random",
+    "ItemKNN",
+    "EASE",
+    "SLIMElastic",
+    "ADMMSLIM",
+    "NCEPLRec",
+    "XGBoost",
+    "LightGBM",
+}
 # Models that RecBole trains in stages; the last one ranks items, and starts from a file of the stage before.
 _STAGED = {"S3Rec", "RaCT"}
 _LEAST_FREE = 200 * 1024**2  # bytes
@@ -112,9 +123,10 @@ def _check_metrics(config: Config) -> None:
 
 
 def _check_student(config: Config) -> None:
-    reason = why_not_distilled(config["model"], config["MODEL_TYPE"])
-    if reason:
-        raise UserError(f"{reason}.")
+    if config["model"] in _UNTRAINED or config["MODEL_TYPE"] in {ModelType.TRADITIONAL, ModelType.DECISIONTREE}:
+        raise UserError(
+            f"{config['model']} is not trained by gradient, so there is nothing to distil into: use --kd=none."
+        )
     if config["model"] in _STAGED and config["train_stage"] != "finetune":
         raise UserError(
             f"{config['model']} learns in stages and is distilled in the last one: run train_stage="

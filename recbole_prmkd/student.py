@@ -46,18 +46,6 @@ _AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
-# Loss-based or closed-form models that RecBole does not train by gradient.
-_UNTRAINED = {
-    "Pop",
-    "Random",
-    "ItemKNN",
-    "EASE",
-    "SLIMElastic",
-    "ADMMSLIM",
-    "NCEPLRec",
-    "XGBoost",
-    "LightGBM",
-}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
 
 
@@ -306,10 +294,3 @@ def clear_graph_cache(model: AbstractRecommender) -> None:
     for name in vars(model):
         if name.startswith("restore_") or name == "i_embedding":
             setattr(model, name, None)
-
-
-def why_not_distilled(model_name: str, model_type: ModelType) -> str | None:
-    """Why a model cannot be a student, or None."""
-    if model_name in _UNTRAINED or model_type in {ModelType.TRADITIONAL, ModelType.DECISIONTREE}:
-        return f"{model_name} is not trained by gradient, so there is nothing to distil into: use --kd=none"
-    return None

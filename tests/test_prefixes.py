@@ -41,9 +41,8 @@ def test_windows_hold_each_row_with_enough_context(longest, context):
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "UniSRec"])
 def test_loss_and_scores_equal_the_models_own(model, together, student, monkeypatch):
-    monkeypatch.setattr(
-        lengths, "_PASS", 10**6 if together else 0
-    )  # windows are read as one, or each length for itself
+    # The windows are read as one, or each length for itself.
+    monkeypatch.setattr(lengths, "_PASS", 10**6 if together else 0)
     monkeypatch.setattr(lengths, "_STEP", 0)
     net, config, split = student(model, kd_unisrec_hidden_size=16, n_exps=2)
     net.eval()
