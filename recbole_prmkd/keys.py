@@ -123,6 +123,8 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
         return None
     if value is None and "none" in (entry["default"], *entry.get("choices", [])):  # YAML and the command line read None
         return "none"
+    if value == entry["default"] == "auto":
+        return value
     converted = _CONVERTERS[entry["type"]](value)
     if converted is None:
         raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")
@@ -137,7 +139,8 @@ def _wanted(entry: Mapping[str, Any]) -> str:
     if "choices" in entry:
         return "one of " + ", ".join(entry["choices"])
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list of names"}
-    return words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
+    wanted = words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
+    return f"{wanted}, or auto" if entry["default"] == "auto" else wanted
 
 
 def as_list(value: Any) -> list[str] | None:

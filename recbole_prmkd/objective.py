@@ -31,7 +31,7 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
-_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows says nothing, if their scores are no by-product
+_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows is auto, if their scores are no by-product
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -74,8 +74,10 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         everyone = gathered(targets, config)
-        most = config["kd_max_rows"] or (len(rows) if scorer.shares_pass else _ROWS)
-        if len(rows) > most:
+        most = config["kd_max_rows"]
+        if most == "auto":
+            most = None if scorer.shares_pass else _ROWS
+        if most is not None and len(rows) > most:
             drawn = torch.randperm(len(rows), generator=self.generator)[:most].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]

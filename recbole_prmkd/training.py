@@ -116,7 +116,7 @@ def ranking(config: Config, split: Split, student: AbstractRecommender) -> Itera
 
 def _wants_windows(config: Config) -> bool:
     wanted = config["kd_shared_prefixes"]
-    return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted is None else wanted
+    return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted == "auto" else wanted
 
 
 def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:

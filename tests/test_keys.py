@@ -44,6 +44,8 @@ def test_presets_hold_legal_values(kd):
         ({"kd_temperature": 0}, ["kd_temperature", "(0,inf)"]),
         ({"kd_pair_candidates": 2.5}, ["kd_pair_candidates", "whole number"]),
         ({"kd_history_mask": 1}, ["kd_history_mask", "true or false"]),
+        ({"kd_max_rows": "some"}, ["kd_max_rows", "whole number", "or auto"]),
+        ({"kd_max_candidates": "auto"}, ["kd_max_candidates", "whole number"]),
         ({"kd": "prmdk"}, ["prmdk", "prmkd"]),
         ({"kd_teachers": ["UniSrec"]}, ["UniSrec", "UniSRec"]),
         ({"kd_teachers": []}, ["kd_teachers", "list"]),
@@ -71,6 +73,8 @@ def test_wrong_keys_and_values_stop_with_one_sentence(settings, words):
         ({"kd_output_dir": 7}, "7"),
         ({"kd_output_dir": "none"}, "none"),
         ({"kd_weight": 1}, 1.0),
+        ({"kd_max_rows": "auto"}, "auto"),
+        ({"kd_max_rows": None}, None),
     ],
 )
 def test_what_a_shell_or_yaml_makes_of_a_value(given, wanted):

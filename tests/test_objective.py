@@ -30,7 +30,7 @@ CONFIG = {
     "kd_top_items": 6,
     "kd_pair_candidates": 4,
     "kd_max_candidates": None,
-    "kd_max_rows": None,
+    "kd_max_rows": "auto",
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -196,7 +196,7 @@ def test_students_whose_scores_cost_a_pass_have_a_few_rows_unless_told_otherwise
         monkeypatch.setattr(Scorer, "shares_pass", shares_pass)
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
-    assert taught(True) == taught(False, kd_max_rows=10**6) == len(BATCH)
+    assert taught(True) == taught(False, kd_max_rows=None) == taught(False, kd_max_rows=10**6) == len(BATCH)
     assert taught(False) == 5 and taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
 
 
