@@ -166,3 +166,13 @@ def test_unseen_ranking_of_a_sequential_student_is_not_lower(settings):
     run = run_recbole_prmkd("GRU4Rec", "tiny", config_dict=settings(kd="mean", loss_type="CE"))
     student = run["result"]["student"]
     assert student["test_unseen"]["recall@10"] >= student["test"]["recall@10"]
+
+
+@pytest.mark.parametrize("model", ["SASRec", "DeepFM"])
+def test_validations_may_rank_samples_while_the_test_ranks_all(model, settings):
+    arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    arguments["mode"] = {"valid": "uni3", "test": "full"}
+    result = run_recbole_prmkd(model, "tiny", config_dict=settings(kd="mean", epochs=1, eval_args=arguments))
+    assert result["best_valid_result"]["recall@10"] == 1  # the target is one of four
+    assert 0 < result["test_result"]["recall@10"] < 1
+    assert result["result"]["student"]["valid_unseen"]["recall@10"] < 1 or model == "DeepFM"
