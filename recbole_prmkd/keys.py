@@ -123,8 +123,8 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
         return None
     if value is None and "none" in (entry["default"], *entry.get("choices", [])):  # YAML and the command line read None
         return "none"
-    if value == entry["default"] == "auto":
-        return value
+    if value in ("auto", None) and entry["default"] == "auto":
+        return "auto"
     converted = _CONVERTERS[entry["type"]](value)
     if converted is None:
         raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")

@@ -13,11 +13,13 @@ arXiv 2401.00797; what the paper leaves open is our choice and a key in `propert
 """
 
 from collections.abc import Iterator
+from logging import getLogger
 from typing import Any
 
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
@@ -54,17 +56,24 @@ class Objective:
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
         self.epoch = 0  # the trainer counts it on
-        self._batches = 0
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
 
     def __str__(self) -> str:
         config = self.config
-        names = " + ".join(f"w_{teacher.name} p_{teacher.name}" for teacher in self.knowledge.teachers)
+        target = " + ".join(f"w_{teacher.name} p_{teacher.name}" for teacher in self.knowledge.teachers)
+        shuffled = ", shuffled over the items" if config["kd_shuffled_teachers"] else ""
+        curriculum = config["kd_curriculum"]
+        if curriculum != "none":
+            start, length = config["kd_pacing_start"], config["kd_pacing_length"]
+            curriculum += f", {config['kd_pacing']} from {start} of the rows to all in {length} epochs"
+        masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
+        masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
         return (
-            f"loss = rec_loss + {config['kd_weight']} x {config['kd_loss']}(target, student), target = {names}, "
+            f"loss = rec_loss + {config['kd_weight']} x {config['kd_loss']}(target, student / "
+            f"{config['kd_temperature']}), target = {target}{shuffled}, "
             f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
-            f"damping {config['kd_consistency_damping']}], curriculum[{config['kd_curriculum']}], "
-            f"candidates[{config['kd_candidates']}]"
+            f"damping {config['kd_consistency_damping']}], curriculum[{curriculum}], "
+            f"candidates[{config['kd_candidates']}, without {masked}]"
         )
 
     def __call__(self, interaction: Interaction) -> Tensor:
@@ -74,6 +83,9 @@ class Objective:
         places, rows = scorer.positives(interaction, self.generator)  # [B], [B]
         targets = self.train.targets[rows.cpu()].to(rows.device)  # [B]
         everyone = gathered(targets, config)
+        if len(rows) == 0:  # the batch keeps its own loss only
+            scorer.release()
+            return torch.zeros((), device=rows.device)
         most = config["kd_max_rows"]
         if most == "auto":
             most = None if scorer.shares_pass else _ROWS
@@ -96,6 +108,8 @@ class Objective:
             parts.append(extra)
             cosines.append(its_cosines)
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
+        if self.epoch == 0 and not self._sums:
+            getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.")
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
@@ -107,24 +121,26 @@ class Objective:
         loss = kd_loss(student, target, counted, temperature, config["kd_loss"], settings)
         loss = weighted(loss, interaction)
         scorer.release()
-        self._record(loss, target, mask, *told)
+        self._record(loss, target, *told)
         return loss
 
     def note(self, name: str, value: Tensor) -> None:
         """Add a batch's number to the epoch's mean; it stays on the device, since to read it would wait for it."""
-        self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+        total, batches = self._sums.get(name, (0, 0))
+        self._sums[name] = total + value.detach().double(), batches + 1
 
     def epoch_means(self) -> dict[str, float]:
         """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, agreement..."""
-        means = {name: total.item() / self._batches for name, total in self._sums.items()}
-        self._batches, self._sums = 0, {}
+        means = {name: total.item() / batches for name, (total, batches) in self._sums.items()}
+        self._sums = {}
         return mean_over_ranks(means, self.config)
 
     @torch.no_grad()
     def _target(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """The fused target [B, C] from cosines [T, B, C], and what explains it, a row each.
 
-        The teachers' mean weights [B, T], the number of inconsistent marks [B], and the teachers' agreement [B].
+        The teachers' mean weights [B, T], the numbers of inconsistent and of all marks [B] of what teachers know, and
+        the teachers' agreement [B].
         """
         size = len(mask)
         if scores.device.type == "cpu":  # no row needs another one, and block by block takes half the time
@@ -142,8 +158,9 @@ class Objective:
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, knows_row, knowledge.validation)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
-        shares = (weights.sum(-1) / mask.sum(-1).clamp(min=1)).T  # [B, T]
-        return target, shares, (known - marks).sum((0, 2)), agreement(soft, knows_row)
+        weight = weights.sum(-1).T  # [B, T]
+        shares = weight / weight.sum(1, keepdim=True).clamp(min=1)  # its candidates that a teacher knows count 1 each
+        return target, shares, (known - marks).sum((0, 2)), known.sum((0, 2)), agreement(soft, knows_row)
 
     def _ranked_first(
         self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Pairs
@@ -158,10 +175,12 @@ class Objective:
 
     def _excluded(self, rows: Tensor) -> Pairs:
         """Items that are no candidates of the rows: places [P] in the batch's rows, and items [P]."""
-        numbers, parts = rows.cpu(), []
-        if self.config["kd_false_negative_mask"]:
+        config, numbers, parts = self.config, rows.cpu(), []
+        if config["kd_false_negative_mask"]:
             parts.append(self.later.history_pairs(numbers))
-        if self.config["kd_history_mask"]:
+        # A student without order has its rows' earlier items as false negatives too.
+        in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not in_order):
             parts.append(self.train.history_pairs(numbers))
         if self._without_target:
             parts.append((torch.arange(len(numbers)), self.train.targets[numbers]))
@@ -170,20 +189,21 @@ class Objective:
         return places.to(rows.device), items.to(rows.device)
 
     def _record(
-        self, loss: Tensor, target: Tensor, mask: Tensor, shares: Tensor, inconsistent: Tensor, agreed: Tensor
+        self, loss: Tensor, target: Tensor, shares: Tensor, inconsistent: Tensor, marks: Tensor, agreed: Tensor
     ) -> None:
-        marks = torch.count_nonzero(mask) * len(self.knowledge.teachers)
+        """Note a batch's numbers; means over its rows are over those that a teacher knows."""
+        without = (target.sum(-1) == 0).double().mean()
+        known = (1 - without).clamp(min=1 / len(target))
         values = {
             "kd_loss": loss,
-            "rows_without_knowledge": (target.sum(-1) == 0).double().mean(),
-            "inconsistent": inconsistent.double().sum() / marks.clamp(min=1),
-            "agreement": agreed.double().mean(),
+            "rows_without_knowledge": without,
+            "inconsistent": inconsistent.double().sum() / marks.double().sum().clamp(min=1),
+            "agreement": agreed.double().mean() / known,
         }
-        for teacher, share in zip(self.knowledge.teachers, shares.mean(0), strict=True):
+        for teacher, share in zip(self.knowledge.teachers, shares.double().mean(0) / known, strict=True):
             values[f"weight_{teacher.name}"] = share
         for name, value in values.items():
             self.note(name, value)
-        self._batches += 1
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

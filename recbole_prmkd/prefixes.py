@@ -155,6 +155,7 @@ def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
     return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
 
 
+_PROBED = 64  # rows that a model is asked on whether it can share
 Groups = Callable[[Tensor], list[Tensor]]  # lengths [W] -> numbers of windows that are read together
 _ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
 
@@ -241,18 +242,20 @@ def _each_length(length: Tensor) -> list[Tensor]:
 def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> str | None:
     """None where shared prefixes give the model's own loss and scores on a few real rows; else the reason.
 
-    The live model is run in evaluation mode on some users' prefixes as RecBole would feed them and as windows:
-    a model that looks at later items, or does not use `gather_indexes`, gives other numbers.
+    The live model is run in evaluation mode on some users' prefixes, two of each at least, as RecBole would feed them
+    and as windows: a model that looks at later items, or does not use `gather_indexes`, gives other numbers.
     """
     if not hasattr(model, "gather_indexes"):
         return "it is no sequential model of RecBole"
     if config["loss_type"] != "CE":
         return "its loss_type is not CE"
     longest = config["MAX_ITEM_LIST_LENGTH"]
-    usable = torch.nonzero((rows.lengths > 0) & (rows.lengths <= longest)).squeeze(1)[:64]
-    if len(usable) == 0:
-        return "no row has a history"
-    sample = rows.select(usable)
+    usable = (rows.lengths > 0) & (rows.lengths <= longest)  # [N]
+    usable &= torch.bincount(rows.users[usable], minlength=int(rows.users.max()) + 1)[rows.users] > 1
+    if not bool(usable.any()):
+        return "no user has two rows with histories, so there is nothing to share"
+    by_user = torch.argsort(rows.users, stable=True)
+    sample = rows.select(by_user[usable[by_user]][:_PROBED].sort().values)
     item_seq, item_seq_len = sample.histories(torch.arange(len(sample)), longest)
     prefixes = Interaction(
         {

@@ -40,10 +40,11 @@ def _logit(probability: Tensor) -> Tensor:
 # Scores on another scale than logits, and what makes logits of them. A context model is named for its `forward`,
 # since its `predict` always is a probability.
 _AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
-    **dict.fromkeys(("DCNV2", "KD_DAGFM", "DMF", "NeuMF", "NNCF", "DIN", "DIEN"), _logit),
+    **dict.fromkeys(("DCNV2", "KD_DAGFM", "DMF", "NeuMF", "NNCF", "DIN", "DIEN", "CDAE", "MCCLK"), _logit),
     **dict.fromkeys(("FISM", "NAIS"), lambda score: _logit(_logit(score))),  # their predict takes the sigmoid twice
     "RepeatNet": lambda distribution: distribution.float().clamp(min=1e-12).log(),
 }
+_LOGITS_IF = {"CDAE": ("out_activation", "relu"), "MCCLK": ("loss_type", "bpr")}  # with these they are logits already
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -74,7 +75,7 @@ class StudentScorer:
         criterion = getattr(self.model, "loss_fct", None)
         hook = criterion.register_forward_pre_hook(self._keep_logits) if isinstance(criterion, nn.Module) else None
         try:
-            with self._shared_forward():
+            with self._kept_forward():
                 yield
         finally:
             if hook is not None:
@@ -210,7 +211,7 @@ class StudentScorer:
     def _full(self, interaction: Interaction) -> Tensor:
         """`full_sort_predict` as logits, [rows, width]: all items, or as many as the product was made with."""
         clear_graph_cache(self.model)
-        with self._shared_forward():
+        with self._kept_forward(shared=True):
             scores = self.model.full_sort_predict(interaction)
         return self._as_logits(scores.view(_rows(interaction), -1))
 
@@ -246,21 +247,26 @@ class StudentScorer:
 
     def _as_logits(self, scores: Tensor) -> Tensor:
         """The model's scores as logits, whatever their own scale."""
-        make = _AS_LOGITS.get(type(self.model).__name__)
-        return make(scores) if make else scores
+        name = type(self.model).__name__
+        key, value = _LOGITS_IF.get(name, ("model", None))
+        already = name not in _AS_LOGITS or str(self.config[key]).lower() == value
+        return scores if already else _AS_LOGITS[name](scores)
 
     def _keep_logits(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 2:
             self._logits = arguments[0]
 
     @contextmanager
-    def _shared_forward(self) -> Iterator[None]:
-        """`model.forward` with the same arguments is computed once per step (same dropout, no second pass)."""
+    def _kept_forward(self, shared: bool = False) -> Iterator[None]:
+        """What `model.forward` gives is kept for the step; `shared`: and given again for the same arguments.
+
+        The loss itself never shares: a model may call `forward` twice for two views by two dropouts (FEARec).
+        """
         model, forward = self.model, self.model.forward
 
-        def once(*arguments: Any, **named: Any) -> Any:
+        def kept(*arguments: Any, **named: Any) -> Any:
             key = (*arguments, *named.items())
-            for known, output in self._passes:
+            for known, output in self._passes if shared else ():
                 if len(known) == len(key) and all(a is b for a, b in zip(known, key, strict=True)):
                     return output
             output = forward(*arguments, **named)
@@ -268,7 +274,7 @@ class StudentScorer:
             return output
 
         had = model.__dict__.get("forward")
-        model.forward = once
+        model.forward = kept
         try:
             yield
         finally:

@@ -43,8 +43,7 @@ def teachers_first(
         row, item = excluded(index.to(knowledge.device))  # [P] both
         scores[:, row, item] = -torch.inf
         scores[:, :, 0] = -torch.inf
-        best = scores.topk(each, dim=2)  # [T, B, each]
-        chosen = best.indices.masked_fill(best.values == -torch.inf, 0)
+        chosen = _known(scores.topk(each, dim=2))  # [T, B, each]
         chosen = chosen.transpose(0, 1).flatten(1)  # [B, M]
         first[index] = chosen.cpu()
         cosines[:, index] = every.gather(2, chosen.expand(teachers, -1, -1)).cpu()
@@ -52,10 +51,15 @@ def teachers_first(
 
 
 def first_of(scores: Tensor, number: int, excluded: Pairs) -> Tensor:
-    """The items with a row's highest scores, [B, n_items] -> [B, number]; PAD and `excluded` are left out."""
+    """The items with a row's highest scores, [B, n_items] -> [B, number], without `excluded`; 0 where none is left."""
     scores = scores.detach().index_put(excluded, torch.tensor(-torch.inf).to(scores))
     scores[:, 0] = -torch.inf
-    return scores.topk(min(number, scores.shape[1] - 1), dim=1).indices
+    return _known(scores.topk(min(number, scores.shape[1] - 1), dim=1))
+
+
+def _known(best: torch.return_types.topk) -> Tensor:
+    """The items of a `topk`, PAD where its score is -inf."""
+    return best.indices.masked_fill(best.values == -torch.inf, 0)
 
 
 def distinct(extra: Tensor, *before: Tensor) -> Tensor:

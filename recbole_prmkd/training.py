@@ -56,13 +56,14 @@ def train(
     after_epoch: AfterEpoch | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> tuple[float, dict[str, float], float]:
-    """Fit the student; returns RecBole's best validation score and result, and the seconds of its fit.
+    """Fit the student; returns RecBole's best validation score and result, and the seconds that all of it took.
 
     Args:
         saved: keep the best epoch's weights in the trainer's file.
         after_epoch: called after each validation.
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
     """
+    started = time.time()
     with ExitStack() as stack:
         train_data = _training_data(config, prepared.split, trainer.model, stack)
         if prepared.knowledge is not None:
@@ -74,7 +75,6 @@ def train(
             if after_epoch is not None:
                 after_epoch(trainer, train_data, epoch, score)
 
-        started = time.time()
         score, result = trainer.fit(
             train_data,
             prepared.split.valid_data,

@@ -17,6 +17,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
 AUTO = "auto"
+_ITEMS = {"IU_emb", "LI_emb", "IL_emb"}  # tables of items under other names: FPMC's
 _SPECIAL = 2  # rows beyond the items' that a table may have, such as BERT4Rec's mask token
 
 
@@ -53,22 +54,35 @@ def principal_components(vectors: Tensor, known: Tensor, width: int, std: float)
 def item_tables(model: AbstractRecommender, config: Config, dataset: Dataset) -> list[tuple[str, nn.Embedding, int]]:
     """The student's item embeddings: name, table, and the row of item id 0.
 
-    A table of items alone is known by its size and by `item` in its name; context models have one table for all
-    fields, with an offset for each.
+    A table of items alone is known by its size and by its name. Knowledge models may have the items as the first rows
+    of their entities' table, and models with features one table for all fields, with an offset for each.
     """
-    n_items, item = dataset.item_num, config["ITEM_ID_FIELD"]
-    fields = list(getattr(model, "token_field_names", []))
-    offsets = getattr(model, "token_field_offsets", None)
-    found = []
+    n_items = dataset.item_num
+    sizes = {n_items + special for special in range(_SPECIAL + 1)} | {getattr(dataset, "entity_num", n_items)}
+    items, entities = [], []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) or module.embedding_dim < 2 or not module.weight.requires_grad:
             continue
         last = name.rpartition(".")[2]
-        if "item" in last and n_items <= module.num_embeddings <= n_items + _SPECIAL:
-            found.append((name, module, 0))
-        elif name == "token_embedding_table.embedding" and item in fields and offsets is not None:
-            found.append((name, module, int(offsets[fields.index(item)])))
-    return found
+        if module.num_embeddings in sizes and ("item" in last or last in _ITEMS):
+            items.append((name, module, 0))
+        elif module.num_embeddings in sizes and "entity" in last:
+            entities.append((name, module, 0))
+        elif (first := _offset(model, name, config["ITEM_ID_FIELD"])) is not None:
+            items.append((name, module, first))
+    return items or entities
+
+
+def _offset(model: AbstractRecommender, name: str, item: str) -> int | None:
+    """The row of item id 0 in a table of all fields, or of all the items' fields (DIN); None for any other table."""
+    owner, table, part = name.partition("token_embedding_table.")
+    if not table or part not in ("embedding", "item.embedding"):
+        return None
+    layer = model.get_submodule(owner.rstrip("."))
+    fields, offsets = layer.token_field_names, layer.token_field_offsets
+    if part == "item.embedding":
+        fields, offsets = fields["item"], offsets["item"]
+    return int(offsets[fields.index(item)]) if item in fields else None
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.student import clear_graph_cache
 
 FAMILIES = ("general", "sequential", "context_aware", "knowledge_aware", "exlib")
 USERS, ITEMS, ENTITIES = 60, 40, 55
@@ -160,7 +161,7 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     (epoch,) = returned["result"]["distillation"]
     assert math.isfinite(epoch["kd_loss"]) and epoch["kd_loss"] > 0, epoch
     assert gradients[0] > 0, "kd_loss has no gradient"
-    # What stock RecBole makes of the checkpoint: the same weights by name, the same metrics (so no stale cache).
+    # What stock RecBole makes of the checkpoint: the same weights by name, the same metrics, no stale cache.
     file = folder / returned["result"]["student"]["checkpoint"]
     with mock.patch.dict("os.environ", {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}):
         config, net, _, _, _, test_data = load_data_and_model(str(file))
@@ -169,12 +170,27 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     assert list(kept) == list(type(net)(config, test_data._dataset).state_dict()), (
         "other weights than the stock model's"
     )
+    batch = next(iter(test_data))[0].to(config["device"])
+    stored = ranking_of(net, batch)
+    clear_graph_cache(net)
+    fresh = ranking_of(net, batch)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
     metrics = [dict(trainer.evaluate(test_data, load_best_model=False, show_progress=False)) for _ in range(2)]
     if metrics[0] != metrics[1]:
         return paths[0], "ok; its metrics differ from one evaluation to the next"
+    torch.testing.assert_close(stored, fresh, rtol=1e-5, atol=1e-7, msg="the checkpoint holds a stale cache")
     assert metrics[0] == dict(returned["test_result"]), f"{metrics[0]} is not {returned['test_result']}"
     return paths[0], "ok"
+
+
+@torch.no_grad()
+def ranking_of(model, batch) -> torch.Tensor | None:
+    """The scores of all items, from the graph cache where the model holds one; None where it scores pairs alone."""
+    model.eval()
+    try:
+        return model.full_sort_predict(batch)
+    except NotImplementedError:
+        return None
 
 
 def fails_alone(model: str, data: Path, folder: Path) -> bool:

@@ -75,6 +75,7 @@ def test_wrong_keys_and_values_stop_with_one_sentence(settings, words):
         ({"kd_weight": 1}, 1.0),
         ({"kd_max_rows": "auto"}, "auto"),
         ({"kd_max_rows": None}, None),
+        ({"kd_shared_prefixes": None}, "auto"),
     ],
 )
 def test_what_a_shell_or_yaml_makes_of_a_value(given, wanted):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from recbole.utils import ModelType
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +39,7 @@ CONFIG = {
     "kd_consistency_damping": 0.5,
     "kd_false_negative_mask": True,
     "kd_history_mask": False,
+    "MODEL_TYPE": ModelType.SEQUENTIAL,
 }
 
 
@@ -136,18 +138,20 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, table.grad, rtol=1e-5, atol=1e-8)
-    shares = (weights.sum(-1) / mask.sum(-1)).mean(-1)
+    taught = (target.sum(-1) != 0).sum().item()
+    shares = (weights.sum(-1) / weights.sum((0, 2)).clamp(min=1)).sum(-1) / taught
     assert means == pytest.approx(
         {
             "kd_loss": expected.item(),
             "rows_without_knowledge": (target.sum(-1) == 0).float().mean().item(),
-            "inconsistent": (known & mask & ~marks).sum().item() / (3 * mask.sum().item()),
-            "agreement": agreement(soft, known.any(-1)).mean().item(),
+            "inconsistent": (known & mask & ~marks).sum().item() / (known & mask).sum().item(),
+            "agreement": agreement(soft, known.any(-1)).sum().item() / taught,
             **{f"weight_T{k}": share for k, share in enumerate(shares.tolist())},
         },
         rel=1e-6,
     )
     assert (means["rows_without_knowledge"] > 0) == gaps and made.epoch_means() == {}
+    assert sum(means[f"weight_T{k}"] for k in range(3)) == pytest.approx(1)  # whatever is unknown
 
 
 @pytest.mark.parametrize("gaps", [False, True])
@@ -214,9 +218,47 @@ def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
 def test_means_are_over_the_batches_and_hold_no_graph() -> None:
     made = objective(gaps=True)
     losses = [made({"kd_row": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
-    assert not any(total.requires_grad for total in made._sums.values())
+    assert not any(total.requires_grad for total, _ in made._sums.values())
     means = made.epoch_means()
     assert means["kd_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-6)
+
+
+def test_a_batch_without_rows_has_its_own_loss_only() -> None:
+    made = objective(gaps=False)
+    first = made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
+    none = made({"kd_row": BATCH[:0], "item_id": made.train.targets[:0]})
+    assert none.item() == 0 and made.epoch_means()["kd_loss"] == pytest.approx(first.item(), rel=1e-6)
+
+
+def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> None:
+    row = torch.tensor([4])
+    for kind, mask, earlier in [("SEQUENTIAL", False, False), ("SEQUENTIAL", True, True), ("GENERAL", False, True)]:
+        made = objective(gaps=False, MODEL_TYPE=ModelType[kind], kd_history_mask=mask)
+        places, items = made._excluded(row)
+        wanted = {*made.later.history_pairs(row)[1].tolist()}
+        history = {*made.train.history_pairs(row)[1].tolist()}
+        assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
+        assert set(places.tolist()) == {0}
+
+
+def test_the_first_line_and_the_first_batch_say_what_is_minimised(caplog) -> None:
+    caplog.set_level("INFO")
+    settings = {"kd_weight": 3, "kd_curriculum": "easy", "kd_pacing": "root", "kd_pacing_start": 0.3}
+    made = objective(gaps=False, **settings, kd_pacing_length=7, kd_shuffled_teachers=False, kd_max_rows=5)
+    formula = str(made)
+    for part in (
+        "3 x kl",
+        "student / 2.0",
+        "std, damping 0.5",
+        "easy, root from 0.3 of the rows to all in 7",
+        "without false negatives",
+    ):
+        assert part in formula
+    step(made)
+    assert (
+        f"kd_loss on 5 rows of the first batch, {len(in_batch_candidates(made.train.targets[BATCH])[0])} "
+        in caplog.text
+    )
 
 
 def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:

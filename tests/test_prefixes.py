@@ -5,7 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model
 
-from recbole_prmkd import lengths
+from recbole_prmkd import lengths, prefixes
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared, windows
@@ -93,4 +93,12 @@ def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):
     net, config, split = student("SASRec")
     mask = net.get_attention_mask
     monkeypatch.setattr(net, "get_attention_mask", lambda item_seq: mask(item_seq, bidirectional=True))
-    assert why_not_shared(net, config, split.train) == "its state at a position depends on later items"
+    ahead = "its state at a position depends on later items"
+    assert why_not_shared(net, config, split.train) == ahead
+    # Users with a single row show nothing of it: others are asked, and without others nothing is shared.
+    monkeypatch.setattr(prefixes, "_PROBED", 8)
+    users = split.train.users
+    single = torch.tensor([int(torch.nonzero((users == user) & (split.train.lengths > 0))[0]) for user in range(1, 13)])
+    others = torch.nonzero(users > 12).squeeze(1)
+    assert why_not_shared(net, config, split.train.select(torch.cat([single, others]))) == ahead
+    assert "nothing to share" in why_not_shared(net, config, split.train.select(single))

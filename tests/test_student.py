@@ -1,9 +1,11 @@
 """The student's scores: those that evaluation ranks by, with gradient, no stale cache, positive rows only."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import get_model
+from recbole.utils import get_model, init_seed
 
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
@@ -154,6 +156,31 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
     scorer.prepare(batch)
     scorer.scores(batch, scorer.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
+
+
+def test_the_loss_itself_shares_no_pass(scorer_of):
+    """FEARec passes the same histories twice, for two views by two dropouts."""
+    scorer, net, batch, _ = scorer_of("FEARec", contrast="us", sim="dot", tau=1)
+    losses = []
+    for watch in (nullcontext, scorer.watching):
+        init_seed(3, True)
+        with watch():
+            losses.append(net.calculate_loss(batch))
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(("activation", "wanted"), [("sigmoid", -1.0), ("relu", 0.0)])
+def test_probabilities_are_made_logits(activation, wanted, scorer_of):
+    """An auto-encoder whose decoder says -1 everywhere: a probability of 0.27, or 0 after a ReLU."""
+    scorer, net, batch, _ = scorer_of("CDAE", train_neg_sample_args=None, out_activation=activation)
+    torch.nn.init.zeros_(net.out_layer.weight)
+    torch.nn.init.constant_(net.out_layer.bias, -1)
+    with scorer.watching():
+        net.calculate_loss(batch)
+    scorer.prepare(batch)
+    places, _ = scorer.positives(batch, torch.Generator())
+    scores = scorer.scores(batch, places, torch.tensor([1, 2]))
+    torch.testing.assert_close(scores, torch.full_like(scores, wanted))
 
 
 def test_whole_users_come_with_one_of_their_rows_each(scorer_of):

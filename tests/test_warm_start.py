@@ -11,6 +11,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.warm_start import item_tables, principal_components, source_of, warm_start
+from tests.conformance import SMALL, write_data
 
 
 def test_components_are_those_of_the_singular_values():
@@ -33,6 +34,20 @@ def test_components_are_those_of_the_singular_values():
 
 @pytest.mark.parametrize(
     ("student", "tables"),
+    [("KTUP", ["item_embedding"]), ("MKR", ["item_embeddings_lookup"]), ("KGCN", ["entity_embedding"])],
+)
+def test_items_of_knowledge_models_are_the_first_entities(student, tables, tmp_path):
+    config = load_config(student, "small", config_dict={**SMALL, "data_path": str(write_data(tmp_path)), "kd": "mean"})
+    data = load_split(config).dataset
+    model = get_model(student)(config, data)
+    assert [(name, first) for name, _, first in item_tables(model, config, data)] == [(name, 0) for name in tables]
+    entity, item = data.field2token_id[data.entity_field], data.field2token_id["item_id"]
+    assert len(data.item2entity) == len(item) - 1  # without PAD
+    assert all(entity[linked] == item[token] for token, linked in data.item2entity.items())
+
+
+@pytest.mark.parametrize(
+    ("student", "tables"),
     [
         ("SASRec", ["item_embedding"]),
         ("BERT4Rec", ["item_embedding"]),
@@ -40,6 +55,8 @@ def test_components_are_those_of_the_singular_values():
         ("BPR", ["item_embedding"]),
         ("NeuMF", ["item_mf_embedding", "item_mlp_embedding"]),
         ("DeepFM", ["token_embedding_table.embedding"]),
+        ("FPMC", ["IU_emb", "LI_emb", "IL_emb"]),
+        ("DIN", ["embedding_layer.token_embedding_table.item.embedding"]),
     ],
 )
 def test_tables_of_students(student, tables, settings):
