@@ -34,6 +34,7 @@ TEST = [
     "pytest>=8",
     "ruff>=0.9",
     "mypy>=1.14",
+    "faiss-cpu>=1.10",  # RecBole's NCL imports it, and is a student like the others
     "types-PyYAML",
     "types-tqdm",
     "pandas-stubs",

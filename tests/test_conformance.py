@@ -20,7 +20,7 @@ KINDS = {
     "MKR": "pairs",
 }
 REFUSED = {"Pop", "Random", "ItemKNN", "EASE", "SLIMElastic", "ADMMSLIM", "NCEPLRec"}
-NOT_INSTALLED = {"XGBoost", "LightGBM", "NCL", "KGAT", "KGIN", "MCCLK"}
+NOT_INSTALLED = {"XGBoost", "LightGBM", "KGAT", "KGIN", "MCCLK"}
 BROKEN = {"KSR"}  # RecBole 1.2.0 mixes float64 and float32 there, with or without distillation
 
 
