@@ -1,5 +1,6 @@
 """No test information in any choice: only the final evaluation reads test rows, and other test items change nothing."""
 
+import pandas as pd
 import pytest
 import torch
 from conftest import write_tiny
@@ -7,6 +8,7 @@ from conftest import write_tiny
 from recbole_prmkd import preparation, quick_start, run_recbole_prmkd
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
+from recbole_prmkd.tune import run_sweep
 
 # Everything that chooses: when teachers and student stop, confidence by validation, difficulty and popularity, the
 # warm start, what the teachers rank first.
@@ -115,3 +117,19 @@ def test_other_test_items_change_no_bit_of_what_is_learnt(model, kd, two_data_se
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     assert rest == other_rest
     assert tested[0] != tested[1]  # so it was other rows that were ranked at the end
+
+
+@pytest.mark.slow
+def test_other_test_items_change_no_trial_and_no_winner_of_a_sweep(two_data_sets, settings, tmp_path):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("{space: {kd_weight: {loguniform: [0.5, 20]}, kd_curriculum: {choice: [none, easy]}}, trials: 3}")
+    found = []
+    for number, folder in enumerate(two_data_sets):
+        files = {f"kd_{part}_dir": str(tmp_path / str(number) / part) for part in ("cache", "teacher", "output")}
+        out = run_sweep("SASRec", "tiny", None, settings(kd="prmkd", data_path=str(folder), **files), str(sweep))
+        trials = pd.read_csv(tmp_path / str(number) / "output" / "trials.csv").drop(columns=["id", "seconds"])
+        assert len(trials) == 3 and (trials.status == "finished").all()
+        chosen = trials.sort_values("kd_weight").to_dict("list"), out["best"], out["best_valid_score"]
+        found.append((str(chosen), out["winner"]["test_result"]))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
