@@ -18,6 +18,7 @@ from recbole.utils import ModelType, get_flops, get_model, get_trainer, init_see
 
 from recbole_prmkd import progress
 from recbole_prmkd.dataset import Split
+from recbole_prmkd.dropout import scale_dropout
 from recbole_prmkd.host import quiet_trainer
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.objective import Objective
@@ -41,6 +42,8 @@ def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
     student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
     if config["model"] in TEACHERS:
         start(student, config["model"], config)
+    if distils(config):
+        scale_dropout(student, config["kd_dropout"])
     if prepared.start_vectors is not None:
         warm_start(student, config, split.dataset, prepared.start_vectors)
     getLogger().info(student)
