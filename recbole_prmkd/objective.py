@@ -33,7 +33,9 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
-_ROWS = 256  # of a batch that have a kd_loss where kd_max_rows is auto, if their scores are no by-product
+# Rows of a batch that have a kd_loss where kd_max_rows is auto and scores are no by-product of the student's loss:
+# a sequential student needs more of them, since each has its own history.
+_ROWS, _ROWS_IN_ORDER = 64, 256
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -50,6 +52,7 @@ class Objective:
             scorer,
         )
         self.generator = torch.Generator().manual_seed(config["seed"])
+        self._in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self._sources = SOURCES[config["kd_candidates"]]
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
@@ -88,7 +91,7 @@ class Objective:
             return torch.zeros((), device=rows.device)
         most = config["kd_max_rows"]
         if most == "auto":
-            most = None if scorer.shares_pass else _ROWS
+            most = None if scorer.shares_pass else _ROWS_IN_ORDER if self._in_order else _ROWS
         if most is not None and len(rows) > most:
             drawn = torch.randperm(len(rows), generator=self.generator)[:most].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
@@ -179,8 +182,7 @@ class Objective:
         if config["kd_false_negative_mask"]:
             parts.append(self.later.history_pairs(numbers))
         # A student without order has its rows' earlier items as false negatives too.
-        in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not in_order):
+        if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not self._in_order):
             parts.append(self.train.history_pairs(numbers))
         if self._without_target:
             parts.append((torch.arange(len(numbers)), self.train.targets[numbers]))

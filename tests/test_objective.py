@@ -193,15 +193,17 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
 
 
-def test_students_whose_scores_cost_a_pass_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 5)
+def test_students_whose_scores_cost_extra_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 3)
+    monkeypatch.setattr(module, "_ROWS_IN_ORDER", 5)
 
     def taught(shares_pass: bool, **settings: object) -> int:
         monkeypatch.setattr(Scorer, "shares_pass", shares_pass)
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
     assert taught(True) == taught(False, kd_max_rows=None) == taught(False, kd_max_rows=10**6) == len(BATCH)
-    assert taught(False) == 5 and taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
+    assert taught(False) == 5 and taught(False, MODEL_TYPE=ModelType.GENERAL) == 3
+    assert taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
