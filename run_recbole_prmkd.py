@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
-from recbole_prmkd.config import datasets_to_pretrain_on
+from recbole_prmkd.config import datasets_to_pretrain_on, user_setting
 from recbole_prmkd.launch import run_on_ranks
 from recbole_prmkd.memory import keep_freed_memory
 
@@ -57,7 +57,7 @@ def main() -> None:
             sys.argv[1:] = others  # RecBole reads what is left as settings
             return _compare(arguments, files)
         _refuse_without_compare(arguments)
-        datasets = datasets_to_pretrain_on(arguments.dataset, files)
+        datasets = datasets_to_pretrain_on(arguments.dataset, files, datasets=arguments.datasets)
         if arguments.tune or arguments.tune_resume:
             from recbole_prmkd.tune import run_sweep  # takes seconds
 
@@ -72,7 +72,7 @@ def main() -> None:
                 resume=arguments.tune_resume,
             )
         elif datasets:
-            pretrain(arguments.model, datasets, files)
+            pretrain(arguments.model or user_setting("model", files), datasets, files)
         elif arguments.nproc > 1 or arguments.world_size > 0:
             given = vars(arguments)
             sys.argv[1:] = others  # RecBole reads what is left as settings

@@ -69,12 +69,18 @@ def load_config(
         # As the first file, so that every setting of the user's stands above it.
         file = Path(folder) / "below.yaml"
         file.write_text(yaml.safe_dump(below), encoding="utf-8")
-        config = Config(
-            model=view.model,
-            dataset=view.dataset,
-            config_file_list=[str(file), *(config_file_list or [])],
-            config_dict=copy.deepcopy(dict(config_dict or {})),
-        )
+        try:
+            config = Config(
+                model=view.model,
+                dataset=view.dataset,
+                config_file_list=[str(file), *(config_file_list or [])],
+                config_dict=copy.deepcopy(dict(config_dict or {})),
+            )
+        except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError among them
+            said = " ".join(str(error).split()).rstrip(".")
+            raise UserError(
+                f"RecBole refuses the settings: {said}; a list is --topk=[5,10] or --metrics=['NDCG','Recall']."
+            ) from error
     if not torch.cuda.is_available():
         config["device"] = torch.device("cpu")  # RecBole's processes have none other than CUDA's
     config.parameters["Distillation"] = list(settings)
@@ -125,15 +131,20 @@ def user_setting(key: str, config_file_list: Sequence[str] | None, config_dict: 
 
 
 def datasets_to_pretrain_on(
-    dataset: str | None, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any] | None = None,
+    datasets: str | None = None,
 ) -> list[str] | None:
     """Names of the data sets where the settings ask for pre-training (`train_stage: pretrain`), else None.
 
+    Args:
+        dataset, datasets: what the command line's own reading found of them.
     Raises:
         UserError: the stage without a data set, or data sets without the stage.
     """
     settings = _read_settings(config_file_list, config_dict).external_config_dict
-    names = settings.get("datasets")
+    names = datasets or settings.get("datasets")
     if settings.get("train_stage") != "pretrain":
         if names:
             raise UserError("--datasets is for pre-training: add --train_stage=pretrain, or name one --dataset.")

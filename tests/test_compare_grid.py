@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import run_recbole_prmkd as command_line
+from recbole_prmkd import keys
 from recbole_prmkd import result as results
 from recbole_prmkd.compare import run, schedule
 from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid
@@ -143,6 +144,40 @@ def test_a_finished_cell_is_known_by_its_settings_and_its_result(tmp_path, made_
     assert not run.is_finished(cell, other)
 
 
+def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
+    """A preset or default that has changed since: a mean over both would be of two methods."""
+    grid = Grid(("a",), ("SASRec",), ("none", "prmkd_plus"), (1,), {"kd_temperature": 2.0})
+    for cell in grid.cells():
+        job = run._cell_job(grid, cell, tmp_path)
+        job.write()
+        made = made_up_run("a", "SASRec", cell.kd, 1, 0.1)
+        made.config.update({**keys.defaults(), **keys.preset(cell.kd), **job.settings})
+        results.write(job.folder, made)
+    run.check_finished(grid, tmp_path)
+    del made.config["kd_top_items"]  # a key that is newer than the cell, at its default
+    results.write(job.folder, made)
+    run.check_finished(grid, tmp_path)
+    made.config["kd_weight"] = 1.2
+    results.write(job.folder, made)
+    with pytest.raises(UserError, match=r"prmkd_plus, seed 1 was made with kd_weight 1.2, which is 10.0 by now"):
+        run.check_finished(grid, tmp_path)
+
+
+def test_a_job_with_other_settings_leaves_no_result_of_the_one_before(tmp_path, made_up_run):
+    job = Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 1})
+    job.write()
+    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
+    job.write()
+    assert (tmp_path / results.RESULT).is_file()
+    Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 2}).write()
+    assert not (tmp_path / results.RESULT).is_file()
+
+
+def test_an_ensemble_has_no_student_to_start():
+    grid = Grid(("a",), ("SASRec",), ("mean", "ensemble"), (1,), {"kd_item_init": "text"})
+    assert ["kd_item_init" in grid.settings_of(cell) for cell in grid.cells()] == [True, False]
+
+
 def test_teachers_are_made_once_before_the_cells_that_need_them(settings, tmp_path):
     grid = make_grid(
         "none,single,prmkd", "SASRec,BPR", "tiny", "1", None, settings(kd_teachers=["UniSRec", "Recformer"])
@@ -221,6 +256,13 @@ def test_room_on_this_machine(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here = schedule.workers_here(None, [])
     assert (len(here._free), here.threads) == (16, 1)
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"), [(0, ["0"]), (1, ["1"]), ("0,2", ["0", "2"]), (None, ["0", "1", "2"]), ("", ["0", "1", "2"])]
+)
+def test_gpus_that_are_chosen(named, wanted):
+    assert schedule.chosen_gpus(named, ["0", "1", "2"]) == wanted and schedule.chosen_gpus(named, []) == []
 
 
 def test_cell_folders(tmp_path):

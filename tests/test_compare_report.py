@@ -4,6 +4,8 @@ import html.parser
 import json
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from recbole_prmkd.compare.gather import gather
 from recbole_prmkd.compare.grid import Grid, open_folder
 from recbole_prmkd.compare.groups import gain_by_group, group_bounds
 from recbole_prmkd.compare.page import users_table, write_report
-from recbole_prmkd.compare.tables import cell_text, headline_table, label, number, paired_table
+from recbole_prmkd.compare.tables import _escaped, cell_text, headline, headline_table, label, number, paired_table
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -110,6 +112,40 @@ def test_a_dagger_where_it_is_worse(comparison, made_up_run):
             )
     frame = statistics.summary(gather(grid, folder), ["test ndcg@10"])
     assert set(frame[frame["kd"] == "mean"]["mark"]) == {"†"}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wanted"),
+    [
+        (["hit@20", "hit@5", "ndcg@20", "ndcg@5", "recall@20", "recall@5"], ["ndcg@5", "recall@5"]),
+        (["mrr@10", "ndcg@10", "ndcg@5"], ["ndcg@10"]),
+        (["averagepopularity@5", "giniindex@5", "hit@5"], ["hit@5"]),
+    ],
+)
+def test_what_heads_the_tables(metrics, wanted):
+    assert headline(SimpleNamespace(metrics=metrics)) == [
+        f"{part} {name}" for part in ("test", "test unseen") for name in wanted
+    ]
+
+
+def test_latex_signs():
+    assert _escaped("p < .05 & a_b {x}^2 ~") == r"p $<$ .05 \& a\_b \{x\}\textasciicircum{}2 \textasciitilde{}"
+    assert _escaped("\\") == r"\textbackslash{}"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({}, "20 trials of seed"),
+        ({"trials": 7}, "7 trials of seed"),
+        ({"search": "grid"}, "all combinations as trials"),
+    ],
+)
+def test_the_page_says_how_many_settings_were_tried(sweep, words, comparison):
+    grid, folder = comparison
+    space = {"learning_rate": {"choice": [0.1, 0.2]}}
+    write_report(replace(grid, tune={"space": space, **sweep}), folder)
+    assert words in (folder / "report.html").read_text()
 
 
 def test_two_seeds_have_no_stars(comparison):

@@ -42,6 +42,14 @@ def fitted(settings, vectors):
     return make
 
 
+def test_beside_a_student_without_order_earlier_items_are_left_out(fitted, settings, vectors):
+    _, split, _, teachers = fitted("Vectors")
+    config = load_config("BPR", "tiny", config_dict=settings(kd="ensemble", kd_teachers=["Vectors"], **vectors))
+    served = serve(config, split, teachers)
+    assert served.test == served.test_unseen == teachers[0].metrics["test_unseen"]
+    assert served.valid == served.valid_unseen
+
+
 @pytest.mark.parametrize("name", ["UniSRec", "Vectors"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_one_teacher_or_twice_the_same_gives_its_own_metrics(name, times, fitted):
@@ -82,15 +90,17 @@ def test_each_teacher_reads_the_newest_items_of_a_history():
 
 def test_a_run_of_the_ensemble_leaves_the_usual_result(settings, vectors, tmp_path):
     given = settings(kd="ensemble", kd_teachers=["UniSRec", "Vectors"], **vectors)
-    for number, model in enumerate(("SASRec", "DeepFM")):  # the model plays no part, nor does its kind
+    for number, model in enumerate(("SASRec", "DeepFM")):  # the model plays no part; its kind says which ranking
         run = run_recbole_prmkd(model, "tiny", config_dict={**given, "kd_output_dir": str(tmp_path / str(number))})
         assert run["test_result"] == run["result"]["student"]["test"]
     first, second = (read(tmp_path / str(number)) for number in range(2))
     student = first.student
     assert student.parameters == sum(teacher.parameters for teacher in first.teachers.values())
     assert student.epochs == 0 and student.checkpoint is None and first.distillation == []
-    assert student.model_dump(exclude={"model"}) == second.student.model_dump(exclude={"model"})
-    assert run["best_valid_score"] == student.valid["mrr@10"]
+    alike = {"model", "valid", "test"}
+    assert student.model_dump(exclude=alike) == second.student.model_dump(exclude=alike)
+    assert second.student.test == student.test_unseen != student.test
+    assert run["best_valid_score"] == second.student.valid["mrr@10"]
 
 
 @pytest.mark.parametrize("kd", ["rd", "rrd", "dllm2rec"])

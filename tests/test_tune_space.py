@@ -9,7 +9,7 @@ import ray
 import yaml
 
 from recbole_prmkd import UserError
-from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune import run_sweep, sweep
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import read_sweep
 from recbole_prmkd.tune.space import Domain, read_space
@@ -216,3 +216,25 @@ def test_nothing_to_resume(tmp_path):
 def test_an_ensemble_has_nothing_to_search(planned):
     with pytest.raises(UserError, match="kd=ensemble"):
         planned({"space": {"kd_weight": {"choice": [1, 2]}}}, kd="ensemble")
+
+
+BOTH = ["UniSRec", "Recformer"]
+
+
+@pytest.mark.parametrize(
+    ("space", "wanted"),
+    [
+        ({"kd": {"choice": ["single", "mean"]}}, BOTH),
+        ({"kd": {"choice": ["none", "single"]}}, ["UniSRec"]),
+        (
+            {"kd": {"choice": ["single"]}, "kd_teachers": {"choice": [["UniSRec"], ["Recformer"]]}},
+            ["UniSRec", "Recformer"],
+        ),
+    ],
+)
+def test_teachers_of_all_trials_are_prepared(space, wanted, settings, tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"space": space}))
+    given = {} if "kd_teachers" in space else {"kd_teachers": BOTH}
+    plan, _ = plan_and_folder("SASRec", "tiny", None, settings(**given), str(file))
+    assert sweep._widest(plan)["kd_teachers"] == wanted

@@ -22,6 +22,7 @@ from recbole_prmkd.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line
 from recbole_prmkd.keys import as_list, key_table, nearest
+from recbole_prmkd.peers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"
 FILE = "comparison.json"
@@ -80,7 +81,10 @@ class Grid:
         shared = {"kd_protocol": "ranking", "kd_teacher_seed": self.seeds[0], "kd_shared_prefixes": True}
         own = {"kd": cell.kd, "seed": cell.seed, "kd_save_ranks": True, "kd_rebuild": False, "show_progress": False}
         found = self.tuned.get((cell.dataset, cell.model, cell.kd), {}) if tuned else {}
-        return {**shared, **self.settings, **found, **own}
+        settings = {**shared, **self.settings, **found, **own}
+        if cell.kd == ENSEMBLE:  # no student to start
+            settings.pop("kd_item_init", None)
+        return settings
 
     def config(self, cell: Cell, **more: Any) -> Config:
         """The cell's configuration, with these settings above its own."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import recbole_prmkd
 from recbole_prmkd import artifacts
+from recbole_prmkd.result import RESULT
 
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
@@ -43,8 +44,10 @@ class Job:
         return artifacts.as_json({**content, "settings": dict(self.settings), **self.more})
 
     def write(self) -> None:
-        """Write job.json, for the process that is to do the job."""
+        """Write job.json, for the process that is to do the job; what another job has left there is no longer its."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.written():
+            (self.folder / RESULT).unlink(missing_ok=True)
         artifacts.write_json(self.folder / FILE, self.as_json())
 
     def written(self) -> bool:

@@ -23,6 +23,7 @@ from recbole_prmkd.compare.tables import (
     write_results,
     write_tables,
 )
+from recbole_prmkd.tune.settings import SweepSettings
 
 PAGE = "report.html"
 
@@ -51,6 +52,7 @@ def page(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], fail
         title=f"{', '.join(grid.models)} on {', '.join(grid.datasets)}",
         written=f"{datetime.now():%d %B %Y, %H:%M}",
         grid=grid,
+        trials=_trials(grid),
         ways=[way(kd) for kd in grid.kds],
         finished=len(runs),
         total=len(grid.cells()),
@@ -62,6 +64,14 @@ def page(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], fail
         made=_made(gathered),
         cells=_cells(gathered),
     )
+
+
+def _trials(grid: Grid) -> str:
+    """How many settings a sweep tried, in words; empty where there was none."""
+    if not grid.tune:
+        return ""
+    sweep = SweepSettings.model_validate(grid.tune)
+    return "all combinations as trials" if sweep.search == "grid" else f"{sweep.samples} trials"
 
 
 def _section(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str) -> dict[str, Any]:

@@ -19,12 +19,24 @@ from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid, check_grid, make_grid, open_folder
 from recbole_prmkd.compare.job import JOBS, LOG, Job
 from recbole_prmkd.compare.page import write_report
-from recbole_prmkd.compare.schedule import Local, OnRay, Workers, run_jobs, visible_gpus, workers_here
+from recbole_prmkd.compare.schedule import (
+    Local,
+    OnRay,
+    Workers,
+    chosen_gpus,
+    most_cpus,
+    run_jobs,
+    visible_gpus,
+    workers_here,
+)
 from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, tuned_settings
 from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import as_list
+from recbole_prmkd.keys import defaults, preset
 from recbole_prmkd.tune.cluster import check_address, cluster
+
+# Keys whose stored value is no default as it stands: what a run makes of them.
+_SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
 
 
 @dataclass(frozen=True)
@@ -70,9 +82,10 @@ def run_comparison(
     named = user_setting("kd_output_dir", config_file_list, config_dict)
     folder = Path(str(named)).resolve() if named else _new_folder(grid)
     check_grid(grid, folder)
+    check_finished(grid, folder)
     whole = open_folder(grid, folder)
     print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
-    gpus = as_list(str(user_setting("gpu_id", config_file_list, config_dict) or "")) or gpus if gpus else []
+    gpus = chosen_gpus(user_setting("gpu_id", config_file_list, config_dict), gpus)
 
     with cluster(ray_address) if ray_address else nullcontext():
 
@@ -80,7 +93,7 @@ def run_comparison(
             return workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
 
         def workers(number: int | None) -> Workers:
-            return OnRay(here(number).threads, number) if ray_address else here(number)
+            return OnRay(min(here(number).threads, most_cpus()), number) if ray_address else here(number)
 
         sweeps = sweep_jobs(grid, folder, ray_address)  # one at a time: each runs its trials side by side
         failed = run_jobs(sweeps, here(1), "tune", title="sweeps") if sweeps else {}
@@ -90,7 +103,7 @@ def run_comparison(
         todo = [*preparations(grid, left, folder), *left]
         if todo:
             failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left))
-        measured = cost_jobs(grid, folder)
+        measured = cost_jobs(replace(whole, tuned=tuned_settings(whole, folder)) if whole.tune else whole, folder)
         if measured:  # one at a time, so that none disturbs another
             failed |= run_jobs(measured, workers(1), "cost", title="serving cost")
     by_name = {job.folder: job.name for job in (*sweeps, *todo, *measured)}
@@ -113,6 +126,26 @@ def is_finished(cell: Cell, job: Job) -> bool:
         cell.kd,
         cell.seed,
     )
+
+
+def check_finished(grid: Grid, folder: Path) -> None:
+    """Refuse a folder with cells whose preset or defaults were other ones: a mean over both would be of two methods.
+
+    Raises:
+        UserError: the first such cell and key.
+    """
+    for cell in grid.cells():
+        job = _cell_job(grid, cell, folder)
+        if not is_finished(cell, job):
+            continue
+        made = results.read(job.folder).config
+        for key, value in {**defaults(), **preset(cell.kd)}.items():
+            before = made.get(key, defaults()[key])  # a key that is newer than the cell
+            if key not in {*job.settings, *_SETTLED} and before != value:
+                raise UserError(
+                    f"{cell} was made with {key} {before}, which is {value} by now: name another --kd_output_dir, or "
+                    f"set {key}."
+                )
 
 
 def preparations(grid: Grid, left: Sequence[Job], folder: Path) -> list[Job]:

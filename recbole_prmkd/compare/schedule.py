@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_prmkd.compare.job import Job, error_of, start, start_in
+from recbole_prmkd.keys import as_list
 
 _POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
@@ -178,6 +179,18 @@ def workers_here(wanted: int | None, gpus: Sequence[str]) -> Local:
     number = wanted or len(gpus) or max(1, cores // threads)
     slots = [gpus[slot % len(gpus)] if gpus else None for slot in range(number)]
     return Local(slots, max(1, min(threads, cores // number) if named else cores // number))
+
+
+def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
+    """The GPUs that the key gpu_id names, which RecBole may read as a number; all where it says nothing."""
+    chosen = as_list(str(named)) if named not in (None, "") else None
+    return list(chosen or there) if there else []
+
+
+def most_cpus() -> int:
+    """CPUs of the largest node of the Ray cluster: a task that asks for more would wait for ever."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return max(1, int(max((node["Resources"].get("CPU", 0) for node in nodes), default=1)))
 
 
 def visible_gpus() -> list[str]:

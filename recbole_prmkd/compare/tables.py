@@ -6,20 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from recbole.evaluator.register import smaller_metrics
 
 from recbole_prmkd.compare.gather import TEACHER, Gathered
 from recbole_prmkd.compare.grid import BASELINE
 
 RESULTS, MARKDOWN, LATEX = "results.csv", "table.md", "table.tex"
-HEADLINE = ("ndcg@10", "recall@10")
+HEADLINE = ("ndcg", "recall")
 NONE = "–"
 NAMES = {"ndcg": "NDCG", "mrr": "MRR"}
-_LATEX = {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "†": r"$^\dagger$", "*": "$^*$", "–": "--"}
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "_%&#${}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--"},
+    **{"±": r"$\pm$", "†": r"$^\dagger$", "*": "$^*$", "<": "$<$", ">": "$>$"},
+}
 
 
 def headline(gathered: Gathered) -> list[str]:
-    """Columns of the tables: NDCG@10 and Recall@10 of the test rows in both rankings, where results have them."""
-    metrics = [name for name in HEADLINE if name in gathered.metrics] or gathered.metrics[:2]
+    """Columns of the tables: NDCG and Recall of the test rows in both rankings, at 10, or else the first cut-off.
+
+    Where results have neither, their first two metrics that are better the larger they are.
+    """
+    there = sorted(gathered.metrics, key=lambda name: (not name.endswith("@10"), int(name.partition("@")[2] or 0)))
+    found = [next((name for name in there if name.startswith(f"{base}@")), "") for base in HEADLINE]
+    rising = [name for name in gathered.metrics if name.partition("@")[0] not in smaller_metrics]
+    metrics = [name for name in found if name] or rising[:2]
     return [f"{part} {metric}" for part in ("test", "test unseen") for metric in metrics]
 
 

@@ -2,7 +2,8 @@
 
 An item's score is the mean, over the teachers that know the user's history, of softmax(cosine / temperature) over all
 items, each at its own temperature. Our choice; averaging normalised scores is the plain form of an ensemble. It ranks
-as a teacher does: histories from the teachers' view of the data, so the model that `--model` names plays no part.
+as a teacher does: histories from the teachers' view of the data, so the model that `--model` names plays no part, but
+that its kind says whether the ranking leaves a user's earlier items out, as RecBole's does for all but sequential ones.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.dataset import Split
@@ -63,8 +64,11 @@ def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> St
     data = teacher_data(split, config["kd_teacher_seed"])
     longest = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
     model = Ensemble(longest, data.dataset(longest, data.test), teachers).to(config["device"]).eval()
+    metrics = rankings(model, longest, data)
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # beside a student whose ranking leaves earlier items out
+        metrics |= {part: metrics[f"{part}_unseen"] for part in ("valid", "test")}
     return StudentResult(
-        **rankings(model, longest, data),
+        **metrics,
         model=config["model"],
         parameters=sum(teacher.parameters for teacher in teachers),
         train_seconds=0.0,

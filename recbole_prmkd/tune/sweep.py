@@ -184,8 +184,11 @@ def _first(plan: Plan) -> dict[str, Any]:
 def _widest(plan: Plan) -> Config:
     """The configuration that prepares for every trial: all teachers that any of them may ask for."""
     kds = [kd for kd in _values(plan, "kd") if kd != "none"]
-    settings = _first(plan) | ({"kd": kds[0]} if kds else {})
-    if any(domain.key == "kd_teachers" for domain in plan.sweep.domains):
+    several = any(domain.key == "kd_teachers" for domain in plan.sweep.domains)
+    # `single` takes the first teacher alone.
+    widest = next((kd for kd in kds if kd != "single"), "mean" if several else "single")
+    settings = _first(plan) | ({"kd": widest} if kds else {})
+    if several:
         settings["kd_teachers"] = list(dict.fromkeys(name for names in _values(plan, "kd_teachers") for name in names))
     return plan.config(settings)
 
