@@ -101,8 +101,8 @@ class _Sequences:
 def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
     """RecBole's training rows in RecBole's order, and the users' training sequences."""
     users, targets = train.inter_feat[train.uid_field], train.inter_feat[train.iid_field]
-    order = torch.argsort(users, stable=True)  # RecBole keeps each user's rows in time order
     given = _given_histories(train)
+    order = _in_time_order(train, users, given)
     if given is None:
         sequences = _Sequences(users[order], targets[order])
         stop = torch.empty_like(order)
@@ -124,6 +124,22 @@ def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
     return (rows if _agree(rows, given) else _as_given(users, targets, given)), sequences
 
 
+def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Row numbers by user, each user's in time order, as RecBole keeps them but for pre-split files: these are read as
+    they stand, so time decides there, or the length of the histories that they give."""
+    first: Tensor | None = given[1] if given is not None else None
+    if train.config["benchmark_filename"] and given is None:
+        if train.time_field in train.inter_feat:
+            first = train.inter_feat[train.time_field]
+        else:
+            getLogger().warning(
+                f"The pre-split files have no {train.time_field} that is loaded: the order of their lines is taken as "
+                "that of time."
+            )
+    order = torch.arange(len(users)) if first is None else torch.argsort(first, stable=True)
+    return order[torch.argsort(users[order], stable=True)]
+
+
 def _later(rows: Rows, sequences: _Sequences) -> Rows:
     """The training rows with what the user did after them, inside the training split, as history."""
     whole = sequences.rows(rows.users, rows.targets)
@@ -133,10 +149,21 @@ def _later(rows: Rows, sequences: _Sequences) -> Rows:
 
 
 def _evaluation_rows(part: Dataset, sequences: _Sequences) -> Rows:
-    """Validation or test rows with everything that the user did before."""
+    """Validation or test rows with everything that the user did before.
+
+    A sequential student's later rows of the part follow on the earlier ones, where there are several.
+    """
     users, targets = part.inter_feat[part.uid_field], part.inter_feat[part.iid_field]
-    rows, given = sequences.rows(users, targets), _given_histories(part)
-    return rows if given is None or _agree(rows, given) else _as_given(users, targets, given)
+    given = _given_histories(part)
+    if given is None:
+        return sequences.rows(users, targets)
+    whole, before = sequences.followed_by(users, targets), sequences.rows(users, targets).lengths
+    order = torch.argsort(users, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - torch.searchsorted(users[order], users[order])
+    start = torch.searchsorted(whole.users, users)
+    rows = Rows(users, targets, start, start + before + rank, whole.items)
+    return rows if _agree(rows, given) else _as_given(users, targets, given)
 
 
 def _given_histories(part: Dataset) -> tuple[Tensor, Tensor] | None:

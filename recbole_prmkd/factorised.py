@@ -32,7 +32,7 @@ class candidates_alone(TorchFunctionMode):
         if name == "linear" and len(args) >= 2 and _is_table(args[1], 0, self.n_items):
             bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
             product = self._product(args[0], args[1])
-            return product if bias is None else product + bias[self.candidates]
+            return product if bias is None else product + bias[self.candidates].to(product.dtype)  # as AMP's own linear
         return func(*args, **(kwargs or {}))
 
     def _product(self, users: Tensor, items: Tensor) -> Tensor:

@@ -145,3 +145,51 @@ def test_the_students_command_line_does_not_reach_the_teacher(settings, monkeypa
     teacher = teacher_config("UniSRec", config)
     assert config["learning_rate"] == 0.5 and config["epochs"] == 9
     assert teacher["learning_rate"] == pytest.approx(0.001) and teacher["epochs"] == 4
+
+
+def test_later_rows_of_a_part_follow_on_the_earlier_ones(settings):
+    """By ratio a user has several validation and test rows; RecBole's own histories are the last items of these."""
+    ratio = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
+    split = split_of(settings, MAX_ITEM_LIST_LENGTH=3, eval_args=ratio)
+    for rows, loader in ((split.valid, split.valid_data), (split.test, split.test_data)):
+        assert len(rows) > len(rows.users.unique()) and int(rows.lengths.max()) > 3
+        seq, length = rows.histories(torch.arange(len(rows)), 3)
+        inter = loader._dataset.inter_feat
+        assert torch.equal(seq, inter["item_id_list"]) and torch.equal(length, inter["item_length"])
+
+
+@pytest.mark.parametrize("with_time", [True, False])
+def test_pre_split_rows_of_a_student_without_histories_are_in_time_order(with_time, settings, tmp_path, caplog):
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    train = ["a\tz\t3", "b\tx\t1", "a\tx\t1", "a\ty\t2", "c\tw\t1"]
+    files = {"train": train, "valid": ["a\tx\t4"], "test": ["b\ty\t5"]}
+    for part, lines in files.items():
+        (data / f"tiny.{part}.inter").write_text(header + "\n".join(lines) + "\n")
+    columns = ["user_id", "item_id", *(["timestamp"] if with_time else [])]
+    more = {"data_path": str(tmp_path / "data"), "load_col": {"inter": columns}}
+    split = split_of(settings, "BPR", benchmark_filename=["train", "valid", "test"], **more)
+    order = "xyz" if with_time else "zxy"  # without time, the lines' own
+    wanted = {("a", tuple(order[:place]), order[place]) for place in range(3)}
+    wanted |= {("b", (), "x"), ("c", (), "w")}
+    assert as_sets(split.train, split) == wanted
+    assert ("timestamp" in caplog.text) != with_time
+
+
+def test_rows_that_stand_in_any_order_are_rebuilt(settings, tmp_path):
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    files = {"train": ["a\tx y\tz", "b\tz\tx", "a\tx\ty"], "valid": ["a\tx y z\ty"], "test": ["b\tz x\ty"]}
+    for part, lines in files.items():
+        (data / f"tiny.{part}.inter").write_text(header + "\n".join(lines) + "\n")
+    split = split_of(
+        settings,
+        data_path=str(tmp_path / "data"),
+        benchmark_filename=["train", "valid", "test"],
+        alias_of_item_id=["item_id_list"],
+        load_col={"inter": ["user_id", "item_id", "item_id_list"]},
+    )
+    assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("x",), "y")}
+    assert ("a", ("z",), "y") in as_sets(split.later, split)  # so what came after them is known

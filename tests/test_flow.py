@@ -187,3 +187,35 @@ def test_validations_may_rank_samples_while_the_test_ranks_all(model, settings):
     assert result["best_valid_result"]["recall@10"] == 1  # the target is one of four
     assert 0 < result["test_result"]["recall@10"] < 1
     assert result["result"]["student"]["valid_unseen"]["recall@10"] < 1 or model == "DeepFM"
+
+
+RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": None, "mode": "full"}
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("SASRec", {"metrics": ["NDCG", "ItemCoverage", "AveragePopularity"], "valid_metric": "NDCG@10"}),
+        ("BPR", {"eval_args": RATIO}),  # users whose first items are in a later part
+        ("MultiDAE", {"enable_amp": True, "train_neg_sample_args": None}),
+        ("SASRec", {"kd_unisrec_epochs": 0, "kd_confidence": "validation"}),
+    ],
+)
+def test_unusual_settings_are_run(model, more, settings):
+    run = run_recbole_prmkd(model, "tiny", config_dict=settings(kd="prmkd", epochs=1, **more))
+    (epoch,) = run["result"]["distillation"]
+    assert np.isfinite(epoch["kd_loss"]) and run["test_result"]["ndcg@10"] > 0
+    teacher = run["result"]["teachers"]["UniSRec"]
+    assert teacher["test"]["ndcg@10"] > 0 and 0 < teacher["holdout"] < 1
+    if "metrics" in more:  # a teacher has no data set to count in
+        assert "itemcoverage@10" in run["test_result"] and set(teacher["test"]) == {"ndcg@10"}
+
+
+def test_a_teacher_made_with_other_precision_is_another_one(settings, tmp_path):
+    folders = {"kd_cache_dir": str(tmp_path / "cache"), "kd_teacher_dir": str(tmp_path / "teachers")}
+    reused = []
+    for more in ({}, {"enable_amp": True}, {"enable_amp": True}, {"metric_decimal_place": 3}, {}):
+        given = settings(kd="mean", epochs=0, **more, **folders)
+        result = run_recbole_prmkd("SASRec", "tiny", config_dict=given)["result"]
+        reused.append(result["steps"]["teacher UniSRec"]["reused"])
+    assert reused == [False, False, True, False, True]

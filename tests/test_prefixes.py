@@ -102,3 +102,15 @@ def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):
     others = torch.nonzero(users > 12).squeeze(1)
     assert why_not_shared(net, config, split.train.select(torch.cat([single, others]))) == ahead
     assert "nothing to share" in why_not_shared(net, config, split.train.select(single))
+
+
+@pytest.mark.parametrize("model", ["SASRec", "STAMP"])
+def test_a_model_whose_scores_are_still_tiny_is_looked_at_closely(model, student, monkeypatch):
+    net, config, split = student(model)
+    for parameter in net.parameters():
+        parameter.data *= 0.1
+    if model == "SASRec":
+        assert why_not_shared(net, config, split.train) is None
+        mask = net.get_attention_mask
+        monkeypatch.setattr(net, "get_attention_mask", lambda item_seq: mask(item_seq, bidirectional=True))
+    assert why_not_shared(net, config, split.train) is not None

@@ -100,7 +100,8 @@ class CausalTeacher(Teacher):
         for index in by_length(length.cpu(), _PLACES):
             rows = index.to(length.device)
             longest = max(1, int(length[rows[0]]))
-            vectors.append(self.encode_histories(item_seq[rows, :longest], length[rows], items))
+            states = self.encode_histories(item_seq[rows, :longest], length[rows].clamp(min=1), items)
+            vectors.append(states * (length[rows] > 0).unsqueeze(-1))  # nothing is known of a row without a history
             order.append(rows)
         return torch.cat(vectors)[torch.cat(order).argsort()]  # [B, D]
 

@@ -16,6 +16,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+from recbole.evaluator.register import metrics_dict
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
@@ -117,12 +118,19 @@ def teacher_config(name: str, student: Config) -> Config:
         config = Config(model=name, dataset=student["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = student[key]
+    # Teachers see rows, not a data set to count popularity or coverage in.
+    config["metrics"] = [name for name in config["metrics"] if not _counts_data(name)]
     # The metric that a teacher stops on is computed whatever the student reports.
     metric, _, cutoff = config["valid_metric"].partition("@")
     if metric.lower() not in (known.lower() for known in config["metrics"]):
         config["metrics"] = [*config["metrics"], metric]
     config["topk"] = sorted({*config["topk"], *([int(cutoff)] if cutoff else [])})
     return config
+
+
+def _counts_data(metric: str) -> bool:
+    known = metrics_dict.get(metric.lower())
+    return known is not None and any(need.startswith("data.") for need in known.metric_need)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,10 @@ class FittedTeacher:
         return sum(tensor.numel() for tensor in self.model.parameters())
 
 
+# What a teacher takes of the student's settings and its weights depend on; named where it is not as usual.
+_SHARED_WITH_STUDENT = {"enable_amp": False, "metric_decimal_place": 4}
+
+
 def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
     config = teacher_config(name, student)
@@ -125,6 +129,7 @@ def _identity(
         "items": artifacts.digest(data.item_tokens),
         "rows": data.fit.digest(),
         "holdout": data.holdout.digest(),
+        **{key: config[key] for key, usual in _SHARED_WITH_STUDENT.items() if config[key] != usual},
     }
 
 
@@ -154,18 +159,28 @@ def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, floa
             TrainDataLoader(config, dataset, None, shuffle=True) if reason else WindowLoader(config, dataset, data.fit)
         )
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
-        score, _ = trainer.fit(train, holdout, show_progress=config["show_progress"])
+        trainer.fit(train, holdout, show_progress=config["show_progress"])
         # The best epoch's weights, read back as RecBole does before a test.
-        trainer.evaluate(holdout, load_best_model=True)
-    return time.time() - started, float(score)
+        score = _valid_score(trainer, holdout, best=True)
+    return time.time() - started, score
 
 
 def _score(model: Teacher, config: Config, data: TeacherData) -> float:
     """Its valid_metric on the holdout, as it is."""
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = quiet_trainer(Trainer, config, model, Path(folder))
-        return float(calculate_valid_score(trainer.evaluate(holdout, load_best_model=False), trainer.valid_metric))
+        return _valid_score(quiet_trainer(Trainer, config, model, Path(folder)), holdout, best=False)
+
+
+def _valid_score(trainer: Trainer, holdout: FullSortEvalDataLoader, best: bool) -> float:
+    """valid_metric on the holdout; 0, with a message, where it is empty."""
+    result = trainer.evaluate(holdout, load_best_model=best)
+    if holdout.sample_size == 0:
+        getLogger().warning(
+            "No user has two training rows with a history, so the teacher has no holdout: it trains to its last epoch."
+        )
+        return 0.0
+    return float(calculate_valid_score(result, trainer.valid_metric))
 
 
 @contextmanager

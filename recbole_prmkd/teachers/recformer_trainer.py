@@ -140,7 +140,8 @@ class SampledRows:
 
     def _drawn(self) -> Tensor:
         """Row numbers in random order."""
-        order = torch.randperm(len(self.users), generator=self.loader.generator)  # [N]
+        rows = torch.as_tensor(vars(self.loader)["dataset"])  # all, or those that a curriculum shows
+        order = rows[torch.randperm(len(rows), generator=self.loader.generator)]  # [N]
         if self.one_per_user:
             order = order[torch.argsort(self.users[order], stable=True)]  # each user's rows, shuffled
             users = self.users[order]
@@ -148,4 +149,4 @@ class SampledRows:
             first[1:] = users[1:] != users[:-1]
             order = order[first]  # [users]
             order = order[torch.randperm(len(order), generator=self.loader.generator)]
-        return order[: self.number]
+        return order[: self.number]  # a curriculum may show fewer
