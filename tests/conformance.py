@@ -172,21 +172,23 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     )
     batch = next(iter(test_data))[0].to(config["device"])
     stored = ranking_of(net, batch)
-    clear_graph_cache(net)
-    fresh = ranking_of(net, batch)
+    fresh = [ranking_of(net, batch, from_cache=False) for _ in range(2)]
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
     metrics = [dict(trainer.evaluate(test_data, load_best_model=False, show_progress=False)) for _ in range(2)]
     if metrics[0] != metrics[1]:
         return paths[0], "ok; its metrics differ from one evaluation to the next"
-    torch.testing.assert_close(stored, fresh, rtol=1e-5, atol=1e-7, msg="the checkpoint holds a stale cache")
+    if fresh[0] is None or torch.equal(*fresh):  # NGCF's graph pass has dropout even when it is evaluated
+        torch.testing.assert_close(stored, fresh[0], rtol=1e-5, atol=1e-7, msg="the checkpoint holds a stale cache")
     assert metrics[0] == dict(returned["test_result"]), f"{metrics[0]} is not {returned['test_result']}"
     return paths[0], "ok"
 
 
 @torch.no_grad()
-def ranking_of(model, batch) -> torch.Tensor | None:
-    """The scores of all items, from the graph cache where the model holds one; None where it scores pairs alone."""
+def ranking_of(model, batch, from_cache: bool = True) -> torch.Tensor | None:
+    """The scores of all items, also from the graph cache that the model may hold; None where it scores pairs alone."""
     model.eval()
+    if not from_cache:
+        clear_graph_cache(model)
     try:
         return model.full_sort_predict(batch)
     except NotImplementedError:
