@@ -172,9 +172,9 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     )
     batch = next(iter(test_data))[0].to(config["device"])
     stored = ranking_of(net, batch)
-    fresh = [ranking_of(net, batch, from_cache=False) for _ in range(2)]
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, net)
     metrics = [dict(trainer.evaluate(test_data, load_best_model=False, show_progress=False)) for _ in range(2)]
+    fresh = [ranking_of(net, batch, from_cache=False) for _ in range(2)]
     if metrics[0] != metrics[1]:
         return paths[0], "ok; its metrics differ from one evaluation to the next"
     if fresh[0] is None or torch.equal(*fresh):  # NGCF's graph pass has dropout even when it is evaluated
