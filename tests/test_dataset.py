@@ -86,23 +86,25 @@ def test_later_items_are_the_rest_of_the_training_split(settings):
         assert [i for i in [*before, int(split.train.targets[n]), *after] if i] == mine
 
 
-def test_pre_split_files_are_taken_as_they_are(settings, tmp_path):
-    data = tmp_path / "data" / "tiny"
+def pre_split(settings, folder, files):
+    """The split of a sequential student from files of histories; files: part -> lines."""
+    data = folder / "data" / "tiny"
     data.mkdir(parents=True)
-    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
-    for part, rows in {
-        "train": ["a\tx y\tz", "b\tz\tx", "a\ty\tx"],
-        "valid": ["a\tx z\ty"],
-        "test": ["b\tx y z\tx"],
-    }.items():
-        (data / f"tiny.{part}.inter").write_text(header + "\n".join(rows) + "\n")
-    split = split_of(
+    for part, lines in files.items():
+        header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+        (data / f"tiny.{part}.inter").write_text(header + "\n".join(lines) + "\n")
+    return split_of(
         settings,
-        data_path=str(tmp_path / "data"),
+        data_path=str(folder / "data"),
         benchmark_filename=["train", "valid", "test"],
         alias_of_item_id=["item_id_list"],
         load_col={"inter": ["user_id", "item_id", "item_id_list"]},
     )
+
+
+def test_pre_split_files_are_taken_as_they_are(settings, tmp_path):
+    files = {"train": ["a\tx y\tz", "b\tz\tx", "a\ty\tx"], "valid": ["a\tx z\ty"], "test": ["b\tx y z\tx"]}
+    split = pre_split(settings, tmp_path, files)
     assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("y",), "x")}
     assert as_sets(split.test, split) == {("b", ("x", "y", "z"), "x")}
 
@@ -178,18 +180,7 @@ def test_pre_split_rows_of_a_student_without_histories_are_in_time_order(with_ti
 
 
 def test_rows_that_stand_in_any_order_are_rebuilt(settings, tmp_path):
-    data = tmp_path / "data" / "tiny"
-    data.mkdir(parents=True)
-    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
     files = {"train": ["a\tx y\tz", "b\tz\tx", "a\tx\ty"], "valid": ["a\tx y z\ty"], "test": ["b\tz x\ty"]}
-    for part, lines in files.items():
-        (data / f"tiny.{part}.inter").write_text(header + "\n".join(lines) + "\n")
-    split = split_of(
-        settings,
-        data_path=str(tmp_path / "data"),
-        benchmark_filename=["train", "valid", "test"],
-        alias_of_item_id=["item_id_list"],
-        load_col={"inter": ["user_id", "item_id", "item_id_list"]},
-    )
+    split = pre_split(settings, tmp_path, files)
     assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("x",), "y")}
     assert ("a", ("z",), "y") in as_sets(split.later, split)  # so what came after them is known
