@@ -62,6 +62,15 @@ def test_what_the_user_sets_stands_for_all_cells(settings):
         assert config["valid_metric"].upper() == "NDCG@10"
 
 
+def test_a_context_student_may_come_first_with_other_eval_args(settings):
+    """Its own defaults, metrics of values, would be refused beside a ranking."""
+    sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "uni3", "test": "full"}}
+    grid = make_grid("none,mean", "DeepFM", "tiny", "1", None, settings(eval_args=sampled))
+    for cell in grid.cells():
+        config = grid.config(cell)
+        assert config["eval_args"]["mode"] == sampled["mode"] and "NDCG" in config["metrics"]
+
+
 def test_a_folder_goes_on_only_with_its_own_settings(tmp_path):
     first = Grid(("a",), ("SASRec",), ("none",), (1, 2), {"epochs": 3})
     assert open_folder(first, tmp_path / "out") == first == read_grid(tmp_path / "out")

@@ -30,6 +30,7 @@ FIRST_SEED, SEEDS, MOST_SEEDS = 2020, 5, 100  # RecBole's own default seed is 20
 BASELINE = "none"
 # What the lists of the comparison or its own jobs decide.
 _DECIDED = {"model", "dataset", "datasets", "kd", "seed", "kd_output_dir", "kd_save_ranks", "gpu_id", "show_progress"}
+_PROTOCOL = {"kd_protocol": "ranking"}
 _LISTS = ("datasets", "models", "kds", "seeds")
 
 
@@ -78,7 +79,7 @@ class Grid:
 
     def settings_of(self, cell: Cell, tuned: bool = True) -> dict[str, Any]:
         """Everything that a cell's run is given beside model and data set, but for its folder."""
-        shared = {"kd_protocol": "ranking", "kd_teacher_seed": self.seeds[0], "kd_shared_prefixes": True}
+        shared = {**_PROTOCOL, "kd_teacher_seed": self.seeds[0], "kd_shared_prefixes": True}
         own = {"kd": cell.kd, "seed": cell.seed, "kd_save_ranks": True, "kd_rebuild": False, "show_progress": False}
         found = self.tuned.get((cell.dataset, cell.model, cell.kd), {}) if tuned else {}
         settings = {**shared, **self.settings, **found, **own}
@@ -132,7 +133,7 @@ def make_grid(
     given = {key: value for key, value in view.user.items() if key not in _DECIDED}
     data_path = {"data_path": str(Path(view["data_path"] or "dataset").resolve())}
     with no_command_line():
-        base = load_config(students[0], data[0], None, {**given, **data_path})
+        base = load_config(students[0], data[0], None, {**_PROTOCOL, **given, **data_path})
     settings = {**with_absolute_paths(given, base), **data_path}
     return Grid(data, students, names, numbers, artifacts.as_json(settings))
 
