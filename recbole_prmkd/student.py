@@ -9,7 +9,7 @@ Four paths, the first that works on the first batch:
 All share the step's own forward pass where the model makes the same one again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
@@ -25,26 +25,13 @@ from torch import Tensor, nn
 from recbole_prmkd.candidates import Pairs
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.factorised import candidates_alone
+from recbole_prmkd.logits import as_logits
 from recbole_prmkd.positives import UserRows, positive_rows
 from recbole_prmkd.prefixes import WINDOW
 from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
 _PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
-
-
-def _logit(probability: Tensor) -> Tensor:
-    return probability.float().clamp(1e-6, 1 - 1e-6).logit()
-
-
-# Scores on another scale than logits, and what makes logits of them. A context model is named for its `forward`,
-# since its `predict` always is a probability.
-_AS_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
-    **dict.fromkeys(("DCNV2", "KD_DAGFM", "DMF", "NeuMF", "NNCF", "DIN", "DIEN", "CDAE", "MCCLK"), _logit),
-    **dict.fromkeys(("FISM", "NAIS"), lambda score: _logit(_logit(score))),  # their predict takes the sigmoid twice
-    "RepeatNet": lambda distribution: distribution.float().clamp(min=1e-12).log(),
-}
-_LOGITS_IF = {"CDAE": ("out_activation", "relu"), "MCCLK": ("loss_type", "bpr")}  # with these they are logits already
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -213,7 +200,7 @@ class StudentScorer:
         clear_graph_cache(self.model)
         with self._kept_forward(shared=True):
             scores = self.model.full_sort_predict(interaction)
-        return self._as_logits(scores.view(_rows(interaction), -1))
+        return as_logits(self.model, scores.view(_rows(interaction), -1))
 
     def _factorised(self, interaction: Interaction, places: Tensor, items: Tensor) -> Tensor:
         """Scores of the rows at `places` for items [C], or [B, C] of each row; [B, C]."""
@@ -243,14 +230,7 @@ class StudentScorer:
     def _pair_logits(self, pairs: Interaction) -> Tensor:
         context = self.config["MODEL_TYPE"] == ModelType.CONTEXT
         scores = self.model.forward(pairs) if context else self.model.predict(pairs)
-        return self._as_logits(scores.view(-1))
-
-    def _as_logits(self, scores: Tensor) -> Tensor:
-        """The model's scores as logits, whatever their own scale."""
-        name = type(self.model).__name__
-        key, value = _LOGITS_IF.get(name, ("model", None))
-        already = name not in _AS_LOGITS or str(self.config[key]).lower() == value
-        return scores if already else _AS_LOGITS[name](scores)
+        return as_logits(self.model, scores.view(-1))
 
     def _keep_logits(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 2:
