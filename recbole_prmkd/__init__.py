@@ -12,7 +12,7 @@ The package reads as the data flows:
 - `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
 - `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
 - `students`: models of our own to distil into, beside RecBole's
-- `student`, `factorised`, `logits`, `positives`: the student's own scores, cheaply and on one scale; the rows of a batch
+- `student`, `factorised`, `logits`, `positives`: the student's own scores, cheaply, on one scale; a batch's rows
 - `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding
 - `warm_start`, `dropout`: where a student's items start, its dropout while it is distilled
 - `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
