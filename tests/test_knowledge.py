@@ -105,8 +105,9 @@ def test_objective_by_hand(built):
     items = torch.unique(batch["item_id"])
     total = 0.0
     for n, row in enumerate(rows.tolist()):
-        later = set(split.later.histories(torch.tensor([row]), 99)[0][0].tolist()) - {int(batch["item_id"][n])}
-        mine = torch.tensor([item for item in items.tolist() if item not in later])
+        theirs = [part.histories(torch.tensor([row]), 99)[0][0] for part in (split.later, split.train)]
+        others = set(torch.cat(theirs).tolist()) - {int(batch["item_id"][n])}  # this student knows no order
+        mine = torch.tensor([item for item in items.tolist() if item not in others])
         target = (knowledge.scores(rows[n : n + 1], mine)[0][0, 0] / teacher.model.temperature).softmax(0)
         student = scorer.table[row, mine].log_softmax(0)
         total += functional.kl_div(student, target, reduction="sum").item()
