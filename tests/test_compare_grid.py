@@ -182,6 +182,17 @@ def test_a_job_with_other_settings_leaves_no_result_of_the_one_before(tmp_path, 
     assert not (tmp_path / results.RESULT).is_file()
 
 
+def test_one_comparison_at_a_time_in_a_folder(tmp_path):
+    with (
+        run._alone(tmp_path),
+        pytest.raises(UserError, match=r"Another comparison runs in .*--kd_output_dir"),
+        run._alone(tmp_path),
+    ):
+        raise AssertionError("two of them")
+    with run._alone(tmp_path):  # free again
+        pass
+
+
 def test_an_ensemble_has_no_student_to_start():
     grid = Grid(("a",), ("SASRec",), ("mean", "ensemble"), (1,), {"kd_item_init": "text"})
     assert ["kd_item_init" in grid.settings_of(cell) for cell in grid.cells()] == [True, False]

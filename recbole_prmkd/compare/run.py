@@ -7,12 +7,14 @@ Cells that have ended with these settings are not run again, so the same command
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
@@ -37,6 +39,9 @@ from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
+
+
+_LOCK = ".running"
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def run_comparison(
     print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
     gpus = chosen_gpus(user_setting("gpu_id", config_file_list, config_dict), gpus)
 
-    with cluster(ray_address) if ray_address else nullcontext():
+    with _alone(folder), cluster(ray_address) if ray_address else nullcontext():
 
         def here(number: int | None) -> Local:
             return workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
@@ -110,6 +115,22 @@ def run_comparison(
     told = {by_name[path]: f"{error} (log: {path / LOG})" for path, error in failed.items()}
     write_report(whole, folder, told)
     return Outcome(folder, told)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other comparison writes to the folder; a process that is killed leaves it free.
+
+    Raises:
+        UserError: another one does.
+    """
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"Another comparison runs in {folder}: wait for its end, or name another --kd_output_dir."
+        ) from None
 
 
 def is_finished(cell: Cell, job: Job) -> bool:
