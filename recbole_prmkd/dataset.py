@@ -97,6 +97,19 @@ class _Sequences:
         order = torch.argsort(users, stable=True)
         return _Sequences(users[order], items[order])
 
+    def followed_row_by_row(self, users: Tensor, targets: Tensor, order: Tensor) -> tuple[Rows, "_Sequences"]:
+        """Rows [N] that follow on the sequences and on each other, and the sequences with their targets at the ends.
+
+        order: [N] numbers of the rows, by user, each user's in time order.
+        """
+        sorted_users = users[order]
+        whole = self.followed_by(sorted_users, targets[order])
+        rank = torch.empty_like(order)  # among the user's rows
+        rank[order] = torch.arange(len(order)) - torch.searchsorted(sorted_users, sorted_users)
+        start = torch.searchsorted(whole.users, users)
+        before = self.rows(users, targets).lengths
+        return Rows(users, targets, start, start + before + rank, whole.items), whole
+
 
 def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
     """RecBole's training rows in RecBole's order, and the users' training sequences."""
@@ -104,29 +117,23 @@ def _train_rows(train: Dataset) -> tuple[Rows, _Sequences]:
     given = _given_histories(train)
     order = _in_time_order(train, users, given)
     if given is None:
-        sequences = _Sequences(users[order], targets[order])
-        stop = torch.empty_like(order)
-        stop[order] = torch.arange(len(order))
-        return Rows(users, targets, torch.searchsorted(sequences.users, users), stop, sequences.items), sequences
+        return _Sequences(users[:0], targets[:0]).followed_row_by_row(users, targets, order)
     # A sequential data set: a user's first row holds the items before it, every row adds its target.
     histories, lengths = given
     sorted_users = users[order]
     first = order[torch.searchsorted(sorted_users, torch.unique(sorted_users))]  # [users]
     inside = torch.arange(histories.shape[1]) < lengths[first][:, None]
     before = _Sequences(users[first].repeat_interleave(lengths[first]), histories[first][inside])
-    sequences = before.followed_by(sorted_users, targets[order])
-    start = torch.searchsorted(sequences.users, users)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order)) - torch.searchsorted(sorted_users, sorted_users)
-    first_length = torch.zeros(int(users.max()) + 1, dtype=torch.int64)
-    first_length[users[first]] = lengths[first]
-    rows = Rows(users, targets, start, start + first_length[users] + rank, sequences.items)
+    rows, sequences = before.followed_row_by_row(users, targets, order)
     return (rows if _agree(rows, given) else _as_given(users, targets, given)), sequences
 
 
 def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Row numbers by user, each user's in time order, as RecBole keeps them but for pre-split files: these are read as
-    they stand, so time decides there, or the length of the histories that they give."""
+    """Row numbers by user, each user's in time order.
+
+    RecBole keeps them so, but for pre-split files, which it reads as they stand: there time decides, or the length of
+    the histories that they give.
+    """
     first: Tensor | None = given[1] if given is not None else None
     if train.config["benchmark_filename"] and given is None:
         if train.time_field in train.inter_feat:
@@ -157,12 +164,7 @@ def _evaluation_rows(part: Dataset, sequences: _Sequences) -> Rows:
     given = _given_histories(part)
     if given is None:
         return sequences.rows(users, targets)
-    whole, before = sequences.followed_by(users, targets), sequences.rows(users, targets).lengths
-    order = torch.argsort(users, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order)) - torch.searchsorted(users[order], users[order])
-    start = torch.searchsorted(whole.users, users)
-    rows = Rows(users, targets, start, start + before + rank, whole.items)
+    rows, _ = sequences.followed_row_by_row(users, targets, torch.argsort(users, stable=True))
     return rows if _agree(rows, given) else _as_given(users, targets, given)
 
 

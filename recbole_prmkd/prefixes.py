@@ -239,6 +239,14 @@ def _each_length(length: Tensor) -> list[Tensor]:
     return [torch.nonzero(length == size).squeeze(1) for size in length.unique()]
 
 
+def alike(ours: Tensor, wanted: Tensor) -> bool:
+    """Whether scores are the same up to rounding, against their spread: an untrained model's may be very small."""
+    tolerance = max(1e-4, 4 * torch.finfo(wanted.dtype).eps)  # half precision under AMP
+    ours, wanted = ours.float(), wanted.float()
+    spread = float(wanted.std())
+    return spread > 0 and torch.allclose(ours, wanted, rtol=tolerance, atol=tolerance * spread)
+
+
 def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> str | None:
     """None where shared prefixes give the model's own loss and scores on a few real rows; else the reason.
 
@@ -276,12 +284,9 @@ def why_not_shared(model: AbstractRecommender, config: Config, rows: Rows) -> st
             with shared_prefixes(model, _each_length):
                 shared_loss, shared_scores = model.calculate_loss(batch), model.full_sort_predict(batch)
             scores, shared_scores = scores.view(len(sample), -1), shared_scores.view(len(sample), -1)
-        # Against their spread: an untrained model may give tiny scores, and then its loss is the same in any case.
-        spread = float(scores.std())
-        same = torch.allclose(loss, shared_loss, rtol=1e-4, atol=1e-5) and torch.allclose(
-            scores, shared_scores, rtol=1e-4, atol=1e-4 * spread
-        )
-        return None if same and spread > 0 else "its state at a position depends on later items"
+        # The loss alone would not tell: of tiny scores it is the same in any case.
+        same = torch.allclose(loss, shared_loss, rtol=1e-4, atol=1e-5) and alike(shared_scores, scores)
+        return None if same else "its state at a position depends on later items"
     except Exception as error:  # whatever a foreign model raises on windows means that it cannot share
         return f"it does not accept windows ({type(error).__name__})"
     finally:

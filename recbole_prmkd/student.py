@@ -27,7 +27,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.factorised import candidates_alone
 from recbole_prmkd.logits import as_logits
 from recbole_prmkd.positives import UserRows, positive_rows
-from recbole_prmkd.prefixes import WINDOW
+from recbole_prmkd.prefixes import WINDOW, alike
 from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
@@ -181,7 +181,7 @@ class StudentScorer:
             except Exception:  # whatever a foreign model raises where a later step needs the scores of all items
                 return False
             wanted = scores[:, items[: ours.shape[-1]]]
-            if ours.shape != wanted.shape or not _alike(ours, wanted):
+            if ours.shape != wanted.shape or not alike(ours, wanted):
                 return False
         return True
 
@@ -262,14 +262,6 @@ class StudentScorer:
                 del model.__dict__["forward"]
             else:
                 model.forward = had
-
-
-def _alike(ours: Tensor, wanted: Tensor) -> bool:
-    """Whether scores are the same up to rounding, against their spread: an untrained model's may be very small."""
-    tolerance = max(1e-4, 4 * torch.finfo(wanted.dtype).eps)  # half precision under AMP
-    ours, wanted = ours.float(), wanted.float()
-    spread = float(wanted.std())
-    return spread > 0 and torch.allclose(ours, wanted, rtol=tolerance, atol=tolerance * spread)
 
 
 def _rows(interaction: Interaction) -> int:

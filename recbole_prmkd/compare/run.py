@@ -31,7 +31,7 @@ from recbole_prmkd.compare.schedule import (
     visible_gpus,
     workers_here,
 )
-from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, tuned_settings
+from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, with_winners
 from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, preset
@@ -39,8 +39,6 @@ from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
-
-
 _LOCK = ".running"
 
 
@@ -102,13 +100,13 @@ def run_comparison(
 
         sweeps = sweep_jobs(grid, folder, ray_address)  # one at a time: each runs its trials side by side
         failed = run_jobs(sweeps, here(1), "tune", title="sweeps") if sweeps else {}
-        grid = replace(grid, tuned=tuned_settings(grid, folder)) if grid.tune else grid
+        grid = with_winners(grid, folder)
         cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells() if is_tuned(grid, cell)}
         left = [job for cell, job in cells.items() if not is_finished(cell, job)]
         todo = [*preparations(grid, left, folder), *left]
         if todo:
             failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left))
-        measured = cost_jobs(replace(whole, tuned=tuned_settings(whole, folder)) if whole.tune else whole, folder)
+        measured = cost_jobs(with_winners(whole, folder), folder)
         if measured:  # one at a time, so that none disturbs another
             failed |= run_jobs(measured, workers(1), "cost", title="serving cost")
     by_name = {job.folder: job.name for job in (*sweeps, *todo, *measured)}
@@ -135,18 +133,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def is_finished(cell: Cell, job: Job) -> bool:
     """Whether the cell's folder holds the result of this very job."""
+    return _result(cell, job) is not None
+
+
+def _result(cell: Cell, job: Job) -> results.RunResult | None:
     if not job.written():
-        return False
+        return None
     try:
         run = results.read(job.folder)
     except UserError:
-        return False
-    return (run.config["model"], run.config["dataset"], run.config["kd"], run.seed) == (
-        cell.model,
-        cell.dataset,
-        cell.kd,
-        cell.seed,
-    )
+        return None
+    made = run.config["model"], run.config["dataset"], run.config["kd"], run.seed
+    return run if made == (cell.model, cell.dataset, cell.kd, cell.seed) else None
 
 
 def check_finished(grid: Grid, folder: Path) -> None:
@@ -157,11 +155,11 @@ def check_finished(grid: Grid, folder: Path) -> None:
     """
     for cell in grid.cells():
         job = _cell_job(grid, cell, folder)
-        if not is_finished(cell, job):
+        run = _result(cell, job)
+        if run is None:
             continue
-        made = results.read(job.folder).config
         for key, value in {**defaults(), **preset(cell.kd)}.items():
-            before = made.get(key, defaults()[key])  # a key that is newer than the cell
+            before = run.config.get(key, defaults()[key])  # a key that is newer than the cell
             if key not in {*job.settings, *_SETTLED} and before != value:
                 raise UserError(
                     f"{cell} was made with {key} {before}, which is {value} by now: name another --kd_output_dir, or "

@@ -4,6 +4,7 @@ All sweeps have the same file, the same number of trials and the first seed; eac
 student has, and the student alone no kd_ key. The winner on validation gives the settings of all seeds.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def tuned_settings(grid: Grid, folder: Path) -> dict[tuple[str, str, str], dict[
             best = yaml.safe_load(file.read_text(encoding="utf-8"))
             found[cell.dataset, cell.model, cell.kd] = {key: best[key] for key in space_of(grid, cell)}
     return found
+
+
+def with_winners(grid: Grid, folder: Path) -> Grid:
+    """The grid with the settings that its sweeps have found; as it is where it has none."""
+    return replace(grid, tuned=tuned_settings(grid, folder)) if grid.tune else grid
 
 
 def _first_cells(grid: Grid) -> list[Cell]:
