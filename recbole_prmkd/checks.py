@@ -16,9 +16,9 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
 from recbole_prmkd.peers import PEERS
 from recbole_prmkd.peers.ensemble import ENSEMBLE
-from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.pretrained import checkpoint_of
-from recbole_prmkd.teachers.vectors import check_vectors
+from recbole_prmkd.teachers.vectors import Vectors, check_vectors
 from recbole_prmkd.text import text_fields
 from recbole_prmkd.warm_start import source_of
 
@@ -61,7 +61,7 @@ def check_run(config: Config, output: Path) -> None:
         _check_student(config)
         _check_objective(config)
     start = source_of(config)
-    if start in TEACHERS:
+    if start not in ("none", "text"):
         teachers.append(start)
     if teachers:
         _check_split(config)
@@ -182,13 +182,13 @@ def _check_split(config: Config) -> None:
 
 
 def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
-    if any(TEACHERS[teacher].item_text != "nothing" for teacher in teachers):
+    if any(teacher_class(teacher).item_text != "nothing" for teacher in teachers):
         _check_text(config)
     check_images(config)
     for teacher in teachers:
         checkpoint_of(teacher, config)
-    if "Vectors" in teachers:
-        check_vectors(config)
+        if teacher_class(teacher) is Vectors:
+            check_vectors(teacher, config)
 
 
 def _check_text(config: Config) -> None:

@@ -6,6 +6,7 @@ user's files, dict and command line.
 """
 
 import copy
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-_PATHS = ("kd_cache_dir", "kd_teacher_dir", "kd_text_file", "kd_item_images")
+_PATHS = re.compile(
+    r"kd_(cache_dir|teacher_dir|text_file|item_images|\w+_checkpoint|vectors_(\w+_)?(items|users|rows))"
+)
 RANKING_METRICS = {"metrics": ["Recall", "MRR", "NDCG", "Hit", "Precision"], "valid_metric": "MRR@10"}
 
 
@@ -116,8 +119,7 @@ def with_absolute_paths(settings: Mapping[str, Any], base: Config) -> dict[str, 
     base: the configuration that these settings give.
     """
     absolute = dict(settings)
-    checkpoints = [key for key in base.parameters["Distillation"] if key.endswith("_checkpoint")]
-    for key in (*_PATHS, *checkpoints):
+    for key in filter(_PATHS.fullmatch, base.parameters["Distillation"]):
         if base[key]:
             absolute[key] = str(Path(base[key]).resolve())
     if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,22 @@ def preset(kd: str) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
+def kind_of(teacher: str) -> str:
+    """What kind of teacher a name in kd_teachers is of: UniSRec for `UniSRec`, and for `UniSRec_text`."""
+    return teacher.partition("_")[0]
+
+
+def of_further_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The keys kd_<kind>_<word>_<key> among these, each with its teacher, in lower case, and the kind's own key."""
+    own = _teacher_keys(kinds)
+    pattern = re.compile(rf"(kd_({'|'.join(kinds).lower()})_)([a-z0-9]+)_(\w+)")
+    found = {key: match for key in settings if key not in own and (match := pattern.fullmatch(key))}
+    return {key: (f"{m[2]}_{m[3]}", m[1] + m[4]) for key, m in found.items() if m[1] + m[4] in own}
+
+
 def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's own properties with the user's `kd_<teacher>_<key>` put in."""
-    merged = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
+    merged = read_yaml(properties_dir() / "model" / f"{kind_of(teacher)}.yaml")
     for key in merged:
         given = f"kd_{teacher}_{key}".lower()
         if given in settings:
@@ -74,8 +87,8 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         UserError: unknown key (names the nearest legal one), wrong type, out of range, unknown teacher.
     """
     names = list(teachers)
-    of_teachers = _teacher_keys(names)
-    legal = {**key_table(), **of_teachers}
+    legal = {**key_table(), **_teacher_keys(names)}
+    legal |= {key: legal[of_kind] for key, (_, of_kind) in of_further_teachers(settings, names).items()}
     result = {}
     for key, value in settings.items():
         if key != "kd" and not key.lower().startswith("kd_"):
@@ -84,17 +97,35 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
             raise UserError(f"Unknown key {key!r}: {nearest(key, legal)}.")
         result[key] = _value(key, value, legal[key])
     for teacher in result.get("kd_teachers", []):
-        if teacher not in names:
-            raise UserError(f"Unknown teacher {teacher!r} in kd_teachers: {nearest(teacher, names)}.")
-    starts = ["none", "auto", "text", *names]
-    if result.get("kd_item_init", "none") not in starts:
-        raise UserError(f"kd_item_init = {result['kd_item_init']!r} is not legal: use one of {', '.join(starts)}.")
+        _check_name(teacher, names, "in kd_teachers")
+    start = result.get("kd_item_init", "none")
+    if start not in ("none", "auto", "text"):
+        if kind_of(start) not in names:
+            starts = ", ".join(["none", "auto", "text", *names])
+            raise UserError(f"kd_item_init = {start!r} is not legal: use one of {starts}.")
+        _check_name(start, names, "in kd_item_init")
     if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):
-        raise UserError(f"kd_teachers names a teacher twice: {result['kd_teachers']}; name each once.")
+        raise UserError(
+            f"kd_teachers names a teacher twice: {result['kd_teachers']}; name each once, and a further one of its "
+            "kind, with settings of its own, <Teacher>_<word>."
+        )
     return result
 
 
-def _teacher_keys(teachers: list[str]) -> dict[str, dict[str, Any]]:
+def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
+    """Refuse a teacher whose kind is unknown, or whose keys could not be told from those of another."""
+    kind, _, word = teacher.partition("_")
+    if kind not in kinds:
+        raise UserError(f"Unknown teacher {teacher!r} {where}: {nearest(teacher, kinds)}.")
+    own = teacher_settings(kind, {})
+    if teacher != kind and (not re.fullmatch("[a-z0-9]+", word) or any(f"{word}_{key}" in own for key in own)):
+        raise UserError(
+            f"Teacher {teacher!r} {where}: a further {kind} is {kind}_<word>, the word of small letters and digits and "
+            "no part of the kind's own keys, such as text or 2."
+        )
+
+
+def _teacher_keys(teachers: Iterable[str]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     for teacher in teachers:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}

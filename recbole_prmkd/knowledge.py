@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_prmkd import artifacts, passes
+from recbole_prmkd.keys import kind_of
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.teachers import Teacher
@@ -116,7 +117,7 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
     }
     if teacher.model.reads_rows:
         identity["users"] = artifacts.digest([data.train.users])
-    kind = f"knowledge-{teacher.name}"
+    kind = f"knowledge-{kind_of(teacher.name)}"
     rebuild = student["kd_rebuild"]
     stored = None if rebuild else artifacts.find(root, kind, identity)
     if stored is not None:

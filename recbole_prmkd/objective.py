@@ -12,6 +12,7 @@
 arXiv 2401.00797; what the paper leaves open is our choice and a key in `properties/kd.yaml`.
 """
 
+import math
 from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
@@ -36,6 +37,7 @@ from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, so
 # Rows of a batch that have a kd_loss where kd_max_rows is auto and scores are no by-product of the student's loss:
 # a sequential student needs more of them, since each has its own history.
 _ROWS, _ROWS_IN_ORDER = 64, 256
+_EVERY = 16  # kd_every where it is auto, for students without order whose scores are no by-product
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -58,7 +60,8 @@ class Objective:
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
-        self.epoch = 0  # the trainer counts it on
+        self.epoch = 0
+        self._batches, self._batch = 1, 0  # of the epoch: how many, and those that have begun
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
 
     def __str__(self) -> str:
@@ -78,6 +81,28 @@ class Objective:
             f"damping {config['kd_consistency_damping']}], curriculum[{curriculum}], "
             f"candidates[{config['kd_candidates']}, without {masked}]"
         )
+
+    def begin(self, epoch: int, batches: int) -> None:
+        """An epoch of so many batches starts."""
+        self.epoch, self._batches, self._batch = epoch, batches, 0
+
+    def due(self) -> bool:
+        """Whether the next batch has a kd_loss; the first of an epoch has one. To be asked once a batch."""
+        self._batch += 1
+        return (self._batch - 1) % self._every == 0
+
+    @property
+    def times(self) -> float:
+        """Batches of the epoch for each that has a kd_loss: their kd_loss times this sums to that of all batches."""
+        return self._batches / math.ceil(self._batches / self._every)
+
+    @property
+    def _every(self) -> int:
+        """`kd_every`; where it is auto, known after the first batch."""
+        every = self.config["kd_every"]
+        if every == "auto":
+            return 1 if self._in_order or self.scorer.shares_pass else _EVERY
+        return every
 
     def __call__(self, interaction: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""
@@ -112,7 +137,8 @@ class Objective:
             cosines.append(its_cosines)
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
         if self.epoch == 0 and not self._sums:
-            getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.")
+            some = f" Of {self._every} batches one has a kd_loss." if self._every > 1 else ""
+            getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.{some}")
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]

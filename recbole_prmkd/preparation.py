@@ -16,9 +16,10 @@ from torch import Tensor
 
 from recbole_prmkd.artifacts import Folder
 from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.keys import of_further_teachers
 from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
 from recbole_prmkd.result import StepResult
-from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
 from recbole_prmkd.text import item_text_vectors, prepare_item_text
@@ -73,7 +74,8 @@ def prepare(config: Config, steps: Steps) -> Prepared:
 
 def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedTeacher], list[Folder], Knowledge]:
     """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
-    wanted = {TEACHERS[name].item_text for name in config["kd_teachers"]}
+    _warn_of_unnamed(config)
+    wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
         with steps("text") as state:
             state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
@@ -105,6 +107,13 @@ def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence
         teacher = named[0] if named else fit_or_load(source, config, data)
         state["reused"] = teacher.reused
         return unit_items(teacher)[data.canonical]
+
+
+def _warn_of_unnamed(config: Config) -> None:
+    named = [str(name).lower() for name in (*config["kd_teachers"], config["kd_item_init"])]
+    for key, (teacher, _) in of_further_teachers(config.parameters["Distillation"], TEACHERS).items():
+        if teacher not in named:
+            getLogger().warning(f"{key} has no effect: kd_teachers names no {teacher}.")
 
 
 def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:

@@ -50,9 +50,9 @@ class DistillationMixin:
         """The host's epoch on the scheduled rows, then the epoch's record."""
         if isinstance(train_data, WindowLoader):
             train_data.epoch = epoch_idx
-        if self.objective is not None:
-            self.objective.epoch = epoch_idx
         share = self.curriculum.schedule(train_data, epoch_idx) if self.curriculum else 1.0
+        if self.objective is not None:
+            self.objective.begin(epoch_idx, len(interactions(train_data)))
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         if self.objective is not None:
             numbers = {**self.objective.epoch_means(), "share": share}
@@ -80,9 +80,13 @@ def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: fl
     """
 
     def loss(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
-        with objective.scorer.watching():
+        if objective.due():
+            with objective.scorer.watching():
+                rec_loss = calculate_loss(interaction, *args, **kwargs)
+            kd_loss = weight * objective.times * objective(interaction)
+        else:
             rec_loss = calculate_loss(interaction, *args, **kwargs)
-        kd_loss = weight * objective(interaction)
+            kd_loss = torch.zeros((), device=objective.config["device"])  # a loss in parts has as many in each batch
         if isinstance(rec_loss, tuple):
             objective.note("rec_loss", torch.stack([part.detach().sum() for part in rec_loss]).sum())
             return (kd_loss, *rec_loss)
@@ -107,7 +111,7 @@ class Curriculum:
         """Let the loader show this epoch's rows to both losses; returns their share of all rows."""
         config = self.config
         share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
-        loader = getattr(train_data, "general_dataloader", train_data)  # inside a knowledge model's loader
+        loader = interactions(train_data)
         if isinstance(loader, UserDataLoader):
             users, level = self._users
             show_only(loader, users[scheduled_rows(level, share, config["kd_curriculum"], config["seed"])])
@@ -128,6 +132,11 @@ class Curriculum:
         users, number = torch.unique(train.users, return_counts=True)
         rows = by_user[number.cumsum(0) - 1]  # [U] with the longest history
         return users, difficulty(train.lengths[rows], self.popularity[rows], self.config["kd_curriculum_mix"])
+
+
+def interactions(train_data: Any) -> Any:
+    """The loader of users' rows: a knowledge model's loader holds it beside one of triples."""
+    return getattr(train_data, "general_dataloader", train_data)
 
 
 def show_only(loader: Any, numbers: Tensor) -> None:

@@ -14,7 +14,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers import teacher_class
 
 AUTO = "auto"
 _ITEMS = {"IU_emb", "LI_emb", "IL_emb"}  # tables of items under other names: FPMC's
@@ -26,7 +26,7 @@ def source_of(config: Config) -> str:
     if config["kd_item_init"] != AUTO:
         return config["kd_item_init"]
     teachers = config["kd_teachers"] if config["kd"] != "none" else []
-    reads_text = not teachers or any(TEACHERS[name].item_text != "nothing" for name in teachers)
+    reads_text = not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers)
     return "text" if reads_text else teachers[0]
 
 

@@ -50,6 +50,13 @@ def test_presets_hold_legal_values(kd):
         ({"kd_teachers": ["UniSrec"]}, ["UniSrec", "UniSRec"]),
         ({"kd_teachers": []}, ["kd_teachers", "list"]),
         ({"kd_teachers": ["UniSRec", "UniSRec"]}, ["twice"]),
+        ({"kd_teachers": ["UniSrec_text"]}, ["UniSrec_text", "UniSRec"]),
+        ({"kd_teachers": ["UniSRec_Text"]}, ["UniSRec_<word>", "small letters"]),
+        ({"kd_teachers": ["UniSRec_a_b"]}, ["UniSRec_<word>"]),
+        ({"kd_teachers": ["Recformer_max"]}, ["no part of the kind's own keys"]),  # has max_rows_per_epoch
+        ({"kd_item_init": "UniSRec_"}, ["kd_item_init", "UniSRec_<word>"]),
+        ({"kd_unisrec_text_epoch": 3}, ["kd_unisrec_text_epoch", "did you mean"]),
+        ({"kd_unisrec_text_epochs": "three"}, ["kd_unisrec_text_epochs", "whole number"]),
         ({"kd_unisrec_epoch": 3}, ["kd_unisrec_epoch", "kd_unisrec_epochs"]),
         ({"kd_unisrec_epochs": "three"}, ["kd_unisrec_epochs", "whole number"]),
         ({"kd_text_encoder": 1.5}, ["kd_text_encoder", "text"]),
@@ -86,6 +93,15 @@ def test_what_a_shell_or_yaml_makes_of_a_value(given, wanted):
 def test_teacher_settings_take_the_users_values():
     assert keys.teacher_settings("UniSRec", {"kd_unisrec_epochs": 3})["epochs"] == 3
     assert keys.teacher_settings("UniSRec", {})["hidden_size"] == 300
+
+
+def test_a_further_teacher_of_a_kind_has_its_own_keys():
+    given = {"kd_teachers": ["UniSRec", "UniSRec_text"], "kd_unisrec_text_epochs": 3, "kd_item_init": "UniSRec_text"}
+    assert keys.checked(given, TEACHERS) == given
+    assert keys.teacher_settings("UniSRec_text", given) == {**keys.teacher_settings("UniSRec", {}), "epochs": 3}
+    assert keys.teacher_settings("UniSRec", given) == keys.teacher_settings("UniSRec", {})
+    found = keys.of_further_teachers([*given, "kd_unisrec_epochs", "kd_recformer_max_rows_per_epoch"], TEACHERS)
+    assert found == {"kd_unisrec_text_epochs": ("unisrec_text", "kd_unisrec_epochs")}
 
 
 def test_properties_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):

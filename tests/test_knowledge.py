@@ -68,6 +68,17 @@ def test_scores_are_the_live_teachers(built):
     torch.testing.assert_close(per_row, scores)
 
 
+def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, settings):
+    small = {key: value for key, value in settings().items() if key.startswith("kd_unisrec_")}
+    further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "wide")}
+    further |= {"kd_unisrec_wide_hidden_size": 24, "kd_item_init": "UniSRec_wide"}
+    *_, teachers, knowledge = built(kd_teachers=["UniSRec", "UniSRec_2", "UniSRec_wide"], **further)
+    assert [teacher.name for teacher in knowledge.teachers] == ["UniSRec", "UniSRec_2", "UniSRec_wide"]
+    first, same, wide = teachers
+    assert same.reused and same.digest == first.digest  # with the same settings it is the same
+    assert wide.digest != first.digest and wide.model.encode_items().shape[1] == 24
+
+
 def test_shuffled_teachers_give_each_row_the_scores_of_other_items(built):
     _, split, *_, true = built()
     *_, shuffled = built(kd_shuffled_teachers=True)

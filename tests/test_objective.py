@@ -1,5 +1,7 @@
 """The objective's short cuts change no number: rows in blocks, 1.0 and 0.0 for bools, NaN for the unknown."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.peers.teachers_list import teachers_list
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.top_items import teachers_first
+from recbole_prmkd.trainer import with_kd
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 N, ITEMS, PER_USER = 90, 40, 9
@@ -25,6 +28,7 @@ RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), (
 CONFIG = {
     **{key: value for key, value in defaults().items() if key.startswith("kd_rank_")},
     "seed": 1,
+    "device": "cpu",
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
     "kd_candidates": "batch",
@@ -32,6 +36,7 @@ CONFIG = {
     "kd_pair_candidates": 4,
     "kd_max_candidates": None,
     "kd_max_rows": "auto",
+    "kd_every": "auto",
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -204,6 +209,43 @@ def test_students_whose_scores_cost_extra_have_a_few_rows_unless_told_otherwise(
     assert taught(True) == taught(False, kd_max_rows=None) == taught(False, kd_max_rows=10**6) == len(BATCH)
     assert taught(False) == 5 and taught(False, MODEL_TYPE=ModelType.GENERAL) == 3
     assert taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
+
+
+@pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 5)])
+def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int) -> None:
+    made = objective(gaps=False, kd_every=every, kd_weight=3.0)
+    batch = {"kd_row": BATCH, "item_id": made.train.targets[BATCH]}
+    alone = made(batch).item()
+    student = with_kd(lambda interaction: torch.tensor(0.5), made, 3.0)
+    in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made, 3.0)
+    made.scorer.watching = nullcontext
+    for loss in (student, student, in_parts):  # each epoch anew
+        made.begin(0, batches)
+        made.epoch_means()
+        losses = [loss(batch) for _ in range(batches)]
+        if loss is in_parts:
+            assert {len(parts) for parts in losses} == {3}
+            losses = [sum(parts) for parts in losses]
+        added = [value.item() - 0.5 for value in losses]
+        assert [value > 0 for value in added] == [n % (1 if every == "auto" else every) == 0 for n in range(batches)]
+        assert sum(value > 0 for value in added) == taught
+        assert sum(added) == pytest.approx(3 * alone * batches, rel=1e-5)
+        means = made.epoch_means()
+        assert means["kd_loss"] == pytest.approx(alone, rel=1e-6) and means["rec_loss"] == pytest.approx(0.5)
+
+
+def test_students_without_order_have_a_kd_loss_on_some_batches_unless_told_otherwise(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_EVERY", 4)
+
+    def due(kind: str, **settings: object) -> list[bool]:
+        made = objective(gaps=False, MODEL_TYPE=ModelType[kind], **settings)
+        made.scorer.shares_pass = False
+        made.begin(0, 6)
+        return [made.due() for _ in range(6)]
+
+    assert due("SEQUENTIAL") == [True] * 6
+    assert due("GENERAL") == due("CONTEXT") == [True, False, False, False, True, False]
+    assert due("GENERAL", kd_every=1) == [True] * 6
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.config import load_config
+from recbole_prmkd.config import load_config, with_absolute_paths
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.knowledge import build_or_load, open_knowledge
 from recbole_prmkd.teachers.data import teacher_data
@@ -71,6 +71,37 @@ def test_run_reports_what_it_does_not_know(files, settings):
     assert teacher["unknown_items"] == 1 and teacher["unknown_rows"] > 0 and teacher["seconds"] == 0
     assert 0 <= teacher["test"]["ndcg@10"] <= 1
     assert all(np.isfinite(epoch["kd_loss"]) for epoch in run["result"]["distillation"])
+
+
+def test_two_external_models_each_with_its_own_files(files, settings, tmp_path):
+    named, of_rows = files["named"], {"kd_vectors_llm_rows": files["named"]["rows"]}
+    first = {"kd_vectors_items": named["items"], "kd_vectors_users": named["users"]}
+    further = {"kd_teachers": ["Vectors", "Vectors_llm"], "kd_vectors_other_items": named["items"], **of_rows}
+    with pytest.raises(UserError, match="Teacher Vectors_llm needs two files: --kd_vectors_llm_items"):
+        run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", **first, **further))
+    further["kd_vectors_llm_items"] = named["items"]
+    run = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_item_init="auto", **first, **further))
+    teachers = run["result"]["teachers"]
+    assert list(teachers) == ["Vectors", "Vectors_llm"]
+    assert teachers["Vectors"]["holdout"] != teachers["Vectors_llm"]["holdout"]  # other vectors
+    assert {"weight_Vectors", "weight_Vectors_llm"} <= set(run["result"]["distillation"][0])
+    log = next((tmp_path / "out" / "log").rglob("*.log")).read_text()
+    assert "kd_vectors_other_items has no effect: kd_teachers names no vectors_other." in log
+    assert "kd_vectors_llm_items has no effect" not in log
+
+
+def test_files_are_absolute_for_processes_elsewhere(files, settings, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "kd_vectors_items": "items.npz",
+        "kd_vectors_llm_rows": "rows.npz",
+        "kd_teachers": ["Vectors", "Vectors_llm"],
+    }
+    config = load_config("BPR", "tiny", config_dict=settings(kd="mean", **given))
+    absolute = with_absolute_paths(given, config)
+    assert absolute == {**given, **{key: str(tmp_path / given[key]) for key in given if key != "kd_teachers"}} | {
+        key: absolute[key] for key in ("kd_cache_dir", "kd_teacher_dir")
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,12 @@
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
+A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.
+
 To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`.
 """
 
+from recbole_prmkd.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
@@ -28,4 +31,10 @@ TEACHERS: dict[str, type[Teacher]] = {
     "Vectors": Vectors,
 }
 
-__all__ = ["TEACHERS", "Teacher"]
+
+def teacher_class(name: str) -> type[Teacher]:
+    """The class of a teacher by its name in `kd_teachers`."""
+    return TEACHERS[kind_of(name)]
+
+
+__all__ = ["TEACHERS", "Teacher", "teacher_class"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.host import no_command_line
-from recbole_prmkd.keys import key_table, teacher_settings
+from recbole_prmkd.keys import key_table, kind_of, teacher_settings
 from recbole_prmkd.rows import Rows
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
@@ -115,7 +115,7 @@ def teacher_config(name: str, student: Config) -> Config:
         "seed": student["kd_teacher_seed"],
     }
     with no_command_line():
-        config = Config(model=name, dataset=student["dataset"], config_dict={**shared, **own, **fixed})
+        config = Config(model=kind_of(name), dataset=student["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = student[key]
     # Teachers see rows, not a data set to count popularity or coverage in.

@@ -27,10 +27,10 @@ from recbole_prmkd import artifacts
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.keys import teacher_settings
+from recbole_prmkd.keys import kind_of, teacher_settings
 from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
-from recbole_prmkd.teachers import TEACHERS, Teacher
+from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 
@@ -67,19 +67,19 @@ _SHARED_WITH_STUDENT = {"enable_amp": False, "metric_decimal_place": 4}
 
 def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
-    config = teacher_config(name, student)
+    config, kind = teacher_config(name, student), kind_of(name)
     root = Path(student["kd_teacher_dir"]) / student["dataset"]
     init_seed(config["seed"], config["reproducibility"])
-    model = TEACHERS[name](config, data.dataset(config, data.fit)).to(config["device"])
+    model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
     checkpoint = start(model, name, student)
     identity = _identity(name, config, data, model, checkpoint)
-    stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{name}", identity)
+    stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{kind}", identity)
     reused = stored is not None
     if stored is None:
         forget_peak_memory(config["device"])
         seconds, score = _fit(model, config, data)
         notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
-        stored = artifacts.save(root, f"teacher-{name}", identity, {"weights": learnt_weights(model)}, notes)
+        stored = artifacts.save(root, f"teacher-{kind}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
     model.eval().requires_grad_(False)
     digest = artifacts.digest([identity, stored.files["weights.safetensors"]["sha256"]])
@@ -93,7 +93,7 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
         reused=reused,
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
-        metrics=_metrics(name, model, config, data, root, digest),
+        metrics=_metrics(kind, model, config, data, root, digest),
     )
 
 
@@ -120,7 +120,7 @@ def _identity(
     name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: Path | None
 ) -> Mapping[str, Any]:
     return {
-        "teacher": name,
+        "teacher": kind_of(name),
         "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
         "context": config["kd_window_context"],
         "seed": config["seed"],
@@ -210,7 +210,7 @@ def encoded_once(model: Teacher) -> Iterator[None]:
 
 
 def _metrics(
-    name: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
+    kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
 ) -> dict[str, dict[str, float]]:
     """The teacher's own metrics on the student's validation and test rows; stored apart from its weights."""
     identity = {
@@ -219,9 +219,9 @@ def _metrics(
         "valid": data.valid.digest(),
         "test": data.test.digest(),
     }
-    stored = artifacts.find(root, f"metrics-{name}", identity)
+    stored = artifacts.find(root, f"metrics-{kind}", identity)
     if stored is None:
-        stored = artifacts.save(root, f"metrics-{name}", identity, {}, rankings(model, config, data))
+        stored = artifacts.save(root, f"metrics-{kind}", identity, {}, rankings(model, config, data))
     return stored.notes
 
 

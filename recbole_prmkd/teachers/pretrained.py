@@ -18,6 +18,7 @@ from torch import Tensor
 from recbole_prmkd import artifacts
 from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.keys import kind_of
 from recbole_prmkd.processed import READY
 from recbole_prmkd.text import has_ready_vectors
 
@@ -71,8 +72,9 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
     Raises:
         UserError: there is no such file, or its card names another teacher or text encoder.
     """
+    kind = kind_of(teacher)
     given = config[f"kd_{teacher}_checkpoint".lower()]
-    file = Path(given) if given else weights_file(Path(config["kd_teacher_dir"]), teacher)
+    file = Path(given) if given else weights_file(Path(config["kd_teacher_dir"]), kind)
     if not file.is_file():
         if given:
             raise UserError(f"There is no checkpoint {given!r}: check --kd_{teacher.lower()}_checkpoint.")
@@ -80,8 +82,8 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
     card = read_card(file)
     if card is None:
         return file, None
-    if card["teacher"] != teacher:
-        raise UserError(f"{file} holds a pre-trained {card['teacher']}, not {teacher}: name another checkpoint.")
+    if card["teacher"] != kind:
+        raise UserError(f"{file} holds a pre-trained {card['teacher']}, not {kind}: name another checkpoint.")
     if card["text_encoder"] != text_encoder(config):
         raise UserError(
             f"{file} was pre-trained with text encoder {card['text_encoder']['name']}: use it here too, by "

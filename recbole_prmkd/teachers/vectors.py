@@ -73,17 +73,18 @@ class Vectors(Teacher):
         return self.row_vectors[place] * (self.row_keys[place] == keys)[:, None]
 
 
-def check_vectors(config: Config) -> None:
-    """The cheap checks, before the first expensive step.
+def check_vectors(name: str, config: Config) -> None:
+    """The cheap checks of the teacher of this name, before the first expensive step.
 
     Raises:
         UserError: a file is not named, cannot be read or lacks an array.
     """
-    files = {part: config[f"kd_vectors_{part}"] for part in _IDS if f"kd_vectors_{part}" in config}
+    key = f"kd_{name}_".lower()
+    files = {part: config[key + part] for part in _IDS if key + part in config}
     if not files.get("items") or bool(files.get("users")) == bool(files.get("rows")):
         raise UserError(
-            "Teacher Vectors needs two files: --kd_vectors_items=FILE.npz, and either --kd_vectors_users=FILE.npz or "
-            "--kd_vectors_rows=FILE.npz."
+            f"Teacher {name} needs two files: --{key}items=FILE.npz, and either --{key}users=FILE.npz or "
+            f"--{key}rows=FILE.npz."
         )
     for part, file in files.items():
         if file:
