@@ -34,10 +34,9 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
-# Rows of a batch that have a kd_loss where kd_max_rows is auto and scores are no by-product of the student's loss:
-# a sequential student needs more of them, since each has its own history.
-_ROWS, _ROWS_IN_ORDER = 64, 256
-_EVERY = 16  # kd_every where it is auto, for students without order whose scores are no by-product
+# kd_max_rows and kd_every where they are auto. A kd_loss is cheap where scores are a by-product of the student's own;
+# else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds.
+_BY_PRODUCT, _IN_ORDER, _WITHOUT_ORDER = (None, 1), (256, 1), (64, 16)
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -98,11 +97,18 @@ class Objective:
 
     @property
     def _every(self) -> int:
-        """`kd_every`; where it is auto, known after the first batch."""
         every = self.config["kd_every"]
-        if every == "auto":
-            return 1 if self._in_order or self.scorer.shares_pass else _EVERY
-        return every
+        return self._usual[1] if every == "auto" else every
+
+    @property
+    def _most(self) -> int | None:
+        most = self.config["kd_max_rows"]
+        return self._usual[0] if most == "auto" else most
+
+    @property
+    def _usual(self) -> tuple[int | None, int]:
+        """What auto stands for; known after the scorer's first batch."""
+        return _BY_PRODUCT if self.scorer.shares_pass else _IN_ORDER if self._in_order else _WITHOUT_ORDER
 
     def __call__(self, interaction: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""
@@ -114,11 +120,8 @@ class Objective:
         if len(rows) == 0:  # the batch keeps its own loss only
             scorer.release()
             return torch.zeros((), device=rows.device)
-        most = config["kd_max_rows"]
-        if most == "auto":
-            most = None if scorer.shares_pass else _ROWS_IN_ORDER if self._in_order else _ROWS
-        if most is not None and len(rows) > most:
-            drawn = torch.randperm(len(rows), generator=self.generator)[:most].sort().values
+        if self._most is not None and len(rows) > self._most:
+            drawn = torch.randperm(len(rows), generator=self.generator)[: self._most].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
         excluded = self._excluded(rows)  # [P] twice

@@ -83,7 +83,8 @@ def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: fl
         if objective.due():
             with objective.scorer.watching():
                 rec_loss = calculate_loss(interaction, *args, **kwargs)
-            kd_loss = weight * objective.times * objective(interaction)
+            kd_loss = weight * objective(interaction)
+            kd_loss = objective.times * kd_loss  # known now, on the first batch too
         else:
             rec_loss = calculate_loss(interaction, *args, **kwargs)
             kd_loss = torch.zeros((), device=objective.config["device"])  # a loss in parts has as many in each batch

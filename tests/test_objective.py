@@ -199,8 +199,8 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
 
 
 def test_students_whose_scores_cost_extra_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 3)
-    monkeypatch.setattr(module, "_ROWS_IN_ORDER", 5)
+    monkeypatch.setattr(module, "_WITHOUT_ORDER", (3, 1))
+    monkeypatch.setattr(module, "_IN_ORDER", (5, 1))
 
     def taught(shares_pass: bool, **settings: object) -> int:
         monkeypatch.setattr(Scorer, "shares_pass", shares_pass)
@@ -211,14 +211,17 @@ def test_students_whose_scores_cost_extra_have_a_few_rows_unless_told_otherwise(
     assert taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
 
 
-@pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 5)])
-def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int) -> None:
+@pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 2)])
+def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_BY_PRODUCT", (None, 4))
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
     batch = {"kd_row": BATCH, "item_id": made.train.targets[BATCH]}
-    alone = made(batch).item()
+    alone = objective(gaps=False)(batch).item()
     student = with_kd(lambda interaction: torch.tensor(0.5), made, 3.0)
     in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made, 3.0)
     made.scorer.watching = nullcontext
+    made.scorer.shares_pass = False  # until the first batch is seen
+    made.scorer.prepare = lambda interaction: setattr(made.scorer, "shares_pass", True)
     for loss in (student, student, in_parts):  # each epoch anew
         made.begin(0, batches)
         made.epoch_means()
@@ -227,25 +230,23 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
             assert {len(parts) for parts in losses} == {3}
             losses = [sum(parts) for parts in losses]
         added = [value.item() - 0.5 for value in losses]
-        assert [value > 0 for value in added] == [n % (1 if every == "auto" else every) == 0 for n in range(batches)]
+        assert [value > 0 for value in added] == [n % (4 if every == "auto" else every) == 0 for n in range(batches)]
         assert sum(value > 0 for value in added) == taught
         assert sum(added) == pytest.approx(3 * alone * batches, rel=1e-5)
         means = made.epoch_means()
         assert means["kd_loss"] == pytest.approx(alone, rel=1e-6) and means["rec_loss"] == pytest.approx(0.5)
 
 
-def test_students_without_order_have_a_kd_loss_on_some_batches_unless_told_otherwise(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_EVERY", 4)
-
-    def due(kind: str, **settings: object) -> list[bool]:
+def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
+    def due(kind: str, shares_pass: bool, **settings: object) -> list[int]:
         made = objective(gaps=False, MODEL_TYPE=ModelType[kind], **settings)
-        made.scorer.shares_pass = False
-        made.begin(0, 6)
-        return [made.due() for _ in range(6)]
+        made.scorer.shares_pass = shares_pass
+        made.begin(0, 20)
+        return [number for number in range(20) if made.due()]
 
-    assert due("SEQUENTIAL") == [True] * 6
-    assert due("GENERAL") == due("CONTEXT") == [True, False, False, False, True, False]
-    assert due("GENERAL", kd_every=1) == [True] * 6
+    assert due("SEQUENTIAL", True) == due("SEQUENTIAL", False) == due("GENERAL", False, kd_every=1) == [*range(20)]
+    assert due("SEQUENTIAL", True, kd_every=5) == [0, 5, 10, 15]
+    assert due("GENERAL", False) == due("CONTEXT", False) == [0, 16]
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
