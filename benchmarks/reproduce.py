@@ -3,9 +3,9 @@
 Says first what it will run and about how long that takes here; --estimate stops there. Data sets that are absent are
 skipped. `reproduce.yaml` beside this file says what is run. The same command goes on after an interruption.
 
-The estimate: for each data set and student a few batches of training, without and with random teachers, and a batch of
-validation are timed, then multiplied by the rows, the epochs that `reproduce.yaml` expects, and the cells. Making the
-teachers is not in it. Take it as right within a factor of two.
+The estimate: for each data set and student a few batches of training (a whole epoch for students without order),
+without and with random teachers, and a batch of validation are timed, then multiplied by the rows, the epochs that
+`reproduce.yaml` expects, and the cells. Making the teachers is not in it. Take it as right within a factor of two.
 """
 
 import argparse
@@ -22,15 +22,17 @@ import yaml
 from epoch import First, distil, trainer_of
 from measure import device_name, seconds
 from recbole.config import Config
+from recbole.utils import ModelType
 
 from recbole_prmkd.compare.grid import parse_seeds
 from recbole_prmkd.compare.schedule import visible_gpus, workers_here
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.keys import kind_of
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 
 HOME = Path(__file__).resolve().parent
-BATCHES = 4  # of an epoch that are timed
+BATCHES = 4  # of a sequential epoch that are timed
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     estimate(plan, there, arguments, room)
     if arguments.estimate:
         return
-    started = pretrained(plan["pretraining"], data, out)
+    started = pretrained(plan["pretraining"], plan["settings"]["kd_teachers"], data, out)
     failed = [name for name, entry in there.items() if not compare(name, entry, plan, arguments, started)]
     for name in there:
         print(f"{name}: {out / name / 'report.html'}{' (with failures)' if name in failed else ''}")
@@ -94,7 +96,8 @@ def epoch_seconds(config: Config) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         plain, ours = (trainer_of(config, split, Path(folder), distilled=False) for _ in range(2))
         loader: Any = split.train_data
-        if config["MODEL_TYPE"].name == "SEQUENTIAL" and not why_not_shared(plain.model, config, split.train):
+        in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        if in_order and not why_not_shared(plain.model, config, split.train):
             for trainer in (plain, ours):
                 stack.enter_context(shared_prefixes(trainer.model))
             loader = WindowLoader(config, split.train_data._dataset, split.train)
@@ -102,7 +105,7 @@ def epoch_seconds(config: Config) -> tuple[float, float]:
         spent = []
         for trainer in (plain, distil(ours, config, split)):
             trainer._train_epoch(First(loader, 1), 0)  # not timed: the choice of the scoring path
-            few = First(loader, BATCHES)
+            few = First(loader, BATCHES if in_order else len(loader))  # few of the others' batches have a kd_loss
             taken = seconds(lambda t=trainer, few=few: t._train_epoch(few, 0), config["device"])
             spent.append(taken * len(loader) / len(few) + validation)
         return spent[0], spent[1]
@@ -120,8 +123,8 @@ def validation_seconds(trainer: Any, split: Split) -> float:
     return (time.perf_counter() - begin) * len(split.valid_data)
 
 
-def pretrained(entry: dict[str, Any], data: Path, out: Path) -> dict[str, str]:
-    """The setting that names the pre-trained teacher, which is made now unless it is there."""
+def pretrained(entry: dict[str, Any], teachers: list[str], data: Path, out: Path) -> dict[str, str]:
+    """The settings that name the pre-trained file to each teacher of its kind; it is made now unless it is there."""
     model, names = entry["model"], entry["datasets"]
     file = out / "pretrained" / f"{model}.safetensors"
     absent = [name for name in names if not is_there(data, name)]
@@ -131,7 +134,8 @@ def pretrained(entry: dict[str, Any], data: Path, out: Path) -> dict[str, str]:
     if not file.is_file():
         given = {"model": model, "train_stage": "pretrain", "datasets": ",".join(names), "data_path": data}
         run({**given, "kd_output_dir": file.parent, **entry["settings"]})
-    return {f"kd_{model.lower()}_checkpoint": str(file)} if file.is_file() else {}
+    named = [name for name in teachers if kind_of(name) == model]
+    return {f"kd_{name.lower()}_checkpoint": str(file) for name in named} if file.is_file() else {}
 
 
 def compare(
