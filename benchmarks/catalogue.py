@@ -59,7 +59,15 @@ def compare(model: str, n_items: int, number: int, runs: int) -> dict[str, Any]:
 def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> dict[str, Any]:
     """Steps of the student alone and distilled, on the data in `folder`."""
     more = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "MAX_ITEM_LIST_LENGTH": PER_USER}
-    settings = {"kd": "mean", "data_path": str(folder), "show_progress": False, **more, **STUDENTS[model]}
+    # Every step has a kd_loss here; of a real epoch's few have one (kd_every).
+    settings = {
+        "kd": "mean",
+        "kd_every": 1,
+        "data_path": str(folder),
+        "show_progress": False,
+        **more,
+        **STUDENTS[model],
+    }
     config = load_config(model, "random", config_dict=settings)
     split = load_split(config)
     init_seed(config["seed"], True)
