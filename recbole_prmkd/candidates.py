@@ -1,7 +1,7 @@
 """Which items a batch is distilled on: the positives of the batch, shared by all of its rows.
 
 A row's own positive is its target; the positives of the other rows are its negatives ("in-batch negative
-items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them; `sampled_candidates` takes some, in large
+items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them; `sample` takes some, in large
 batches and for students that must run once for each (row, candidate) pair. The masks are our choice: whether the paper
 masks anything is not known to us.
 
@@ -82,19 +82,32 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
     return _without(mask, items, targets, excluded, own)
 
 
-def sampled_candidates(
-    items: Tensor, targets: Tensor, number: int, generator: torch.Generator, excluded: Pairs | None = None
-) -> tuple[Tensor, Tensor]:
-    """A row's target and some of the items, the same for all rows: what bounds the cost of a step (our choice).
-
-    The sampled items are one random subset of `items`, drawn without replacement and shared by all rows.
-    `generator` decides alone what is drawn; a CPU generator draws the same on every device.
+def sample(items: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """One random subset of the items for all rows, drawn without replacement: what bounds a step's cost (our choice).
 
     Args:
         items: [C] sorted unique item ids.
-        targets: [B] item ids.
         number: how many items to draw, at least 1; all C are taken when C is smaller, so M = min(number, C).
-        generator: the source of randomness.
+        generator: decides alone what is drawn; a CPU generator draws the same on every device.
+
+    Returns:
+        [M] of the items, ascending.
+
+    Raises:
+        ValueError: `number` is below 1.
+    """
+    if number < 1:
+        raise ValueError(f"number must be at least 1, got {number}.")
+    drawn = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
+    return items[drawn.sort().values.to(items.device)]
+
+
+def sampled_candidates(shared: Tensor, targets: Tensor, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+    """A row's target, and beside it the sampled items, the same for all rows (our choice).
+
+    Args:
+        shared: [M] sorted unique item ids, as from `sample`.
+        targets: [B] item ids.
         excluded: as for `candidate_mask`; without it every item counts.
 
     Returns:
@@ -103,12 +116,8 @@ def sampled_candidates(
         where a shared item is the row's own target again.
 
     Raises:
-        ValueError: `number` is below 1, or the excluded rows and items are not both [P].
+        ValueError: the excluded rows and items are not both [P].
     """
-    if number < 1:
-        raise ValueError(f"number must be at least 1, got {number}.")
-    drawn = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
-    shared = items[drawn.sort().values.to(items.device)]  # [M]
     candidates = torch.cat([targets[:, None], shared.expand(len(targets), -1)], dim=1)  # [B, 1 + M]
     mask = candidates != targets[:, None]  # [B, 1 + M]
     return candidates, _without(mask, shared, targets, excluded, torch.zeros_like(targets))

@@ -23,7 +23,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sampled_candidates
+from recbole_prmkd.candidates import Pairs, candidate_mask, in_batch_candidates, sample, sampled_candidates
 from recbole_prmkd.distributed import gathered, mean_over_ranks
 from recbole_prmkd.knowledge import Knowledge
 from recbole_prmkd.losses import kd_loss
@@ -124,17 +124,17 @@ class Objective:
             drawn = torch.randperm(len(rows), generator=self.generator)[: self._most].sort().values
             places, rows, targets = (column[drawn.to(rows.device)] for column in (places, rows, targets))  # [B'] each
         items, columns = in_batch_candidates(targets, everyone)  # [C], [B]
-        excluded = self._excluded(rows)  # [P] twice
         parts = [items]  # [C] for all rows, or [B, M] of each row's own, beside each other
         width = config["kd_pair_candidates"] if scorer.by_pairs else config["kd_max_candidates"]
         if scorer.by_pairs or (width and len(items) > width):
-            items, mask = sampled_candidates(items, targets, width, self.generator, excluded)  # [B, 1 + M] both
+            shared = sample(items, width, self.generator)  # [M]
+            items, mask = sampled_candidates(shared, targets, self._excluded(rows, shared))  # [B, 1 + M] both
             columns = torch.zeros_like(columns)  # [B]: the target stands first
-            parts = [items[:, :1], items[0, 1:]]
+            parts = [items[:, :1], shared]
         else:
-            mask = candidate_mask(items, targets, excluded)  # [B, C]
+            mask = candidate_mask(items, targets, self._excluded(rows, items))  # [B, C]
         cosines = [self.knowledge.cosines(rows, *parts)]  # [T, B, C]
-        for extra, its_cosines in self._ranked_first(interaction, places, rows, excluded):
+        for extra, its_cosines in self._ranked_first(interaction, places, rows):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
             cosines.append(its_cosines)
@@ -194,25 +194,27 @@ class Objective:
         shares = weight / weight.sum(1, keepdim=True).clamp(min=1)  # its candidates that a teacher knows count 1 each
         return target, shares, (known - marks).sum((0, 2)), known.sum((0, 2)), agreement(soft, knows_row)
 
-    def _ranked_first(
-        self, interaction: Interaction, places: Tensor, rows: Tensor, excluded: Pairs
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _ranked_first(self, interaction: Interaction, places: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates of each row for each source of `kd_candidates`: items [B, M], their cosines [T, B, M]."""
         if self._first is not None:
             items, cosines = self._first
             yield items[rows.cpu()].to(rows.device), cosines[:, rows.cpu()].to(rows.device)
         if "student" in self._sources:
-            items = self.scorer.first(interaction, places, self.config["kd_top_items"], excluded)
+            items = self.scorer.first(interaction, places, self.config["kd_top_items"], self._excluded(rows))
             yield items, self.knowledge.cosines(rows, items)
 
-    def _excluded(self, rows: Tensor) -> Pairs:
-        """Items that are no candidates of the rows: places [P] in the batch's rows, and items [P]."""
+    def _excluded(self, rows: Tensor, among: Tensor | None = None) -> Pairs:
+        """Items, of all or of those `among` them [C], that are no candidates of the rows.
+
+        Returns places [P] in the batch's rows, and items [P].
+        """
         config, numbers, parts = self.config, rows.cpu(), []
+        among = None if among is None else among.cpu()
         if config["kd_false_negative_mask"]:
-            parts.append(self.later.history_pairs(numbers))
+            parts.append(self.later.history_pairs(numbers, among))
         # A student without order has its rows' earlier items as false negatives too.
         if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not self._in_order):
-            parts.append(self.train.history_pairs(numbers))
+            parts.append(self.train.history_pairs(numbers, among))
         if self._without_target:
             parts.append((torch.arange(len(numbers)), self.train.targets[numbers]))
         parts = parts or [(numbers[:0], numbers[:0])]

@@ -59,14 +59,22 @@ class Rows:
         items = self.items[position.clamp(max=max(len(self.items) - 1, 0))]
         return torch.where(inside, items, 0), length
 
-    def history_pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """All items before each row without padding, P in all: place in `index` [P] and item [P]."""
+    def history_pairs(self, index: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All items before each row without padding, P in all: place in `index` [P] and item [P].
+
+        among: [C] the only items that are wanted, if not all are.
+        """
         start = self.start[index]  # [B]
         length = self.stop[index] - start
         first = length.cumsum(0) - length  # [B] where each row's items start among the P
-        place = torch.arange(len(index)).repeat_interleave(length)  # [P]
-        position = torch.arange(len(place)) + (start - first)[place]
-        return place, self.items[position]
+        place = torch.repeat_interleave(length)  # [P]
+        position = (start - first).index_select(0, place).add_(torch.arange(len(place)))
+        item = self.items.index_select(0, position)  # [P]
+        if among is None or len(item) == 0:
+            return place, item
+        wanted = torch.zeros(int(max(self.items.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
+        kept = torch.nonzero(wanted.index_select(0, item)).squeeze(1)
+        return place.index_select(0, kept), item.index_select(0, kept)
 
     def renumbered(self, new_id: Tensor) -> "Rows":
         """The same rows in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""

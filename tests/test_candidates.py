@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sampled_candidates, target_columns
+from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sample, sampled_candidates, target_columns
 
 
 def randint(high: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -96,7 +96,7 @@ def test_input_stays_as_it_was() -> None:
 def test_sample_has_the_target_first_and_shared_items_after() -> None:
     targets = randint(100, (32,), seed=5) + 1
     items, _ = in_batch_candidates(targets)
-    candidates, mask = sampled_candidates(items, targets, 8, torch.Generator().manual_seed(0))
+    candidates, mask = sampled_candidates(sample(items, 8, torch.Generator().manual_seed(0)), targets)
     assert candidates.shape == mask.shape == (32, 9)
     assert torch.equal(candidates[:, 0], targets)
     shared = candidates[0, 1:]
@@ -111,7 +111,9 @@ def test_sample_has_the_mask_of_its_items(seed: int) -> None:
     targets = randint(30, (40,), seed)  # some are padding
     items, _ = in_batch_candidates(targets)
     excluded = randint(40, (40, 25), seed + 100)
-    candidates, mask = sampled_candidates(items, targets, 9, torch.Generator().manual_seed(seed), pairs(excluded))
+    candidates, mask = sampled_candidates(
+        sample(items, 9, torch.Generator().manual_seed(seed)), targets, pairs(excluded)
+    )
     full = torch.tensor(expected_mask(items, targets, excluded))
     shared = full[:, torch.searchsorted(items, candidates[0, 1:])] & (candidates[:, 1:] != targets[:, None])
     assert torch.equal(mask, torch.cat([targets[:, None] != 0, shared], dim=1))
@@ -119,7 +121,7 @@ def test_sample_has_the_mask_of_its_items(seed: int) -> None:
 
 def test_sample_follows_the_generator() -> None:
     targets = torch.arange(1, 101)
-    drawn = [sampled_candidates(targets, targets, 9, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    drawn = [sample(targets, 9, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
@@ -127,7 +129,7 @@ def test_sample_of_more_than_there_are_takes_all() -> None:
     targets = torch.tensor([3, 7, 0])
     items, _ = in_batch_candidates(targets)
     excluded = pairs(torch.tensor([[7], [0], [0]]))
-    candidates, mask = sampled_candidates(items, targets, 5, torch.Generator(), excluded)
+    candidates, mask = sampled_candidates(sample(items, 5, torch.Generator()), targets, excluded)
     assert candidates.tolist() == [[3, 3, 7], [7, 3, 7], [0, 3, 7]]
     assert mask.tolist() == [[True, False, False], [True, True, False], [False, False, False]]
 
@@ -136,7 +138,7 @@ def test_each_item_is_sampled_equally_often() -> None:
     items, generator = torch.arange(1, 11), torch.Generator().manual_seed(0)
     counts = torch.zeros(11)
     for _ in range(500):
-        counts[sampled_candidates(items, items[:1], 3, generator)[0][0, 1:]] += 1
+        counts[sample(items, 3, generator)] += 1
     assert counts[0] == 0 and bool((counts[1:] - 150).abs().max() < 45)  # 4.4 standard deviations
 
 
@@ -148,8 +150,8 @@ def test_each_item_is_sampled_equally_often() -> None:
         (lambda one: target_columns(torch.tensor([1, 2]), torch.tensor([3])), "contain the target"),
         (lambda one: target_columns(torch.tensor([1, 1, 2]), one), "unique"),
         (lambda one: candidate_mask(one, one, (one, torch.ones(2, dtype=torch.long))), r"\[1\] and \[2\]"),
-        (lambda one: sampled_candidates(one, one, 0, torch.Generator()), "at least 1"),
-        (lambda one: sampled_candidates(one, one, 1, torch.Generator(), (one, one[:0])), r"\[1\] and \[0\]"),
+        (lambda one: sample(one, 0, torch.Generator()), "at least 1"),
+        (lambda one: sampled_candidates(one, one, (one, one[:0])), r"\[1\] and \[0\]"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -46,6 +46,10 @@ def test_pairs_hold_each_history_without_padding():
     whole, _ = EXAMPLE.histories(torch.tensor([2, 0, 3]), longest=9)
     assert [item[place == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
     assert EXAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
+    among = torch.tensor([5, 99, 3])
+    for got, every in zip(EXAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (place, item), strict=True):
+        assert got.tolist() == every[torch.isin(item, among)].tolist() != []
+    assert EXAMPLE.history_pairs(torch.tensor([], dtype=torch.int64), among)[0].tolist() == []
 
 
 def test_compact_keeps_every_history_and_digest_sees_them_alone():

@@ -284,6 +284,8 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
         history = {*made.train.history_pairs(row)[1].tolist()}
         assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
         assert set(places.tolist()) == {0}
+        some = torch.tensor([*history, 0])
+        assert set(made._excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
 
 
 def test_the_first_line_and_the_first_batch_say_what_is_minimised(caplog) -> None:
