@@ -36,7 +36,7 @@ from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, so
 
 # kd_max_rows and kd_every where they are auto. A kd_loss is cheap where scores are a by-product of the student's own;
 # else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds.
-_BY_PRODUCT, _IN_ORDER, _WITHOUT_ORDER = (None, 1), (256, 1), (64, 16)
+_BY_PRODUCT, _IN_ORDER, _BY_PAIRS, _WITHOUT_ORDER = (None, 1), (256, 1), (64, 8), (64, 16)
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -108,7 +108,9 @@ class Objective:
     @property
     def _usual(self) -> tuple[int | None, int]:
         """What auto stands for; known after the scorer's first batch."""
-        return _BY_PRODUCT if self.scorer.shares_pass else _IN_ORDER if self._in_order else _WITHOUT_ORDER
+        if self._in_order:
+            return _BY_PRODUCT if self.scorer.shares_pass else _IN_ORDER
+        return _BY_PAIRS if self.scorer.by_pairs else _WITHOUT_ORDER
 
     def __call__(self, interaction: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""

@@ -238,15 +238,17 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
 
 
 def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
-    def due(kind: str, shares_pass: bool, **settings: object) -> list[int]:
-        made = objective(gaps=False, MODEL_TYPE=ModelType[kind], **settings)
+    def due(kind: str, shares_pass: bool, by_pairs: bool = False, **settings: object) -> list[int]:
+        made = objective(gaps=False, by_pairs=by_pairs, MODEL_TYPE=ModelType[kind], **settings)
         made.scorer.shares_pass = shares_pass
         made.begin(0, 20)
         return [number for number in range(20) if made.due()]
 
     assert due("SEQUENTIAL", True) == due("SEQUENTIAL", False) == due("GENERAL", False, kd_every=1) == [*range(20)]
     assert due("SEQUENTIAL", True, kd_every=5) == [0, 5, 10, 15]
+    assert due("SEQUENTIAL", False, by_pairs=True) == [*range(20)]
     assert due("GENERAL", False) == due("CONTEXT", False) == [0, 16]
+    assert due("GENERAL", False, by_pairs=True) == due("CONTEXT", False, by_pairs=True) == [0, 8, 16]
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
