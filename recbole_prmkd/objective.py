@@ -36,7 +36,8 @@ from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, so
 
 # kd_max_rows and kd_every where they are auto. A kd_loss is cheap where scores are a by-product of the student's own;
 # else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds.
-_BY_PRODUCT, _IN_ORDER, _BY_PAIRS, _WITHOUT_ORDER = (None, 1), (256, 1), (64, 8), (64, 16)
+# There a kd_loss costs about the same for any few rows (64, seldom), but for pairs, where each row counts (16, often).
+_BY_PRODUCT, _IN_ORDER, _BY_PAIRS, _WITHOUT_ORDER = (None, 1), (256, 1), (16, 4), (64, 16)
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
