@@ -60,8 +60,8 @@ def main() -> None:
     for model in arguments.models.split(","):
         config = load_config(model, arguments.dataset, config_dict=settings)
         split = load_split(config)
-        # Of the others' batches few have a kd_loss (kd_every), so a part of an epoch would not tell.
-        some = arguments.batches if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else 0
+        # Where few batches have a kd_loss (kd_every), as of the other students, a part of an epoch would not tell.
+        some = arguments.batches if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not arguments.every else 0
         compare(config, split, some or len(split.train_data), arguments.runs)
     print(table())
 

@@ -88,7 +88,10 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
     """
     names = list(teachers)
     legal = {**key_table(), **_teacher_keys(names)}
-    legal |= {key: legal[of_kind] for key, (_, of_kind) in of_further_teachers(settings, names).items()}
+    for key, (teacher, of_kind) in of_further_teachers(settings, names).items():
+        proper = next(name for name in names if name.lower() == kind_of(teacher))
+        _check_name(f"{proper}_{teacher.partition('_')[2]}", names, f"of {key}")
+        legal[key] = legal[of_kind]
     result = {}
     for key, value in settings.items():
         if key != "kd" and not key.lower().startswith("kd_"):

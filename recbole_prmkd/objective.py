@@ -83,23 +83,26 @@ class Objective:
         )
 
     def begin(self, epoch: int, batches: int) -> None:
-        """An epoch of so many batches starts."""
+        """An epoch starts, of one or more passes (RecVAE's) over so many batches."""
         self.epoch, self._batches, self._batch = epoch, batches, 0
 
     def due(self) -> bool:
-        """Whether the next batch has a kd_loss; the first of an epoch has one. To be asked once a batch."""
+        """Whether the next batch has a kd_loss; the first of a pass has one. To be asked once a batch."""
+        place = self._batch % self._batches
         self._batch += 1
-        return (self._batch - 1) % self._every == 0
+        return place % self._every == 0
 
     @property
     def times(self) -> float:
-        """Batches of the epoch for each that has a kd_loss: their kd_loss times this sums to that of all batches."""
+        """Batches of a pass for each that has a kd_loss: their kd_loss times this sums to that of all batches."""
         return self._batches / math.ceil(self._batches / self._every)
 
     @property
     def _every(self) -> int:
         every = self.config["kd_every"]
-        return self._usual[1] if every == "auto" else every
+        if every != "auto":
+            return every
+        return self._usual[1] if self.config["shuffle"] else 1  # unshuffled, the same rows would be left out for ever
 
     @property
     def _most(self) -> int | None:
@@ -143,7 +146,7 @@ class Objective:
             cosines.append(its_cosines)
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
         if self.epoch == 0 and not self._sums:
-            some = f" Of {self._every} batches one has a kd_loss." if self._every > 1 else ""
+            some = f" Of {self._every} batches one has a kd_loss, times that number." if self._every > 1 else ""
             getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.{some}")
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]

@@ -61,6 +61,7 @@ class Prepared:
 
 def prepare(config: Config, steps: Steps) -> Prepared:
     """Data, teachers and their knowledge; each taken from disk where it still matches, else made."""
+    _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
     teachers: list[FittedTeacher] = []
@@ -74,7 +75,6 @@ def prepare(config: Config, steps: Steps) -> Prepared:
 
 def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedTeacher], list[Folder], Knowledge]:
     """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
-    _warn_of_unnamed(config)
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
         with steps("text") as state:
@@ -110,10 +110,12 @@ def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence
 
 
 def _warn_of_unnamed(config: Config) -> None:
+    if config["kd"] == "single":  # takes the first teacher that the user has named
+        return
     named = [str(name).lower() for name in (*config["kd_teachers"], config["kd_item_init"])]
     for key, (teacher, _) in of_further_teachers(config.parameters["Distillation"], TEACHERS).items():
         if teacher not in named:
-            getLogger().warning(f"{key} has no effect: kd_teachers names no {teacher}.")
+            getLogger().warning(f"{key} has no effect here: no teacher {teacher} is named.")
 
 
 def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:

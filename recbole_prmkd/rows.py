@@ -72,7 +72,7 @@ class Rows:
         item = self.items.index_select(0, position)  # [P]
         if among is None or len(item) == 0:
             return place, item
-        wanted = torch.zeros(int(max(self.items.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
+        wanted = torch.zeros(int(max(item.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
         kept = torch.nonzero(wanted.index_select(0, item)).squeeze(1)
         return place.index_select(0, kept), item.index_select(0, kept)
 

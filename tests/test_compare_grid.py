@@ -166,7 +166,11 @@ def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
     del made.config["kd_top_items"]  # a key that is newer than the cell, at its default
     results.write(job.folder, made)
     run.check_finished(grid, tmp_path)
-    made.config["kd_weight"] = 1.2
+    every = made.config.pop("kd_every")  # newer too, but cells before it did something else
+    results.write(job.folder, made)
+    with pytest.raises(UserError, match="kd_every 1, which is auto by now"):
+        run.check_finished(grid, tmp_path)
+    made.config |= {"kd_weight": 1.2, "kd_every": every}
     results.write(job.folder, made)
     with pytest.raises(UserError, match=r"prmkd_plus, seed 1 was made with kd_weight 1.2, which is 10.0 by now"):
         run.check_finished(grid, tmp_path)

@@ -54,6 +54,7 @@ def test_presets_hold_legal_values(kd):
         ({"kd_teachers": ["UniSRec_Text"]}, ["UniSRec_<word>", "small letters"]),
         ({"kd_teachers": ["UniSRec_a_b"]}, ["UniSRec_<word>"]),
         ({"kd_teachers": ["Recformer_max"]}, ["no part of the kind's own keys"]),  # has max_rows_per_epoch
+        ({"kd_recformer_max_epochs": 3}, ["Recformer_max", "kd_recformer_max_epochs"]),
         ({"kd_item_init": "UniSRec_"}, ["kd_item_init", "UniSRec_<word>"]),
         ({"kd_unisrec_text_epoch": 3}, ["kd_unisrec_text_epoch", "did you mean"]),
         ({"kd_unisrec_text_epochs": "three"}, ["kd_unisrec_text_epochs", "whole number"]),

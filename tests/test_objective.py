@@ -29,6 +29,7 @@ CONFIG = {
     **{key: value for key, value in defaults().items() if key.startswith("kd_rank_")},
     "seed": 1,
     "device": "cpu",
+    "shuffle": True,
     "single_spec": True,
     "ITEM_ID_FIELD": "item_id",
     "kd_candidates": "batch",
@@ -237,6 +238,12 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
         assert means["kd_loss"] == pytest.approx(alone, rel=1e-6) and means["rec_loss"] == pytest.approx(0.5)
 
 
+def test_each_pass_of_an_epoch_has_its_kd_loss() -> None:
+    made = objective(gaps=False, kd_every=4)
+    made.begin(0, 6)
+    assert [made.due() for _ in range(12)] == [True, False, False, False, True, False] * 2 and made.times == 3
+
+
 def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
     def due(kind: str, shares_pass: bool, by_pairs: bool = False, **settings: object) -> list[int]:
         made = objective(gaps=False, by_pairs=by_pairs, MODEL_TYPE=ModelType[kind], **settings)
@@ -246,7 +253,7 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
 
     assert due("SEQUENTIAL", True) == due("SEQUENTIAL", False) == due("GENERAL", False, kd_every=1) == [*range(20)]
     assert due("SEQUENTIAL", True, kd_every=5) == [0, 5, 10, 15]
-    assert due("SEQUENTIAL", False, by_pairs=True) == [*range(20)]
+    assert due("SEQUENTIAL", False, by_pairs=True) == due("GENERAL", False, shuffle=False) == [*range(20)]
     assert due("GENERAL", False) == due("CONTEXT", False) == [0, 16]
     assert due("GENERAL", False, by_pairs=True) == due("CONTEXT", False, by_pairs=True) == [*range(0, 20, 4)]
 

@@ -38,6 +38,7 @@ from recbole_prmkd.keys import defaults, preset
 from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.
+_BEFORE = {"kd_every": 1}  # what cells did that are older than a key, where it is not the default
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
 _LOCK = ".running"
 
@@ -159,7 +160,7 @@ def check_finished(grid: Grid, folder: Path) -> None:
         if run is None:
             continue
         for key, value in {**defaults(), **preset(cell.kd)}.items():
-            before = run.config.get(key, defaults()[key])  # a key that is newer than the cell
+            before = run.config.get(key, _BEFORE.get(key, defaults()[key]))
             if key not in {*job.settings, *_SETTLED} and before != value:
                 raise UserError(
                     f"{cell} was made with {key} {before}, which is {value} by now: name another --kd_output_dir, or "

@@ -1,7 +1,7 @@
 """A pre-trained teacher on disk: `<Teacher>.safetensors` and, beside it, its card `<Teacher>.json`.
 
 The card says what the weights were made from (data sets with hashes, text encoder, settings, versions) and carries
-the hash of the file. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the teacher's name
+the hash of the file. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the teacher's kind
 that lies in `kd_teacher_dir`.
 """
 
