@@ -19,7 +19,7 @@ from recbole.config import Config
 from recbole.utils import ModelType, get_model
 
 from recbole_prmkd import keys, processed
-from recbole_prmkd.distributed import any_device
+from recbole_prmkd.distributed import any_device, on_cpu
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
 
@@ -68,7 +68,7 @@ def load_config(
         below = _ranking(view) | below
     if "local_rank" in view.user and "gpu_id" not in view.user:
         below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))
-    with tempfile.TemporaryDirectory() as folder, any_device():
+    with tempfile.TemporaryDirectory() as folder, any_device(bool(view["use_gpu"])):
         # As the first file, so that every setting of the user's stands above it.
         file = Path(folder) / "below.yaml"
         file.write_text(yaml.safe_dump(below), encoding="utf-8")
@@ -84,8 +84,8 @@ def load_config(
             raise UserError(
                 f"RecBole refuses the settings: {said}; a list is --topk=[5,10] or --metrics=['NDCG','Recall']."
             ) from error
-    if not torch.cuda.is_available():
-        config["device"] = torch.device("cpu")  # RecBole's processes have none other than CUDA's
+    if on_cpu(config["use_gpu"]):
+        config["device"] = torch.device("cpu")  # RecBole forgets use_gpu, and its processes have none but CUDA's
     config.parameters["Distillation"] = list(settings)
     for key, value in settings.items():
         config[key] = value

@@ -64,19 +64,32 @@ def mean_over_ranks(values: Mapping[str, float], config: Config) -> dict[str, fl
     return dict(zip(values, (table / number).tolist(), strict=True))
 
 
+def on_cpu(use_gpu: bool) -> bool:
+    """Whether training runs on the CPU: RecBole's key use_gpu is False, or there is no GPU.
+
+    Not to be asked before RecBole has set CUDA_VISIBLE_DEVICES to gpu_id: the first question settles what CUDA shows.
+    """
+    return not use_gpu or not torch.cuda.is_available()
+
+
 @contextmanager
-def any_device() -> Iterator[None]:
-    """Inside, RecBole joins the other processes on the CPU where there is no GPU, and waits as long as it takes."""
-    join, wrap = distributed.init_process_group, DistributedDataParallel
-    on_cpu = not torch.cuda.is_available()
-    ours: dict[str, Any] = {"timeout": _PATIENCE, **({"backend": "gloo"} if on_cpu else {})}
-    replaced: dict[str, Any] = {"torch.distributed.init_process_group": lambda **given: join(**{**given, **ours})}
-    if on_cpu:
-        replaced |= {
-            "torch.cuda.set_device": lambda device: None,
-            "torch.nn.SyncBatchNorm.convert_sync_batchnorm": lambda model: model,
-            "recbole.trainer.trainer.DistributedDataParallel": lambda model, device_ids: wrap(model),
-        }
+def any_device(use_gpu: bool) -> Iterator[None]:
+    """Inside, RecBole joins the other processes on the CPU where training is there, and waits as long as it takes."""
+    join, wrap, use = distributed.init_process_group, DistributedDataParallel, torch.cuda.set_device
+    convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+
+    def joined(**given: Any) -> None:
+        join(**given | {"timeout": _PATIENCE} | ({"backend": "gloo"} if on_cpu(use_gpu) else {}))
+
+    def wrapped(model: Any, device_ids: list[int]) -> DistributedDataParallel:
+        return wrap(model) if on_cpu(use_gpu) else wrap(model, device_ids=device_ids)
+
+    replaced: dict[str, Any] = {
+        "torch.distributed.init_process_group": joined,
+        "torch.cuda.set_device": lambda device: None if on_cpu(use_gpu) else use(device),
+        "torch.nn.SyncBatchNorm.convert_sync_batchnorm": lambda model: model if on_cpu(use_gpu) else convert(model),
+        "recbole.trainer.trainer.DistributedDataParallel": wrapped,
+    }
     with ExitStack() as stack:
         for name, function in replaced.items():
             stack.enter_context(mock.patch(name, function))

@@ -55,7 +55,8 @@ def no_command_line() -> Iterator[None]:
 def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommender, folder: Path) -> Any:
     """A RecBole trainer whose curves and checkpoint go to `folder`."""
     curves = str(folder / "tensorboard")
-    with mock.patch("recbole.trainer.trainer.get_tensorboard", lambda logger: SummaryWriter(curves)), any_device():
+    board = mock.patch("recbole.trainer.trainer.get_tensorboard", lambda logger: SummaryWriter(curves))
+    with board, any_device(config["use_gpu"]):
         kept = config["checkpoint_dir"]
         config["checkpoint_dir"] = str(folder)
         trainer = trainer_class(config, model)

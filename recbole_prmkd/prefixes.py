@@ -188,7 +188,10 @@ class _OnWindows:
             rows = torch.nonzero(place[window] >= 0).squeeze(1)
             longest = int(length[group].max())
             with self._giving(place[window[rows]], offset[rows]):
-                vectors.append(self._forward(item_seq[group, :longest], *(other[group] for other in others)))
+                given = self._forward(item_seq[group, :longest], *(other[group] for other in others))
+            if len(given) != len(rows):  # said here: a place out of range below would end a CUDA process
+                raise ValueError(f"forward gave {len(given)} vectors for {len(rows)} rows")
+            vectors.append(given)
             order.append(rows)
         return torch.cat(vectors)[torch.cat(order).argsort()]
 

@@ -110,7 +110,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def synthetic(split) -> Knowledge:
+def synthetic(split, device) -> Knowledge:
     """Two teachers of random vectors, of 8 and 12 numbers."""
     rng = np.random.default_rng(1)
 
@@ -120,10 +120,12 @@ def synthetic(split) -> Knowledge:
 
     n_items = len(split.item_tokens) + 1
     teachers = [
-        TeacherKnowledge(f"T{width}", 0.1, 0.05, torch.from_numpy(unit(n_items, width)), unit(len(split.train), width))
+        TeacherKnowledge(
+            f"T{width}", 0.1, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(len(split.train), width)
+        )
         for width in (8, 12)
     ]
-    return Knowledge(teachers, torch.arange(n_items), torch.device("cpu"))
+    return Knowledge(teachers, torch.arange(n_items), device)
 
 
 def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str, str]:
@@ -152,7 +154,9 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
         settings["pre_model_path"] = str(folder / stage / result["student"]["checkpoint"])
     with (
         mock.patch.object(Objective, "__call__", watched),
-        mock.patch.object(preparation, "_knowledge", lambda config, split, steps: ([], [], synthetic(split))),
+        mock.patch.object(
+            preparation, "_knowledge", lambda config, split, steps: ([], [], synthetic(split, config["device"]))
+        ),
     ):
         try:
             returned = run_recbole_prmkd(model, "small", config_dict=settings)

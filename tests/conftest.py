@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -97,6 +98,12 @@ def settings(tiny_path, made, tmp_path):
         }
 
     return make
+
+
+@pytest.fixture
+def cpu_settings(settings):
+    """The same on the CPU, for tests that put pieces together by hand; whole runs take a GPU where there is one."""
+    return partial(settings, use_gpu=False)
 
 
 @pytest.fixture(scope="session")

@@ -283,7 +283,7 @@ def test_room_on_this_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("named", "wanted"), [(0, ["0"]), (1, ["1"]), ("0,2", ["0", "2"]), (None, ["0", "1", "2"]), ("", ["0", "1", "2"])]
+    ("named", "wanted"), [(0, ["0"]), (1, ["1"]), ("0,2", ["0", "2"]), (None, ["0", "1", "2"]), ("", [])]
 )
 def test_gpus_that_are_chosen(named, wanted):
     assert schedule.chosen_gpus(named, ["0", "1", "2"]) == wanted and schedule.chosen_gpus(named, []) == []

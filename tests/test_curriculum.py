@@ -36,7 +36,7 @@ def test_mix_weighs_the_two_ranks() -> None:
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 def test_ranks_equal_scipy_with_ties_and_the_logarithm(mix: float) -> None:
     length, popularity = rows_of(200)
-    ranks = [(rankdata(values) - 1) / 199 for values in (length.numpy(), -popularity.log().numpy())]
+    ranks = [(rankdata(values) - 1) / 199 for values in (length.double().numpy(), -popularity.log().double().numpy())]
     expected = torch.from_numpy(mix * ranks[0] + (1 - mix) * ranks[1])
     got = difficulty(length, popularity, mix)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)

@@ -20,12 +20,16 @@ def free_port():
 
 
 @pytest.mark.parametrize("kd", ["none", "prmkd"])
-def test_two_processes_equal_one(kd, settings, tmp_path):
+def test_two_processes_equal_one(kd, cpu_settings, tmp_path):
     """Shared prefixes, curriculum and all: the same global batches give the same weights and losses."""
     more = {**SAME, "kd": kd, "kd_protocol": "ranking", "kd_shared_prefixes": True, "train_batch_size": 64}
-    alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(**more))
+    alone = run_recbole_prmkd("SASRec", "tiny", config_dict=cpu_settings(**more))
     two = run_on_ranks(
-        "SASRec", "tiny", config_dict=settings(**more, kd_output_dir=str(tmp_path / "two")), nproc=2, port=free_port()
+        "SASRec",
+        "tiny",
+        config_dict=cpu_settings(**more, kd_output_dir=str(tmp_path / "two")),
+        nproc=2,
+        port=free_port(),
     )
     assert two["result"]["student"]["epochs"] == 2
     for one_epoch, other in zip(alone["result"]["distillation"], two["result"]["distillation"], strict=True):
@@ -43,9 +47,9 @@ def test_two_processes_equal_one(kd, settings, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["LightGCN", "DeepFM"])
-def test_other_students_train_on_two_processes(model, settings):
+def test_other_students_train_on_two_processes(model, cpu_settings):
     """RecBole's own loaders, cut by its sampler, under a curriculum."""
-    returned = run_on_ranks(model, "tiny", config_dict=settings(kd="prmkd"), nproc=2, port=free_port())
+    returned = run_on_ranks(model, "tiny", config_dict=cpu_settings(kd="prmkd"), nproc=2, port=free_port())
     epochs = returned["result"]["distillation"]
     assert [epoch["share"] for epoch in epochs] == pytest.approx([0.2, 0.482], abs=1e-3)
     assert all(np.isfinite(epoch["kd_loss"]) and epoch["rec_loss"] > 0 for epoch in epochs)

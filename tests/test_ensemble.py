@@ -18,9 +18,9 @@ RANKINGS = ("valid", "test", "valid_unseen", "test_unseen")
 
 
 @pytest.fixture
-def vectors(tmp_path, settings):
+def vectors(tmp_path, cpu_settings):
     """Settings of a teacher Vectors that knows neither one item nor one user."""
-    split = load_split(load_config("SASRec", "tiny", config_dict=settings()))
+    split = load_split(load_config("SASRec", "tiny", config_dict=cpu_settings()))
     rng = np.random.default_rng(0)
     for name, key, tokens in (("items", "item_id", split.item_tokens), ("users", "user_id", split.user_tokens)):
         feat = rng.standard_normal((len(tokens) - 1, WIDTH)).astype(np.float32)
@@ -29,11 +29,11 @@ def vectors(tmp_path, settings):
 
 
 @pytest.fixture
-def fitted(settings, vectors):
+def fitted(cpu_settings, vectors):
     """Make the named teachers; returns configuration, split, data and them."""
 
     def make(*names):
-        given = settings(kd="ensemble", kd_teachers=list(names), **vectors)
+        given = cpu_settings(kd="ensemble", kd_teachers=list(names), **vectors)
         config = load_config("SASRec", "tiny", config_dict=given)
         split = load_split(config)
         data = teacher_data(split, config["kd_teacher_seed"])
@@ -42,9 +42,9 @@ def fitted(settings, vectors):
     return make
 
 
-def test_beside_a_student_without_order_earlier_items_are_left_out(fitted, settings, vectors):
+def test_beside_a_student_without_order_earlier_items_are_left_out(fitted, cpu_settings, vectors):
     _, split, _, teachers = fitted("Vectors")
-    config = load_config("BPR", "tiny", config_dict=settings(kd="ensemble", kd_teachers=["Vectors"], **vectors))
+    config = load_config("BPR", "tiny", config_dict=cpu_settings(kd="ensemble", kd_teachers=["Vectors"], **vectors))
     served = serve(config, split, teachers)
     assert served.test == served.test_unseen == teachers[0].metrics["test_unseen"]
     assert served.valid == served.valid_unseen

@@ -12,8 +12,8 @@ from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import encoded_once, fit_or_load
 
 
-def test_unseen_by_hand(settings, tmp_path):
-    config = load_config("SASRec", "tiny", config_dict=settings(kd="none", topk=[5], valid_metric="MRR@5"))
+def test_unseen_by_hand(cpu_settings, tmp_path):
+    config = load_config("SASRec", "tiny", config_dict=cpu_settings(kd="none", topk=[5], valid_metric="MRR@5"))
     split = load_split(config)
     net = get_model("SASRec")(config, split.train_data._dataset).eval()
     trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], "SASRec"), config, net, tmp_path)
@@ -30,14 +30,14 @@ def test_unseen_by_hand(settings, tmp_path):
     assert metrics["recall@5"] == pytest.approx(sum(hits) / len(hits), abs=1e-4)
 
 
-def test_general_models_leave_earlier_items_out_already(settings, tmp_path):
-    config = load_config("BPR", "tiny", config_dict=settings(kd="none", kd_protocol="ranking"))
+def test_general_models_leave_earlier_items_out_already(cpu_settings, tmp_path):
+    config = load_config("BPR", "tiny", config_dict=cpu_settings(kd="none", kd_protocol="ranking"))
     split = load_split(config)
     assert evaluate_unseen(None, config, split.test_data._dataset, split.test) is None
 
 
-def test_a_teacher_is_encoded_once_and_ranks_the_same(settings, tmp_path):
-    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+def test_a_teacher_is_encoded_once_and_ranks_the_same(cpu_settings, tmp_path):
+    config = load_config("SASRec", "tiny", config_dict=cpu_settings(kd="mean"))
     split = load_split(config)
     data = teacher_data(split, 1)
     model = fit_or_load("UniSRec", config, data).model

@@ -40,9 +40,9 @@ class GivenScores:
 
 
 @pytest.fixture
-def built(settings):
+def built(cpu_settings):
     def make(model="LightGCN", **more):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", **more))
+        config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean", **more))
         split = load_split(config)
         data = teacher_data(split, config["seed"])
         teachers = [fit_or_load(name, config, data) for name in config["kd_teachers"]]
@@ -68,8 +68,8 @@ def test_scores_are_the_live_teachers(built):
     torch.testing.assert_close(per_row, scores)
 
 
-def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, settings):
-    small = {key: value for key, value in settings().items() if key.startswith("kd_unisrec_")}
+def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings):
+    small = {key: value for key, value in cpu_settings().items() if key.startswith("kd_unisrec_")}
     further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "wide")}
     further |= {"kd_unisrec_wide_hidden_size": 24, "kd_item_init": "UniSRec_wide"}
     *_, teachers, knowledge = built(kd_teachers=["UniSRec", "UniSRec_2", "UniSRec_wide"], **further)
@@ -128,11 +128,11 @@ def test_objective_by_hand(built):
 
 
 @pytest.fixture
-def encoded(settings, tmp_path):
+def encoded(cpu_settings, tmp_path):
     """Encodes one tiny teacher's knowledge into a folder of its own; `prepare` may change the teacher first."""
 
     def make(folder, prepare=lambda model: None, **more):
-        config = load_config("LightGCN", "tiny", config_dict=settings(kd="mean", **more))
+        config = load_config("LightGCN", "tiny", config_dict=cpu_settings(kd="mean", **more))
         data = teacher_data(load_split(config), config["seed"])
         teacher = fit_or_load("UniSRec", config, data)
         config["kd_cache_dir"] = str(tmp_path / folder)

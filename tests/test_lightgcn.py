@@ -21,11 +21,11 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture
-def pair(settings):
+def pair(cpu_settings):
     """RecBole's model and ours with the same weights, and the training split that both read."""
 
     def make(**more):
-        config = load_config("PyGLightGCN", "tiny", config_dict=settings(kd="none", **more))
+        config = load_config("PyGLightGCN", "tiny", config_dict=cpu_settings(kd="none", **more))
         split = load_split(config)
         stock, ours = (get_model(name)(config, split.train_data._dataset) for name in ("LightGCN", "PyGLightGCN"))
         for parameter in stock.parameters():

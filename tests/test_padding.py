@@ -12,9 +12,9 @@ from recbole_prmkd.training import ranking
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
-def test_scores_equal_those_of_padded_histories(model, settings, monkeypatch):
+def test_scores_equal_those_of_padded_histories(model, cpu_settings, monkeypatch):
     monkeypatch.setattr(padding, "_TOGETHER", 4)
-    config = load_config(model, "tiny", config_dict=settings(kd="mean"))
+    config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean"))
     split = load_split(config)
     net = get_model(model)(config, split.train_data._dataset).eval()
     widths = []
@@ -34,8 +34,8 @@ def test_scores_equal_those_of_padded_histories(model, settings, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "shared", "cut"), [("SASRec", None, True), ("SASRec", False, False), ("BERT4Rec", True, False)]
 )
-def test_the_final_ranking_is_cut_where_training_was_on_windows(model, shared, cut, settings):
-    config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_shared_prefixes=shared))
+def test_the_final_ranking_is_cut_where_training_was_on_windows(model, shared, cut, cpu_settings):
+    config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean", kd_shared_prefixes=shared))
     split = load_split(config)
     net = get_model(model)(config, split.train_data._dataset)
     with ranking(config, split, net):

@@ -13,9 +13,9 @@ from recbole_prmkd.rows import ROW, Rows
 
 
 @pytest.fixture
-def student(settings):
+def student(cpu_settings):
     def make(model, **more):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", train_batch_size=64, **more))
+        config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean", train_batch_size=64, **more))
         split = load_split(config)
         return get_model(model)(config, split.train_data._dataset), config, split
 
@@ -87,6 +87,13 @@ def test_models_that_cannot_share_are_told_apart(model, student):
     net, config, split = student(model, hidden_size=16, mask_ratio=0.2)
     reason = why_not_shared(net, config, split.train)
     assert reason and "gather_indexes" not in vars(net)
+
+
+@pytest.mark.parametrize("model", ["CORE", "HRM", "NPE", "NextItNet"])
+def test_a_model_with_one_vector_a_window_is_told_apart_before_places_out_of_range_are_read(model, student):
+    """On a GPU such a read is no exception: it ends CUDA for the process."""
+    net, config, split = student(model)
+    assert why_not_shared(net, config, split.train) == "it does not accept windows (ValueError)"
 
 
 def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):

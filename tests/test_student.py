@@ -14,9 +14,9 @@ from recbole_prmkd.student import StudentScorer
 
 
 @pytest.fixture
-def scorer_of(settings):
+def scorer_of(cpu_settings):
     def make(model, **more):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", **more))
+        config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean", **more))
         split = load_split(config)
         net = get_model(model)(config, split.train_data._dataset)
         return (

@@ -13,27 +13,27 @@ from recbole_prmkd.dataset import load_split
 from recbole_prmkd.errors import UserError
 
 
-def config_of(settings, **more):
-    return load_config("SASRec", "tiny", config_dict=settings(kd="mean", **more))
+def config_of(cpu_settings, **more):
+    return load_config("SASRec", "tiny", config_dict=cpu_settings(kd="mean", **more))
 
 
-def test_fields_default_to_token_sequences(settings):
-    assert text.text_fields(config_of(settings)) == ["title"]
-    assert text.text_fields(config_of(settings, kd_text_fields=["brand", "title"])) == ["brand", "title"]
+def test_fields_default_to_token_sequences(cpu_settings):
+    assert text.text_fields(config_of(cpu_settings)) == ["title"]
+    assert text.text_fields(config_of(cpu_settings, kd_text_fields=["brand", "title"])) == ["brand", "title"]
 
 
-def test_texts_are_cleaned_and_missing_items_are_empty(settings, tmp_path):
+def test_texts_are_cleaned_and_missing_items_are_empty(cpu_settings, tmp_path):
     file = tmp_path / "own.item"
     file.write_text('item_id:token\ttitle:token_seq\n1\t  Nuts &amp; "bolts"  now..\n2\t\n')
-    config = config_of(settings, kd_text_file=str(file))
+    config = config_of(cpu_settings, kd_text_file=str(file))
     assert text.item_texts(config, ["1", "2", "3"]) == [{"title": "Nuts & bolts now.."}, {"title": ""}, {"title": ""}]
     assert text.as_sentence({"title": "Nuts & bolts now..", "brand": "", "kind": "x"}) == "Nuts & bolts now. x."
     with pytest.raises(UserError, match="none of the data set's items"):
         text.item_texts(config, ["7"])
 
 
-def test_vectors_follow_the_external_token(settings):
-    config = config_of(settings)
+def test_vectors_follow_the_external_token(cpu_settings):
+    config = config_of(cpu_settings)
     dataset = load_split(config).dataset
     vectors = text.item_text_vectors(config, dataset)
     assert vectors.shape[0] == dataset.item_num and not vectors[0].any()
@@ -45,13 +45,13 @@ def test_vectors_follow_the_external_token(settings):
     torch.testing.assert_close(vectors[1:].norm(dim=1), torch.ones(30))
 
 
-def test_coverage_and_cuts_are_said(settings, tmp_path, caplog):
+def test_coverage_and_cuts_are_said(cpu_settings, tmp_path, caplog):
     data = write_tiny(tmp_path)
     file = data / "tiny" / "tiny.item"
     lines = file.read_text().splitlines()
     lines[3] = "i2\t" + "long " * 40 + "\tb"
     file.write_text("\n".join(line for line in lines if not line.startswith("i7\t")) + "\n")
-    config = config_of(settings, data_path=str(data), kd_text_max_tokens=16, kd_cache_dir=str(tmp_path / "cache"))
+    config = config_of(cpu_settings, data_path=str(data), kd_text_max_tokens=16, kd_cache_dir=str(tmp_path / "cache"))
     with caplog.at_level(logging.INFO):
         assert text.prepare_item_text(config, [f"i{i}" for i in range(30)]) is False
         assert text.prepare_item_text(config, [f"i{i}" for i in range(30)]) is True
@@ -67,7 +67,7 @@ def written(folder, texts):
     return str(file), [str(item) for item in range(len(texts))]
 
 
-def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_path, monkeypatch):
+def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(cpu_settings, tmp_path, monkeypatch):
     texts = ["red", "a long text of many words", "", "red", "a shorter text", "red", "blue thing", "a shorter text"]
     file, tokens = written(tmp_path, texts)
     monkeypatch.setattr(encoder, "_CHUNK", 1)
@@ -87,13 +87,13 @@ def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_p
         return model
 
     monkeypatch.setattr(encoder, "load_encoder", load_encoder)
-    config = config_of(settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "cache"))
+    config = config_of(cpu_settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "cache"))
     with pytest.raises(KeyboardInterrupt):
         text.prepare_item_text(config, tokens)
     stop[0] = None
     assert text.prepare_item_text(config, tokens) is False
     assert seen == ["a long text of many words.", "a shorter text.", "blue thing.", "red."]
-    whole = config_of(settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "whole"))
+    whole = config_of(cpu_settings, kd_text_file=file, kd_cache_dir=str(tmp_path / "whole"))
     assert text.prepare_item_text(whole, tokens) is False and len(seen) == 8
     one, other = (next((tmp_path / part).glob("tiny/text-*/vectors.npy")) for part in ("cache", "whole"))
     assert one.read_bytes() == other.read_bytes()
@@ -103,10 +103,10 @@ def test_equal_texts_are_encoded_once_and_a_stopped_pass_resumes(settings, tmp_p
         np.testing.assert_allclose(vectors[item], model.encode([f"{texts[item]}."])[0], atol=1e-5)
 
 
-def test_half_precision_is_close_and_stored_apart(settings, tmp_path):
+def test_half_precision_is_close_and_stored_apart(cpu_settings, tmp_path):
     vectors = []
     for precision in ("auto", "bfloat16", "float32"):
-        config = config_of(settings, kd_encode_precision=precision, kd_cache_dir=str(tmp_path))
+        config = config_of(cpu_settings, kd_encode_precision=precision, kd_cache_dir=str(tmp_path))
         vectors.append(text.item_text_vectors(config, load_split(config).dataset)[1:])
     full, half, again = vectors
     assert torch.equal(full, again) and half.dtype == torch.float32 and not torch.equal(full, half)
@@ -114,16 +114,16 @@ def test_half_precision_is_close_and_stored_apart(settings, tmp_path):
     assert len(list(tmp_path.glob("tiny/text-*"))) == 2
 
 
-def test_all_empty_text_is_refused(settings, tmp_path):
+def test_all_empty_text_is_refused(cpu_settings, tmp_path):
     file = tmp_path / "own.item"
     file.write_text("item_id:token\ttitle:token_seq\ni1\t\ni2\t.\n")
     with pytest.raises(UserError, match="text is empty"):
-        text.prepare_item_text(config_of(settings, kd_text_file=str(file)), ["i1", "i2"])
+        text.prepare_item_text(config_of(cpu_settings, kd_text_file=str(file)), ["i1", "i2"])
     with pytest.raises(UserError, match="No item of tiny has text"):
-        encoder.encode(["", ""], config_of(settings), None)
+        encoder.encode(["", ""], config_of(cpu_settings), None)
 
 
-def test_encoder_weights_are_checked(settings, monkeypatch):
+def test_encoder_weights_are_checked(cpu_settings, monkeypatch):
     monkeypatch.setattr(encoder, "DEFAULT_ENCODER_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not all-MiniLM-L6-v2"):
         encoder.encoder_folder("all-MiniLM-L6-v2")

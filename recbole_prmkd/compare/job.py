@@ -70,7 +70,7 @@ def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[by
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment[PARENT] = str(os.getpid())
-    command = [sys.executable, "-m", "recbole_prmkd.compare.work", str(folder), *([gpu] if gpu is not None else [])]
+    command = [sys.executable, "-m", "recbole_prmkd.compare.work", str(folder), gpu or ""]
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 

@@ -182,9 +182,9 @@ def workers_here(wanted: int | None, gpus: Sequence[str]) -> Local:
 
 
 def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
-    """The GPUs that the key gpu_id names, which RecBole may read as a number; all where it says nothing."""
-    chosen = as_list(str(named)) if named not in (None, "") else None
-    return list(chosen or there) if there else []
+    """The GPUs that the key gpu_id names, which RecBole may read as a number: all without it, none if it is empty."""
+    chosen = there if named is None else as_list(str(named)) or []
+    return list(chosen) if there else []
 
 
 def most_cpus() -> int:

@@ -1,7 +1,7 @@
 """The process of one job: `python -m recbole_prmkd.compare.work FOLDER [GPU]`, with the folder's job.json.
 
-A cell can so be run again by hand. A job whose parent has gone ends itself, so that after a `kill -9` of the comparison
-the same command may start at once.
+GPU is its number; an empty one means the CPU. A cell can so be run again by hand. A job whose parent has gone ends
+itself, so that after a `kill -9` of the comparison the same command may start at once.
 """
 
 import json
@@ -42,7 +42,7 @@ def main() -> None:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     if gpu:
-        content["settings"]["gpu_id"] = gpu[0]  # RecBole would take the machine's first
+        content["settings"]["gpu_id"] = gpu[0]
     try:
         WORK[content["work"]](content, Path(folder))
     except UserError as error:

@@ -1,0 +1,40 @@
+"""Where a run trains: RecBole's keys gpu_id and use_gpu, and the GPU that a comparison gives to a job."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from recbole_prmkd.compare import job as jobs
+from recbole_prmkd.config import load_config
+
+
+@pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_use_gpu_is_heard(use_gpu, device, settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_config("BPR", "tiny", config_dict=settings(use_gpu=use_gpu))["device"].type == device
+
+
+def test_cuda_is_not_asked_before_recbole_has_said_which_gpu():
+    """The first question settles what a process sees: asked earlier, --gpu_id=1 would train on GPU 0."""
+    script = """
+import os, sys
+import torch
+seen = []
+torch.cuda.is_available = lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or False
+torch.cuda.device_count = lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or 0
+from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd.config import load_config
+load_config("SASRec", "ml-100k", config_dict={"gpu_id": "1", "kd": "prmkd"})
+sys.exit(not seen or set(seen) != {"1"})
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize(("gpu", "told"), [(None, ""), ("2", "2")])
+def test_a_job_is_told_its_gpu_or_that_it_has_none(gpu, told, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda command, **_: commands.append(command))
+    jobs.start_in(tmp_path, 1, gpu)
+    assert commands[0][-2:] == [str(tmp_path), told]
