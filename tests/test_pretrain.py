@@ -20,7 +20,7 @@ from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.causal import FirstView
-from recbole_prmkd.teachers.contrastive import info_nce
+from recbole_prmkd.teachers.contrastive import cosines, info_nce
 from recbole_prmkd.teachers.data import joined_data, second_half, teacher_data
 
 DATASETS = ["tiny", "other"]
@@ -133,6 +133,17 @@ def test_same_target_rules():
         torch.testing.assert_close(info_nce(scores, targets, rule), value)
     with pytest.raises(ValueError, match="same_target"):
         info_nce(scores, targets, "forget")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_zero_vector_spoils_neither_cosines_nor_gradients(dtype):
+    """The padding's vector is zero; mixed precision on a GPU is float16, where 1e-12 is zero too."""
+    contents = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 0.0]], dtype=dtype)
+    weight = torch.eye(2, dtype=dtype, requires_grad=True)
+    scores = cosines(contents[1:], contents @ weight)
+    torch.testing.assert_close(scores.float(), torch.tensor([[0, 1, 0.6], [0, 0.6, 1]]), rtol=0, atol=1e-2)
+    scores.logsumexp(1).sum().backward()
+    assert weight.grad.isfinite().all()
 
 
 def test_second_half():

@@ -261,7 +261,7 @@ def run(tiny_encoder, tmp_path, monkeypatch):
             load_col={"inter": ["user_id", "item_id", "timestamp"]},
             eval_args={"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
             show_progress=False,
-            use_gpu=False,
+            gpu_id="",
             learning_rate=0.003,
             train_batch_size=8,
             max_token_num=24,

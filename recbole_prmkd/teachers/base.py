@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.checkpoints import read_checkpoint
-from recbole_prmkd.teachers.contrastive import SAME_TARGET, in_batch_scores, info_nce
+from recbole_prmkd.teachers.contrastive import SAME_TARGET, cosines, in_batch_scores, info_nce
 
 
 class Teacher(SequentialRecommender):
@@ -77,7 +77,7 @@ class Teacher(SequentialRecommender):
 
     def cosine(self, histories: Tensor, items: Tensor) -> Tensor:
         """Cosine of each history with each item: [B, D], [C, D] -> [B, C]."""
-        return functional.normalize(histories, dim=-1) @ functional.normalize(items, dim=-1).T
+        return cosines(histories, items)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """What RecBole's trainer minimises: the loss of pre-training or of fine-tuning, by `train_stage`."""

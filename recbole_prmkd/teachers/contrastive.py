@@ -15,9 +15,23 @@ from torch.nn import functional
 SAME_TARGET = ("zero", "mask", "keep")
 
 
+def cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """Cosine of each query with each key: [B, D], [C, D] -> [B, C]."""
+    return _unit(queries) @ _unit(keys).T
+
+
 def in_batch_scores(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Cosine / temperature of each query with each key: [R, D], [R, D] -> [R, R]; the diagonal is each row's own."""
-    return functional.normalize(queries, dim=-1) @ functional.normalize(keys, dim=-1).T / temperature
+    return cosines(queries, keys) / temperature
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Unit vectors; half precision becomes float32, and its least length 1e-4 in place of torch's 1e-12.
+
+    In float16 that is 0, so that a zero vector, such as the padding's, would be NaN, and its gradient infinite.
+    """
+    half = vectors.dtype in (torch.float16, torch.bfloat16)
+    return functional.normalize(vectors.float(), dim=-1, eps=1e-4) if half else functional.normalize(vectors, dim=-1)
 
 
 def info_nce(scores: Tensor, targets: Tensor, same_target: str) -> Tensor:
