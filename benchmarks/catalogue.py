@@ -87,7 +87,7 @@ def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> 
 
         return work
 
-    plain, ours = steps(net.calculate_loss), steps(with_kd(net.calculate_loss, objective, 1.0))
+    plain, ours = steps(net.calculate_loss), steps(with_kd(net.calculate_loss, objective))
     plain(), ours()
     timed = in_turns(plain, ours, runs, config["device"])
     name, device = f"{model}, {n_items} items, {scorer.path}", config["device"]

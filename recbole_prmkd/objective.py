@@ -35,9 +35,10 @@ from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 # kd_max_rows and kd_every where they are auto. A kd_loss is cheap where scores are a by-product of the student's own;
-# else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds.
-# There a kd_loss costs about the same for any few rows (64, seldom), but for pairs, where each row counts (16, often).
-_BY_PRODUCT, _IN_ORDER, _BY_PAIRS, _WITHOUT_ORDER = (None, 1), (256, 1), (16, 4), (64, 16)
+# else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds,
+# but for those that pass a graph. A kd_loss costs these about the same for any few rows; with pairs each row counts.
+_BY_PRODUCT, _IN_ORDER = (None, 1), (256, 1)
+_BY_PAIRS, _OF_GRAPH, _WITHOUT_ORDER = (16, 4), (256, 4), (64, 16)
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -57,6 +58,7 @@ class Objective:
         self._in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self._sources = SOURCES[config["kd_candidates"]]
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
+        self._of_a_peer = config["kd_loss"] in PEERS  # used as its paper has it
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
         if "teacher" in self._sources:
             self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
@@ -98,6 +100,11 @@ class Objective:
         return self._batches / math.ceil(self._batches / self._every)
 
     @property
+    def weight(self) -> float:
+        """Of a kd_loss beside the student's own loss; known after the scorer's first batch."""
+        return self.config["kd_weight"] * (1.0 if self._of_a_peer else self.scorer.weight)
+
+    @property
     def _every(self) -> int:
         every = self.config["kd_every"]
         if every != "auto":
@@ -114,7 +121,9 @@ class Objective:
         """What auto stands for; known after the scorer's first batch."""
         if self._in_order:
             return _BY_PRODUCT if self.scorer.shares_pass else _IN_ORDER
-        return _BY_PAIRS if self.scorer.by_pairs else _WITHOUT_ORDER
+        if self.scorer.by_pairs:
+            return _BY_PAIRS
+        return _OF_GRAPH if self.scorer.of_graph else _WITHOUT_ORDER
 
     def __call__(self, interaction: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""
@@ -147,14 +156,17 @@ class Objective:
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
         if self.epoch == 0 and not self._sums:
             some = f" Of {self._every} batches one has a kd_loss, times that number." if self._every > 1 else ""
-            getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.{some}")
+            getLogger().info(
+                f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each, with weight "
+                f"{self.weight:g}.{some}"
+            )
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         counted = mask
         if self._without_target:
             counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
-        temperature = config["kd_temperature"] * (1 if config["kd_loss"] in PEERS else scorer.temperature)
+        temperature = config["kd_temperature"] * (1.0 if self._of_a_peer else scorer.temperature)
         settings = RankSettings.of(config, self.epoch)
         loss = kd_loss(student, target, counted, temperature, config["kd_loss"], settings)
         loss = weighted(loss, interaction)

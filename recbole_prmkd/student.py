@@ -9,6 +9,7 @@ Four paths, the first that works on the first batch:
 All share the step's own forward pass where the model makes the same one again.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
@@ -32,6 +33,9 @@ from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
 _PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
+_SAMPLED = (
+    0.1  # weight of kd_loss beside a loss on pairs or single items, which is as much smaller than one on all items
+)
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -47,8 +51,10 @@ class StudentScorer:
         """dataset: of the training split, for items' features; train: its rows."""
         self.model, self.config, self.dataset, self.train = model, config, dataset, train
         self.path: str | None = None
+        # Known with the path:
         self.temperature = 1.0  # that makes the scores logits of a softmax
-        self.shares_pass = False  # whether each row's scores come from the loss's own forward pass; known with the path
+        self.weight = 1.0  # that makes a kd_loss one of the size of the student's own loss
+        self.shares_pass = False  # whether each row's scores come from the loss's own forward pass
         self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
         self._logits_rank = False  # whether they are the scores of all items
@@ -84,6 +90,11 @@ class StudentScorer:
         """Whether candidates are scored pair by pair; known after the first `prepare`."""
         return self.path == "pairs"
 
+    @property
+    def of_graph(self) -> bool:
+        """Whether the student passes a whole graph in each step: its `forward` is given nothing."""
+        return len(inspect.signature(type(self.model).forward).parameters) == 1  # self
+
     def prepare(self, interaction: Interaction) -> None:
         """Choose the path and the temperature on the first batch, and say which path."""
         if self.path is None:
@@ -93,6 +104,8 @@ class StudentScorer:
             # (RecBole calls auto-encoders pairwise too; their batches, of whole users, hold no rows.)
             if self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and ROW in interaction:
                 self.temperature = _PAIRWISE
+            if self._learns_from_samples(interaction):
+                self.weight = _SAMPLED
             getLogger().info(f"Student scores come from: {self.path}.")
 
     def scores(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
@@ -159,6 +172,11 @@ class StudentScorer:
         finally:
             self.model.train(training)
             self._passes = passes
+
+    def _learns_from_samples(self, interaction: Interaction) -> bool:
+        """Whether the loss compares a row's item with drawn ones, or judges it alone, not with all items."""
+        drawn = self.config["train_neg_sample_args"]["distribution"] != "none"
+        return ROW in interaction and (drawn or self.config["MODEL_TYPE"] == ModelType.CONTEXT)
 
     def _pass_is_shared(self, interaction: Interaction, product: bool) -> bool:
         """Whether the model asks its `forward` the same for its scores as it did for its loss; BERT4Rec does not."""

@@ -43,7 +43,7 @@ class DistillationMixin:
         self.history: list[dict[str, float]] = []
         # MKR alone has its rec_loss under another name.
         name = "calculate_rs_loss" if hasattr(self.model, "calculate_rs_loss") else "calculate_loss"
-        setattr(self.model, name, with_kd(getattr(self.model, name), objective, self.config["kd_weight"]))
+        setattr(self.model, name, with_kd(getattr(self.model, name), objective))
         self.logger.info(str(objective))
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -72,8 +72,8 @@ def distillation_trainer(host: type) -> type:
     return PRMKDTrainer if host is Trainer else type(f"PRMKD{host.__name__}", (DistillationMixin, host), {})
 
 
-def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: float) -> Callable[..., Any]:
-    """The student's loss with weight x kd_loss added; both are recorded apart.
+def with_kd(calculate_loss: Callable[..., Any], objective: Objective) -> Callable[..., Any]:
+    """The student's loss with the weighted kd_loss added; both are recorded apart.
 
     A loss in parts stays one, with kd_loss in front: one RecBole trainer (NCL) drops the last part in its warm-up. One
     in one part stays that too: some trainers (MKR's) cannot add up more.
@@ -83,8 +83,8 @@ def with_kd(calculate_loss: Callable[..., Any], objective: Objective, weight: fl
         if objective.due():
             with objective.scorer.watching():
                 rec_loss = calculate_loss(interaction, *args, **kwargs)
-            kd_loss = weight * objective(interaction)
-            kd_loss = objective.times * kd_loss  # known now, on the first batch too
+            kd_loss = objective(interaction)
+            kd_loss = objective.weight * objective.times * kd_loss  # both known now, on the first batch too
         else:
             rec_loss = calculate_loss(interaction, *args, **kwargs)
             kd_loss = torch.zeros((), device=objective.config["device"])  # a loss in parts has as many in each batch

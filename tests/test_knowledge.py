@@ -21,7 +21,7 @@ from recbole_prmkd.teachers.fit import fit_or_load
 class GivenScores:
     """A student whose scores are a parameter [n_rows, n_items]."""
 
-    by_pairs, shares_pass, temperature = False, True, 1.0
+    by_pairs, of_graph, shares_pass, temperature, weight = False, False, True, 1.0, 1.0
 
     def __init__(self, split):
         self.table = torch.randn(len(split.train), len(split.item_tokens) + 1, requires_grad=True)

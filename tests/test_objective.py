@@ -38,6 +38,7 @@ CONFIG = {
     "kd_max_candidates": None,
     "kd_max_rows": "auto",
     "kd_every": "auto",
+    "kd_weight": 1.0,
     "kd_temperature": 2.0,
     "kd_loss": "kl",
     "kd_confidence": "probability",
@@ -52,7 +53,7 @@ CONFIG = {
 class Scorer:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    by_pairs, shares_pass, temperature = False, True, 1.0
+    by_pairs, of_graph, shares_pass, temperature, weight = False, False, True, 1.0, 1.0
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -218,8 +219,8 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
     batch = {"kd_row": BATCH, "item_id": made.train.targets[BATCH]}
     alone = objective(gaps=False)(batch).item()
-    student = with_kd(lambda interaction: torch.tensor(0.5), made, 3.0)
-    in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made, 3.0)
+    student = with_kd(lambda interaction: torch.tensor(0.5), made)
+    in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made)
     made.scorer.watching = nullcontext
     made.scorer.shares_pass = False  # until the first batch is seen
     made.scorer.prepare = lambda interaction: setattr(made.scorer, "shares_pass", True)
@@ -244,7 +245,7 @@ def test_each_pass_of_an_epoch_has_its_kd_loss() -> None:
     assert [made.due() for _ in range(12)] == [True, False, False, False, True, False] * 2 and made.times == 3
 
 
-def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
+def test_which_batches_have_a_kd_loss_unless_told_otherwise(monkeypatch) -> None:
     def due(kind: str, shares_pass: bool, by_pairs: bool = False, **settings: object) -> list[int]:
         made = objective(gaps=False, by_pairs=by_pairs, MODEL_TYPE=ModelType[kind], **settings)
         made.scorer.shares_pass = shares_pass
@@ -255,7 +256,15 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
     assert due("SEQUENTIAL", True, kd_every=5) == [0, 5, 10, 15]
     assert due("SEQUENTIAL", False, by_pairs=True) == due("GENERAL", False, shuffle=False) == [*range(20)]
     assert due("GENERAL", False) == due("CONTEXT", False) == [0, 16]
+    monkeypatch.setattr(Scorer, "of_graph", True)
+    assert due("GENERAL", False) == [*range(0, 20, 4)] and due("SEQUENTIAL", True) == [*range(20)]
     assert due("GENERAL", False, by_pairs=True) == due("CONTEXT", False, by_pairs=True) == [*range(0, 20, 4)]
+
+
+def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
+    made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
+    made.scorer.weight = peer.scorer.weight = 0.1
+    assert made.weight == pytest.approx(0.5) and peer.weight == 5
 
 
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:

@@ -85,22 +85,25 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
 
 
 @pytest.mark.parametrize(
-    ("model", "temperature", "more"),
+    ("model", "temperature", "weight", "more"),
     [
-        ("SASRec", 1.0, {}),
-        ("SASRec", 0.1, {"loss_type": "BPR"}),
-        ("BERT4Rec", 1.0, {}),
-        ("LightGCN", 0.1, {}),
-        ("MultiVAE", 1.0, {"train_neg_sample_args": None}),
-        ("DeepFM", 1.0, {}),
+        ("SASRec", 1.0, 1.0, {}),
+        ("SASRec", 0.1, 0.1, {"loss_type": "BPR"}),
+        ("BERT4Rec", 1.0, 1.0, {}),
+        ("LightGCN", 0.1, 0.1, {}),
+        ("MultiVAE", 1.0, 1.0, {"train_neg_sample_args": None}),
+        ("MultiVAE", 1.0, 1.0, {}),
+        ("DeepFM", 1.0, 0.1, {}),
     ],
 )
-def test_scores_learnt_from_pairs_have_a_lower_temperature(model, temperature, more, scorer_of):
+def test_what_is_learnt_from_pairs_has_a_lower_temperature_and_from_samples_less_weight(
+    model, temperature, weight, more, scorer_of
+):
     scorer, net, batch, _ = scorer_of(model, **more)
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    assert scorer.temperature == temperature
+    assert (scorer.temperature, scorer.weight) == (temperature, weight)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,13 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
     scorer.prepare(batch)
     scorer.scores(batch, scorer.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "of_graph"), [("LightGCN", True), ("BPR", False), ("DeepFM", False), ("SASRec", False)]
+)
+def test_students_that_pass_a_graph_are_known(model, of_graph, scorer_of):
+    assert scorer_of(model)[0].of_graph == of_graph
 
 
 def test_the_loss_itself_shares_no_pass(scorer_of):
