@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_prmkd.compare import job as jobs
+from recbole_prmkd.compare import work
 from recbole_prmkd.config import load_config
 
 
@@ -30,6 +31,16 @@ load_config("SASRec", "ml-100k", config_dict={"gpu_id": "1", "kd": "prmkd"})
 sys.exit(not seen or set(seen) != {"1"})
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_job_does_not_train_on_the_cpu_in_place_of_its_gpu(tmp_path, monkeypatch):
+    """As after a fault of the GPU, when CUDA shows none to a new process."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    jobs.Job("a cell", tmp_path, "train", "BPR", "tiny", {}).write()
+    monkeypatch.setattr(sys, "argv", ["work", str(tmp_path), "7"])
+    with pytest.raises(SystemExit, match=r"CUDA shows no GPU 7.*--use_gpu=False"):
+        work.main()
 
 
 @pytest.mark.parametrize(("gpu", "told"), [(None, ""), ("2", "2")])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from recbole_prmkd import artifacts
@@ -41,12 +42,24 @@ def main() -> None:
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     content = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
-    if gpu:
-        content["settings"]["gpu_id"] = gpu[0]
     try:
+        if gpu:
+            content["settings"]["gpu_id"] = gpu[0]
+            _check_gpu(gpu[0])
         WORK[content["work"]](content, Path(folder))
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
+
+
+def _check_gpu(gpu: str) -> None:
+    """Refuse a GPU that CUDA does not show: RecBole would train on the CPU without a word.
+
+    Raises:
+        UserError: that is so.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # as RecBole will
+    if gpu and not torch.cuda.is_available():
+        raise UserError(f"CUDA shows no GPU {gpu}, which this job was given: see nvidia-smi, or set --use_gpu=False.")
 
 
 def _train(content: Mapping[str, Any], folder: Path) -> None:
