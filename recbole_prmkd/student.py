@@ -33,9 +33,8 @@ from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
 _PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
-_SAMPLED = (
-    0.1  # weight of kd_loss beside a loss on pairs or single items, which is as much smaller than one on all items
-)
+# Weight of a kd_loss beside a loss on pairs, or on single items, that much smaller than one on all items (our choice).
+_ON_PAIRS, _ON_SINGLES = 0.1, 0.03
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -105,7 +104,8 @@ class StudentScorer:
             if self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and ROW in interaction:
                 self.temperature = _PAIRWISE
             if self._learns_from_samples(interaction):
-                self.weight = _SAMPLED
+                pairs = self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
+                self.weight = _ON_PAIRS if pairs else _ON_SINGLES
             getLogger().info(f"Student scores come from: {self.path}.")
 
     def scores(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
