@@ -65,6 +65,7 @@ class Objective:
         self.epoch = 0
         self._batches, self._batch = 1, 0  # of the epoch: how many, and those that have begun
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
+        self._told = False  # the formula, on the first batch, which settles what the student's own loss decides
 
     def __str__(self) -> str:
         config = self.config
@@ -77,8 +78,8 @@ class Objective:
         masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
         masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
         return (
-            f"loss = rec_loss + {config['kd_weight']} x {config['kd_loss']}(target, student / "
-            f"{config['kd_temperature']}), target = {target}{shuffled}, "
+            f"loss = rec_loss + {self.weight:g} x {config['kd_loss']}(target, student / {self.temperature:g}), "
+            f"target = {target}{shuffled}, "
             f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
             f"damping {config['kd_consistency_damping']}], curriculum[{curriculum}], "
             f"candidates[{config['kd_candidates']}, without {masked}]"
@@ -103,6 +104,11 @@ class Objective:
     def weight(self) -> float:
         """Of a kd_loss beside the student's own loss; known after the scorer's first batch."""
         return self.config["kd_weight"] * (1.0 if self._of_a_peer else self.scorer.weight)
+
+    @property
+    def temperature(self) -> float:
+        """Of the student's scores; known after the scorer's first batch."""
+        return self.config["kd_temperature"] * (1.0 if self._of_a_peer else self.scorer.temperature)
 
     @property
     def _every(self) -> int:
@@ -154,21 +160,19 @@ class Objective:
             parts.append(extra)
             cosines.append(its_cosines)
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
-        if self.epoch == 0 and not self._sums:
+        if not self._told:
+            self._told = True
             some = f" Of {self._every} batches one has a kd_loss, times that number." if self._every > 1 else ""
-            getLogger().info(
-                f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each, with weight "
-                f"{self.weight:g}.{some}"
-            )
+            getLogger().info(str(self))
+            getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.{some}")
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
         counted = mask
         if self._without_target:
             counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
-        temperature = config["kd_temperature"] * (1.0 if self._of_a_peer else scorer.temperature)
         settings = RankSettings.of(config, self.epoch)
-        loss = kd_loss(student, target, counted, temperature, config["kd_loss"], settings)
+        loss = kd_loss(student, target, counted, self.temperature, config["kd_loss"], settings)
         loss = weighted(loss, interaction)
         scorer.release()
         self._record(loss, target, *told)

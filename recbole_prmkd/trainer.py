@@ -44,7 +44,6 @@ class DistillationMixin:
         # MKR alone has its rec_loss under another name.
         name = "calculate_rs_loss" if hasattr(self.model, "calculate_rs_loss") else "calculate_loss"
         setattr(self.model, name, with_kd(getattr(self.model, name), objective))
-        self.logger.info(str(objective))
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         """The host's epoch on the scheduled rows, then the epoch's record."""
