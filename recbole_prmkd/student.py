@@ -33,8 +33,8 @@ from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
 
 _PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
-# Weight of a kd_loss beside a loss on pairs, or on single items, that much smaller than one on all items (our choice).
-_ON_PAIRS, _ON_SINGLES = 0.1, 0.03
+# Weight of a kd_loss beside a loss on pairs, or on single items, which are smaller than one on all items (our choice).
+_ON_PAIRS, _ON_SINGLES = 0.1, 0.01
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on

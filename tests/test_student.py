@@ -93,7 +93,7 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
         ("LightGCN", 0.1, 0.1, {}),
         ("MultiVAE", 1.0, 1.0, {"train_neg_sample_args": None}),
         ("MultiVAE", 1.0, 1.0, {}),
-        ("DeepFM", 1.0, 0.03, {}),
+        ("DeepFM", 1.0, 0.01, {}),
     ],
 )
 def test_what_is_learnt_from_pairs_has_a_lower_temperature_and_from_samples_less_weight(
