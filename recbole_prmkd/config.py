@@ -66,6 +66,8 @@ def load_config(
     below = _start_repairs(view)
     if protocol == "ranking" or (protocol == "auto" and kd != "none"):
         below = _ranking(view) | below
+    if not isinstance(view["use_gpu"], bool | int):
+        raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")
     if "local_rank" in view.user and "gpu_id" not in view.user:
         below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))
     with tempfile.TemporaryDirectory() as folder, any_device(bool(view["use_gpu"])):
@@ -79,6 +81,10 @@ def load_config(
                 config_file_list=[str(file), *(config_file_list or [])],
                 config_dict=copy.deepcopy(dict(config_dict or {})),
             )
+        except AssertionError as error:  # the only one there, without a word
+            raise UserError(
+                f"{view['nproc']} processes need as many GPUs in gpu_id: leave it out, or name them (--gpu_id=0,1)."
+            ) from error
         except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError among them
             said = " ".join(str(error).split()).rstrip(".")
             raise UserError(

@@ -9,7 +9,6 @@ Four paths, the first that works on the first batch:
 All share the step's own forward pass where the model makes the same one again.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import getLogger
@@ -35,6 +34,7 @@ from recbole_prmkd.top_items import first_of
 _PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
 # Weight of a kd_loss beside a loss on pairs, or on single items, which are smaller than one on all items (our choice).
 _ON_PAIRS, _ON_SINGLES = 0.1, 0.01
+_SUMMED = {"SGL", "ConvNCF"}  # their loss on pairs is the batch's sum, and far larger
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -91,8 +91,8 @@ class StudentScorer:
 
     @property
     def of_graph(self) -> bool:
-        """Whether the student passes a whole graph in each step: its `forward` is given nothing."""
-        return len(inspect.signature(type(self.model).forward).parameters) == 1  # self
+        """Whether the student passes a whole graph in each step: it keeps what came of it for evaluation."""
+        return hasattr(self.model, "restore_user_e")
 
     def prepare(self, interaction: Interaction) -> None:
         """Choose the path and the temperature on the first batch, and say which path."""
@@ -100,12 +100,11 @@ class StudentScorer:
             self.path = self._probe(interaction)
             # A pairwise loss is content with differences far below those of a softmax. To reach a soft target from
             # there the student would have to grow its vectors many times over, and fits its training rows in doing so.
-            # (RecBole calls auto-encoders pairwise too; their batches, of whole users, hold no rows.)
-            if self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and ROW in interaction:
-                self.temperature = _PAIRWISE
+            pairs = self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
             if self._learns_from_samples(interaction):
-                pairs = self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
-                self.weight = _ON_PAIRS if pairs else _ON_SINGLES
+                self.temperature = _PAIRWISE if pairs else 1.0
+                if type(self.model).__name__ not in _SUMMED:
+                    self.weight = _ON_PAIRS if pairs else _ON_SINGLES
             getLogger().info(f"Student scores come from: {self.path}.")
 
     def scores(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
@@ -174,9 +173,13 @@ class StudentScorer:
             self._passes = passes
 
     def _learns_from_samples(self, interaction: Interaction) -> bool:
-        """Whether the loss compares a row's item with drawn ones, or judges it alone, not with all items."""
-        drawn = self.config["train_neg_sample_args"]["distribution"] != "none"
-        return ROW in interaction and (drawn or self.config["MODEL_TYPE"] == ModelType.CONTEXT)
+        """Whether the loss compares a row's item with drawn ones, or judges it alone, not with all items.
+
+        RecBole calls auto-encoders and SINE pairwise too: the first learn from whole users, the second from all items.
+        """
+        config = self.config
+        sampled = {config["LABEL_FIELD"], config["NEG_PREFIX"] + config["ITEM_ID_FIELD"]} & {*interaction.columns}
+        return ROW in interaction and bool(sampled) and config["loss_type"] not in ("CE", "NLL")
 
     def _pass_is_shared(self, interaction: Interaction, product: bool) -> bool:
         """Whether the model asks its `forward` the same for its scores as it did for its loss; BERT4Rec does not."""

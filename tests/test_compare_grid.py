@@ -160,8 +160,17 @@ def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
         job = run._cell_job(grid, cell, tmp_path)
         job.write()
         made = made_up_run("a", "SASRec", cell.kd, 1, 0.1)
-        made.config.update({**keys.defaults(), **keys.preset(cell.kd), **job.settings})
+        made.config.update(
+            {**keys.defaults(), **keys.preset(cell.kd), **job.settings, "MODEL_TYPE": "ModelType.SEQUENTIAL"}
+        )
         results.write(job.folder, made)
+    run.check_finished(grid, tmp_path)
+    made.config["MODEL_TYPE"] = "ModelType.GENERAL"  # beside whose losses kd_weight counted whole once
+    results.write(job.folder, made)
+    with pytest.raises(UserError, match="kd_weight and kd_every meant other things"):
+        run.check_finished(grid, tmp_path)
+    made.distillation[0]["kd_weight"] = 1.0
+    results.write(job.folder, made)
     run.check_finished(grid, tmp_path)
     del made.config["kd_top_items"]  # a key that is newer than the cell, at its default
     results.write(job.folder, made)
@@ -283,7 +292,17 @@ def test_room_on_this_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("named", "wanted"), [(0, ["0"]), (1, ["1"]), ("0,2", ["0", "2"]), (None, ["0", "1", "2"]), ("", [])]
+    ("named", "wanted"),
+    [
+        (0, ["0"]),
+        (1, ["1"]),
+        ("0,2", ["0", "2"]),
+        (None, ["0", "1", "2"]),
+        ("", []),
+        ((0, 2), ["0", "2"]),
+        ((1,), ["1"]),
+        (-1, []),
+    ],
 )
 def test_gpus_that_are_chosen(named, wanted):
     assert schedule.chosen_gpus(named, ["0", "1", "2"]) == wanted and schedule.chosen_gpus(named, []) == []

@@ -162,7 +162,7 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model", "of_graph"), [("LightGCN", True), ("BPR", False), ("DeepFM", False), ("SASRec", False)]
+    ("model", "of_graph"), [("LightGCN", True), ("SGL", True), ("BPR", False), ("DeepFM", False), ("SASRec", False)]
 )
 def test_students_that_pass_a_graph_are_known(model, of_graph, scorer_of):
     assert scorer_of(model)[0].of_graph == of_graph

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from recbole.utils import ModelType
 
 from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
@@ -41,6 +42,7 @@ from recbole_prmkd.tune.cluster import check_address, cluster
 _BEFORE = {"kd_every": 1}  # what cells did that are older than a key, where it is not the default
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
 _LOCK = ".running"
+_IN_ORDER = str(ModelType.SEQUENTIAL)  # as result.json has it
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,13 @@ def run_comparison(
     gpus = chosen_gpus(user_setting("gpu_id", config_file_list, config_dict), gpus)
 
     with _alone(folder), cluster(ray_address) if ray_address else nullcontext():
+        use_gpu = bool(grid.settings.get("use_gpu", True))
 
         def here(number: int | None) -> Local:
-            return workers_here(number, gpus if grid.settings.get("use_gpu", True) else [])
+            return workers_here(number, gpus if use_gpu else [])
 
         def workers(number: int | None) -> Workers:
-            return OnRay(min(here(number).threads, most_cpus()), number) if ray_address else here(number)
+            return OnRay(min(here(number).threads, most_cpus()), number, use_gpu) if ray_address else here(number)
 
         sweeps = sweep_jobs(grid, folder, ray_address)  # one at a time: each runs its trials side by side
         failed = run_jobs(sweeps, here(1), "tune", title="sweeps") if sweeps else {}
@@ -159,6 +162,10 @@ def check_finished(grid: Grid, folder: Path) -> None:
         run = _result(cell, job)
         if run is None:
             continue
+        if run.distillation and "kd_weight" not in run.distillation[0] and run.config["MODEL_TYPE"] != _IN_ORDER:
+            raise UserError(
+                f"{cell} was made when kd_weight counted whole for {cell.model}: name another --kd_output_dir."
+            )
         for key, value in {**defaults(), **preset(cell.kd)}.items():
             before = run.config.get(key, _BEFORE.get(key, defaults()[key]))
             if key not in {*job.settings, *_SETTLED} and before != value:

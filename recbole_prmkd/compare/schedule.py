@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from recbole_prmkd.compare.job import Job, error_of, start, start_in
-from recbole_prmkd.keys import as_list
 
 _POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
@@ -73,9 +72,9 @@ class Local:
 class OnRay:
     """Processes started by Ray tasks; the comparison's folder, data and cache lie on storage that all nodes share."""
 
-    def __init__(self, threads: int, most: int | None = None) -> None:
+    def __init__(self, threads: int, most: int | None = None, use_gpu: bool = True) -> None:
         """most: jobs at a time; None: Ray keeps the queue."""
-        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        gpu = 1 if use_gpu and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         self._task = ray.remote(_run_in).options(num_cpus=threads, num_gpus=gpu, max_retries=0)
         self._threads, self._most = threads, most
         self._running: dict[Any, Job] = {}
@@ -106,10 +105,8 @@ class OnRay:
 
 def _run_in(folder: str, threads: int) -> str | None:
     """One job on a node of the cluster, on the GPU that Ray lent to it."""
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or None
-    process = start_in(
-        Path(folder), threads, gpu if ray.get_runtime_context().get_accelerator_ids().get("GPU") else None
-    )
+    gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU") or []
+    process = start_in(Path(folder), threads, ",".join(map(str, gpus)))
     return error_of(Path(folder), process.wait())
 
 
@@ -183,8 +180,10 @@ def workers_here(wanted: int | None, gpus: Sequence[str]) -> Local:
 
 def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
     """The GPUs that the key gpu_id names, which RecBole may read as a number: all without it, none if it is empty."""
-    chosen = there if named is None else as_list(str(named)) or []
-    return list(chosen) if there else []
+    if named is None or not there:
+        return list(there)
+    parts = str(named).strip("[]() ").split(",")  # 1, (0, 2) and "0,2" alike
+    return [part.strip(" '\"") for part in parts if part.strip() not in ("", "-1")]
 
 
 def most_cpus() -> int:

@@ -45,7 +45,8 @@ def main() -> None:
     try:
         if gpu:
             content["settings"]["gpu_id"] = gpu[0]
-            _check_gpu(gpu[0])
+            if content["settings"].get("use_gpu", True):
+                _check_gpu(gpu[0])
         WORK[content["work"]](content, Path(folder))
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
