@@ -164,7 +164,7 @@ def check_finished(grid: Grid, folder: Path) -> None:
             continue
         if run.distillation and "kd_weight" not in run.distillation[0] and run.config["MODEL_TYPE"] != _IN_ORDER:
             raise UserError(
-                f"{cell} was made when kd_weight counted whole for {cell.model}: name another --kd_output_dir."
+                f"{cell} was made when kd_weight and kd_every meant other things: name another --kd_output_dir."
             )
         for key, value in {**defaults(), **preset(cell.kd)}.items():
             before = run.config.get(key, _BEFORE.get(key, defaults()[key]))
