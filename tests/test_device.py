@@ -9,12 +9,21 @@ import torch
 from recbole_prmkd.compare import job as jobs
 from recbole_prmkd.compare import work
 from recbole_prmkd.config import load_config
+from recbole_prmkd.errors import UserError
 
 
 @pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
 def test_use_gpu_is_heard(use_gpu, device, settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_config("BPR", "tiny", config_dict=settings(use_gpu=use_gpu))["device"].type == device
+
+
+def test_wrong_devices_end_in_one_sentence(settings):
+    with pytest.raises(UserError, match="use_gpu is 'no': write --use_gpu=True"):
+        load_config("BPR", "tiny", config_dict=settings(use_gpu="no"))
+    several = {"nproc": 2, "world_size": 2, "local_rank": 0, "offset": 0, "ip": "localhost", "port": 1}
+    with pytest.raises(UserError, match="2 processes need as many GPUs in gpu_id"):
+        load_config("BPR", "tiny", config_dict=settings(gpu_id="0", **several))
 
 
 def test_cuda_is_not_asked_before_recbole_has_said_which_gpu():

@@ -12,6 +12,12 @@ from recbole_prmkd.dataset import load_split
 from recbole_prmkd.rows import ROW
 from recbole_prmkd.student import StudentScorer
 
+LABELS = {  # in place of drawn negatives
+    "threshold": {"rating": 4},
+    "train_neg_sample_args": None,
+    "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},
+}
+
 
 @pytest.fixture
 def scorer_of(cpu_settings):
@@ -93,13 +99,17 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
         ("LightGCN", 0.1, 0.1, {}),
         ("MultiVAE", 1.0, 1.0, {"train_neg_sample_args": None}),
         ("MultiVAE", 1.0, 1.0, {}),
+        ("SGL", 0.1, 1.0, {}),  # its loss is a sum
+        ("SINE", 1.0, 1.0, {"interest_size": 2}),  # RecBole calls it pairwise
         ("DeepFM", 1.0, 0.01, {}),
+        ("NeuMF", 1.0, 0.01, LABELS),
     ],
 )
 def test_what_is_learnt_from_pairs_has_a_lower_temperature_and_from_samples_less_weight(
     model, temperature, weight, more, scorer_of
 ):
     scorer, net, batch, _ = scorer_of(model, **more)
+    net.train()  # where SGL makes its graphs
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
