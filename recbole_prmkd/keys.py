@@ -132,8 +132,12 @@ def _teacher_keys(teachers: Iterable[str]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     for teacher in teachers:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
-        for key, value in read_yaml(properties_dir() / "model" / f"{teacher}.yaml").items():
+        own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
+        for key, value in own.items():
             table[f"kd_{teacher}_{key}".lower()] = {"default": value, "type": _type_name(value)}
+        if "epochs" in own:  # one that is fine-tuned
+            entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            table[f"kd_{teacher}_seed".lower()] = entry
     return table
 
 

@@ -85,6 +85,7 @@ def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedT
     for name in config["kd_teachers"]:
         with steps(f"teacher {name}") as state:
             teacher = fit_or_load(name, config, data)
+            _warn_of_equal(teacher, teachers)
             teachers.append(teacher)
             state["reused"] = teacher.reused
         with steps(f"knowledge {name}") as state:
@@ -116,6 +117,15 @@ def _warn_of_unnamed(config: Config) -> None:
     for key, (teacher, _) in of_further_teachers(config.parameters["Distillation"], TEACHERS).items():
         if teacher not in named:
             getLogger().warning(f"{key} has no effect here: no teacher {teacher} is named.")
+
+
+def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> None:
+    for other in others:
+        if other.digest == teacher.digest:
+            getLogger().warning(
+                f"{teacher.name} is {other.name} once more, by equal settings and seed: give one of its "
+                f"kd_{teacher.name.lower()}_ keys another value."
+            )
 
 
 def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:

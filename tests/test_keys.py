@@ -101,6 +101,9 @@ def test_a_further_teacher_of_a_kind_has_its_own_keys():
     assert keys.checked(given, TEACHERS) == given
     assert keys.teacher_settings("UniSRec_text", given) == {**keys.teacher_settings("UniSRec", {}), "epochs": 3}
     assert keys.teacher_settings("UniSRec", given) == keys.teacher_settings("UniSRec", {})
+    assert keys.checked({"kd_unisrec_text_seed": 7}, TEACHERS) == {"kd_unisrec_text_seed": 7}
+    with pytest.raises(UserError, match="kd_vectors_seed"):  # nothing of it is trained
+        keys.checked({"kd_vectors_seed": 7}, TEACHERS)
     found = keys.of_further_teachers([*given, "kd_unisrec_epochs", "kd_recformer_max_rows_per_epoch"], TEACHERS)
     assert found == {"kd_unisrec_text_epochs": ("unisrec_text", "kd_unisrec_epochs")}
 

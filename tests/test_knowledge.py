@@ -13,6 +13,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.knowledge import build_or_load, open_knowledge
 from recbole_prmkd.objective import Objective
+from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
@@ -68,14 +69,19 @@ def test_scores_are_the_live_teachers(built):
     torch.testing.assert_close(per_row, scores)
 
 
-def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings):
+def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings, caplog):
     small = {key: value for key, value in cpu_settings().items() if key.startswith("kd_unisrec_")}
-    further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "wide")}
-    further |= {"kd_unisrec_wide_hidden_size": 24, "kd_item_init": "UniSRec_wide"}
-    *_, teachers, knowledge = built(kd_teachers=["UniSRec", "UniSRec_2", "UniSRec_wide"], **further)
-    assert [teacher.name for teacher in knowledge.teachers] == ["UniSRec", "UniSRec_2", "UniSRec_wide"]
-    first, same, wide = teachers
-    assert same.reused and same.digest == first.digest  # with the same settings it is the same
+    further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "seed", "wide")}
+    further |= {"kd_unisrec_wide_hidden_size": 24, "kd_unisrec_seed_seed": 7, "kd_item_init": "UniSRec_wide"}
+    names = ["UniSRec", "UniSRec_2", "UniSRec_seed", "UniSRec_wide"]
+    config, *_, knowledge = built(kd_teachers=names, **further)
+    assert [teacher.name for teacher in knowledge.teachers] == names
+    with caplog.at_level("WARNING"):
+        teachers = prepare(config, Steps()).teachers
+    first, same, seed, wide = teachers
+    assert same.digest == first.digest  # with the same settings it is the same
+    assert "UniSRec_2 is UniSRec once more" in caplog.text and caplog.text.count("once more") == 1
+    assert seed.digest != first.digest and not torch.equal(seed.model.encode_items(), first.model.encode_items())
     assert wide.digest != first.digest and wide.model.encode_items().shape[1] == 24
 
 

@@ -92,11 +92,12 @@ def _teacher_rows(grid: Grid, runs: Mapping[Cell, RunResult]) -> Iterator[dict[s
         for name, teacher in run.teachers.items():
             if (cell.dataset, name) not in seen:
                 seen.add((cell.dataset, name))
+                own = run.config.get(f"kd_{name}_seed".lower())
                 yield {
                     "dataset": cell.dataset,
                     "model": name,
                     "kd": TEACHER,
-                    "seed": run.config.get("kd_teacher_seed", grid.seeds[0]),
+                    "seed": run.config.get("kd_teacher_seed", grid.seeds[0]) if own is None else own,
                     **_metrics(teacher),
                     "parameters": teacher.parameters,
                     "train_seconds": teacher.seconds,
