@@ -13,6 +13,7 @@ The package reads as the data flows:
 - `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
 - `students`: models of our own to distil into, beside RecBole's
 - `student`, `factorised`, `logits`, `positives`: the student's own scores, cheaply, on one scale; a batch's rows
+- `usual`: how much of a kd_loss, by the kind of student
 - `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding
 - `warm_start`, `dropout`: where a student's items start, its dropout while it is distilled
 - `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes

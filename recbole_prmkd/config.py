@@ -66,7 +66,7 @@ def load_config(
     below = _start_repairs(view)
     if protocol == "ranking" or (protocol == "auto" and kd != "none"):
         below = _ranking(view) | below
-    if not isinstance(view["use_gpu"], bool | int):
+    if not isinstance(view["use_gpu"], int):
         raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")
     if "local_rank" in view.user and "gpu_id" not in view.user:
         below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))

@@ -34,11 +34,6 @@ from recbole_prmkd.student import StudentScorer
 from recbole_prmkd.top_items import SOURCES, distinct, teachers_first
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
-# kd_max_rows and kd_every where they are auto. A kd_loss is cheap where scores are a by-product of the student's own;
-# else each row of a sequential student, with its own history, costs a pass, and others have steps of few milliseconds,
-# but for those that pass a graph. A kd_loss costs these about the same for any few rows; with pairs each row counts.
-_BY_PRODUCT, _IN_ORDER = (None, 1), (256, 1)
-_BY_PAIRS, _OF_GRAPH, _WITHOUT_ORDER = (16, 4), (256, 4), (64, 16)
 _AT_ONCE = 1 << 18  # teachers x rows x candidates that a CPU's thread weighs at a time: what its cache holds
 
 
@@ -103,33 +98,24 @@ class Objective:
     @property
     def weight(self) -> float:
         """Of a kd_loss beside the student's own loss; known after the scorer's first batch."""
-        return self.config["kd_weight"] * (1.0 if self._of_a_peer else self.scorer.weight)
+        return self.config["kd_weight"] * (1.0 if self._of_a_peer else self.scorer.usual.weight)
 
     @property
     def temperature(self) -> float:
         """Of the student's scores; known after the scorer's first batch."""
-        return self.config["kd_temperature"] * (1.0 if self._of_a_peer else self.scorer.temperature)
+        return self.config["kd_temperature"] * (1.0 if self._of_a_peer else self.scorer.usual.temperature)
 
     @property
     def _every(self) -> int:
         every = self.config["kd_every"]
         if every != "auto":
             return every
-        return self._usual[1] if self.config["shuffle"] else 1  # unshuffled, the same rows would be left out for ever
+        return self.scorer.usual.every if self.config["shuffle"] else 1  # else the same rows were left out for ever
 
     @property
     def _most(self) -> int | None:
         most = self.config["kd_max_rows"]
-        return self._usual[0] if most == "auto" else most
-
-    @property
-    def _usual(self) -> tuple[int | None, int]:
-        """What auto stands for; known after the scorer's first batch."""
-        if self._in_order:
-            return _BY_PRODUCT if self.scorer.shares_pass else _IN_ORDER
-        if self.scorer.by_pairs:
-            return _BY_PAIRS
-        return _OF_GRAPH if self.scorer.of_graph else _WITHOUT_ORDER
+        return self.scorer.usual.rows if most == "auto" else most
 
     def __call__(self, interaction: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss was just computed under `scorer.watching()`; a scalar, float32."""

@@ -19,7 +19,7 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import InputType, ModelType
+from recbole.utils import ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.candidates import Pairs
@@ -30,11 +30,8 @@ from recbole_prmkd.positives import UserRows, positive_rows
 from recbole_prmkd.prefixes import WINDOW, alike
 from recbole_prmkd.rows import ROW, Rows
 from recbole_prmkd.top_items import first_of
+from recbole_prmkd.usual import Usual, usual
 
-_PAIRWISE = 0.1  # temperature of scores that were learnt from pairs, and are too small for a softmax (our choice)
-# Weight of a kd_loss beside a loss on pairs, or on single items, which are smaller than one on all items (our choice).
-_ON_PAIRS, _ON_SINGLES = 0.1, 0.01
-_SUMMED = {"SGL", "ConvNCF"}  # their loss on pairs is the batch's sum, and far larger
 # Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
 _BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
 _PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
@@ -51,8 +48,7 @@ class StudentScorer:
         self.model, self.config, self.dataset, self.train = model, config, dataset, train
         self.path: str | None = None
         # Known with the path:
-        self.temperature = 1.0  # that makes the scores logits of a softmax
-        self.weight = 1.0  # that makes a kd_loss one of the size of the student's own loss
+        self.usual = Usual()
         self.shares_pass = False  # whether each row's scores come from the loss's own forward pass
         self._user_rows: UserRows | None = None
         self._logits: Tensor | None = None
@@ -89,22 +85,11 @@ class StudentScorer:
         """Whether candidates are scored pair by pair; known after the first `prepare`."""
         return self.path == "pairs"
 
-    @property
-    def of_graph(self) -> bool:
-        """Whether the student passes a whole graph in each step: it keeps what came of it for evaluation."""
-        return hasattr(self.model, "restore_user_e")
-
     def prepare(self, interaction: Interaction) -> None:
-        """Choose the path and the temperature on the first batch, and say which path."""
+        """Choose the path on the first batch, and say which."""
         if self.path is None:
             self.path = self._probe(interaction)
-            # A pairwise loss is content with differences far below those of a softmax. To reach a soft target from
-            # there the student would have to grow its vectors many times over, and fits its training rows in doing so.
-            pairs = self.config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE
-            if self._learns_from_samples(interaction):
-                self.temperature = _PAIRWISE if pairs else 1.0
-                if type(self.model).__name__ not in _SUMMED:
-                    self.weight = _ON_PAIRS if pairs else _ON_SINGLES
+            self.usual = usual(self.model, self.config, interaction, self.by_pairs, self.shares_pass)
             getLogger().info(f"Student scores come from: {self.path}.")
 
     def scores(self, interaction: Interaction, places: Tensor, candidates: Tensor) -> Tensor:
@@ -171,15 +156,6 @@ class StudentScorer:
         finally:
             self.model.train(training)
             self._passes = passes
-
-    def _learns_from_samples(self, interaction: Interaction) -> bool:
-        """Whether the loss compares a row's item with drawn ones, or judges it alone, not with all items.
-
-        RecBole calls auto-encoders and SINE pairwise too: the first learn from whole users, the second from all items.
-        """
-        config = self.config
-        sampled = {config["LABEL_FIELD"], config["NEG_PREFIX"] + config["ITEM_ID_FIELD"]} & {*interaction.columns}
-        return ROW in interaction and bool(sampled) and config["loss_type"] not in ("CE", "NLL")
 
     def _pass_is_shared(self, interaction: Interaction, product: bool) -> bool:
         """Whether the model asks its `forward` the same for its scores as it did for its loss; BERT4Rec does not."""

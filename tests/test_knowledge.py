@@ -17,12 +17,13 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+from recbole_prmkd.usual import Usual
 
 
 class GivenScores:
     """A student whose scores are a parameter [n_rows, n_items]."""
 
-    by_pairs, of_graph, shares_pass, temperature, weight = False, False, True, 1.0, 1.0
+    by_pairs, usual = False, Usual()
 
     def __init__(self, split):
         self.table = torch.randn(len(split.train), len(split.item_tokens) + 1, requires_grad=True)

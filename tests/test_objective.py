@@ -20,6 +20,7 @@ from recbole_prmkd.peers.teachers_list import teachers_list
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.top_items import teachers_first
 from recbole_prmkd.trainer import with_kd
+from recbole_prmkd.usual import Usual
 from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 N, ITEMS, PER_USER = 90, 40, 9
@@ -55,7 +56,7 @@ CONFIG = {
 class Scorer:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    by_pairs, of_graph, shares_pass, temperature, weight = False, False, True, 1.0, 1.0
+    by_pairs, usual = False, Usual()
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -202,30 +203,26 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
 
 
-def test_students_whose_scores_cost_extra_have_a_few_rows_unless_told_otherwise(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_WITHOUT_ORDER", (3, 1))
-    monkeypatch.setattr(module, "_IN_ORDER", (5, 1))
-
-    def taught(shares_pass: bool, **settings: object) -> int:
-        monkeypatch.setattr(Scorer, "shares_pass", shares_pass)
+def test_a_student_has_its_usual_rows_unless_told_otherwise(monkeypatch) -> None:
+    def taught(usual: int | None, **settings: object) -> int:
+        monkeypatch.setattr(Scorer, "usual", Usual(rows=usual))
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
-    assert taught(True) == taught(False, kd_max_rows=None) == taught(False, kd_max_rows=10**6) == len(BATCH)
-    assert taught(False) == 5 and taught(False, MODEL_TYPE=ModelType.GENERAL) == 3
-    assert taught(False, kd_max_rows=7) == taught(True, kd_max_rows=7) == 7
+    assert taught(None) == taught(5, kd_max_rows=None) == taught(5, kd_max_rows=10**6) == len(BATCH)
+    assert taught(5) == 5 and taught(3, MODEL_TYPE=ModelType.GENERAL) == 3
+    assert taught(5, kd_max_rows=7) == taught(None, kd_max_rows=7) == 7
 
 
 @pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 2)])
-def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_BY_PRODUCT", (None, 4))
+def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int) -> None:
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
     batch = {"kd_row": BATCH, "item_id": made.train.targets[BATCH]}
     alone = objective(gaps=False)(batch).item()
     student = with_kd(lambda interaction: torch.tensor(0.5), made)
     in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made)
     made.scorer.watching = nullcontext
-    made.scorer.shares_pass = False  # until the first batch is seen
-    made.scorer.prepare = lambda interaction: setattr(made.scorer, "shares_pass", True)
+    made.scorer.usual = Usual(rows=2, every=1)  # until the first batch is seen
+    made.scorer.prepare = lambda interaction: setattr(made.scorer, "usual", Usual(every=4))
     for loss in (student, student, in_parts):  # each epoch anew
         made.begin(0, batches)
         made.epoch_means()
@@ -247,25 +244,21 @@ def test_each_pass_of_an_epoch_has_its_kd_loss() -> None:
     assert [made.due() for _ in range(12)] == [True, False, False, False, True, False] * 2 and made.times == 3
 
 
-def test_which_batches_have_a_kd_loss_unless_told_otherwise(monkeypatch) -> None:
-    def due(kind: str, shares_pass: bool, by_pairs: bool = False, **settings: object) -> list[int]:
-        made = objective(gaps=False, by_pairs=by_pairs, MODEL_TYPE=ModelType[kind], **settings)
-        made.scorer.shares_pass = shares_pass
+def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
+    def due(usual: int, **settings: object) -> list[int]:
+        made = objective(gaps=False, **settings)
+        made.scorer.usual = Usual(every=usual)
         made.begin(0, 20)
         return [number for number in range(20) if made.due()]
 
-    assert due("SEQUENTIAL", True) == due("SEQUENTIAL", False) == due("GENERAL", False, kd_every=1) == [*range(20)]
-    assert due("SEQUENTIAL", True, kd_every=5) == [0, 5, 10, 15]
-    assert due("SEQUENTIAL", False, by_pairs=True) == due("GENERAL", False, shuffle=False) == [*range(20)]
-    assert due("GENERAL", False) == due("CONTEXT", False) == [0, 16]
-    monkeypatch.setattr(Scorer, "of_graph", True)
-    assert due("GENERAL", False) == [*range(0, 20, 4)] and due("SEQUENTIAL", True) == [*range(20)]
-    assert due("GENERAL", False, by_pairs=True) == due("CONTEXT", False, by_pairs=True) == [*range(0, 20, 4)]
+    assert due(1) == due(16, kd_every=1) == due(16, shuffle=False) == [*range(20)]
+    assert due(1, kd_every=5) == due(16, kd_every=5) == [0, 5, 10, 15]
+    assert due(16) == [0, 16] and due(4) == [*range(0, 20, 4)]
 
 
 def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
     made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
-    made.scorer.weight = peer.scorer.weight = 0.1
+    made.scorer.usual = peer.scorer.usual = Usual(weight=0.1)
     assert made.weight == pytest.approx(0.5) and peer.weight == 5
     assert str(made).startswith("loss = rec_loss + 0.5 x kl(")
 
@@ -273,7 +266,7 @@ def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
     def loss(own: float, **settings: object) -> Tensor:
         made = objective(gaps=False, **settings)
-        made.scorer.temperature = own
+        made.scorer.usual = Usual(temperature=own)
         return step(made)[0]
 
     assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))

@@ -11,6 +11,7 @@ from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.rows import ROW
 from recbole_prmkd.student import StudentScorer
+from recbole_prmkd.usual import Usual
 
 LABELS = {  # in place of drawn negatives
     "threshold": {"rating": 4},
@@ -91,29 +92,30 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
 
 
 @pytest.mark.parametrize(
-    ("model", "temperature", "weight", "more"),
+    ("model", "rows", "every", "temperature", "weight", "more"),
     [
-        ("SASRec", 1.0, 1.0, {}),
-        ("SASRec", 0.1, 0.1, {"loss_type": "BPR"}),
-        ("BERT4Rec", 1.0, 1.0, {}),
-        ("LightGCN", 0.1, 0.1, {}),
-        ("MultiVAE", 1.0, 1.0, {"train_neg_sample_args": None}),
-        ("MultiVAE", 1.0, 1.0, {}),
-        ("SGL", 0.1, 1.0, {}),  # its loss is a sum
-        ("SINE", 1.0, 1.0, {"interest_size": 2}),  # RecBole calls it pairwise
-        ("DeepFM", 1.0, 0.01, {}),
-        ("NeuMF", 1.0, 0.01, LABELS),
+        ("SASRec", None, 1, 1.0, 1.0, {}),
+        ("GRU4Rec", None, 1, 1.0, 1.0, {}),
+        ("SASRec", None, 1, 0.1, 0.1, {"loss_type": "BPR"}),
+        ("BERT4Rec", 256, 1, 1.0, 1.0, {}),
+        ("DIN", 256, 1, 1.0, 0.01, {}),  # pair by pair
+        ("BPR", 64, 16, 0.1, 0.1, {}),
+        ("LightGCN", 256, 4, 0.1, 0.1, {}),
+        ("MultiVAE", 64, 16, 1.0, 1.0, {"train_neg_sample_args": None}),
+        ("MultiVAE", 64, 16, 1.0, 1.0, {}),
+        ("SGL", 256, 4, 0.1, 1.0, {}),  # its loss is a sum
+        ("SINE", None, 1, 1.0, 1.0, {"interest_size": 2}),  # RecBole calls it pairwise
+        ("DeepFM", 16, 4, 1.0, 0.01, {}),
+        ("NeuMF", 16, 4, 1.0, 0.01, LABELS),
     ],
 )
-def test_what_is_learnt_from_pairs_has_a_lower_temperature_and_from_samples_less_weight(
-    model, temperature, weight, more, scorer_of
-):
+def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, more, scorer_of):
     scorer, net, batch, _ = scorer_of(model, **more)
     net.train()  # where SGL makes its graphs
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    assert (scorer.temperature, scorer.weight) == (temperature, weight)
+    assert scorer.usual == Usual(rows, every, temperature, weight)
 
 
 @pytest.mark.parametrize(
@@ -169,13 +171,6 @@ def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
     scorer.prepare(batch)
     scorer.scores(batch, scorer.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("model", "of_graph"), [("LightGCN", True), ("SGL", True), ("BPR", False), ("DeepFM", False), ("SASRec", False)]
-)
-def test_students_that_pass_a_graph_are_known(model, of_graph, scorer_of):
-    assert scorer_of(model)[0].of_graph == of_graph
 
 
 def test_the_loss_itself_shares_no_pass(scorer_of):

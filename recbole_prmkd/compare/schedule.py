@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_prmkd.compare.job import Job, error_of, start, start_in
+from recbole_prmkd.keys import as_list
 
 _POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
@@ -182,8 +183,7 @@ def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
     """The GPUs that the key gpu_id names, which RecBole may read as a number: all without it, none if it is empty."""
     if named is None or not there:
         return list(there)
-    parts = str(named).strip("[]() ").split(",")  # 1, (0, 2) and "0,2" alike
-    return [part.strip(" '\"") for part in parts if part.strip() not in ("", "-1")]
+    return [gpu for gpu in as_list(str(named)) or [] if gpu != "-1"]  # 1, (0, 2) and "0,2" alike
 
 
 def most_cpus() -> int:
