@@ -51,11 +51,12 @@ def kind_of(teacher: str) -> str:
 
 
 def of_further_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The keys kd_<kind>_<word>_<key> among these, each with its teacher, in lower case, and the kind's own key."""
+    """The keys kd_<kind>_<word>_<key> among these, each with its teacher, `<Kind>_<word>`, and the kind's own key."""
+    proper = {kind.lower(): kind for kind in kinds}
     own = _teacher_keys(kinds)
-    pattern = re.compile(rf"(kd_({'|'.join(kinds).lower()})_)([a-z0-9]+)_(\w+)")
+    pattern = re.compile(rf"(kd_({'|'.join(proper)})_)([a-z0-9]+)_(\w+)")
     found = {key: match for key in settings if key not in own and (match := pattern.fullmatch(key))}
-    return {key: (f"{m[2]}_{m[3]}", m[1] + m[4]) for key, m in found.items() if m[1] + m[4] in own}
+    return {key: (f"{proper[m[2]]}_{m[3]}", m[1] + m[4]) for key, m in found.items() if m[1] + m[4] in own}
 
 
 def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +90,7 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
     names = list(teachers)
     legal = {**key_table(), **_teacher_keys(names)}
     for key, (teacher, of_kind) in of_further_teachers(settings, names).items():
-        proper = next(name for name in names if name.lower() == kind_of(teacher))
-        _check_name(f"{proper}_{teacher.partition('_')[2]}", names, f"of {key}")
+        _check_name(teacher, names, f"of {key}")
         legal[key] = legal[of_kind]
     result = {}
     for key, value in settings.items():

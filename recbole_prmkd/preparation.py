@@ -113,7 +113,7 @@ def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence
 def _warn_of_unnamed(config: Config) -> None:
     if config["kd"] == "single":  # takes the first teacher that the user has named
         return
-    named = [str(name).lower() for name in (*config["kd_teachers"], config["kd_item_init"])]
+    named = [*config["kd_teachers"], config["kd_item_init"]]
     for key, (teacher, _) in of_further_teachers(config.parameters["Distillation"], TEACHERS).items():
         if teacher not in named:
             getLogger().warning(f"{key} has no effect here: no teacher {teacher} is named.")

@@ -86,7 +86,7 @@ def test_two_external_models_each_with_its_own_files(files, settings, tmp_path):
     assert teachers["Vectors"]["holdout"] != teachers["Vectors_llm"]["holdout"]  # other vectors
     assert {"weight_Vectors", "weight_Vectors_llm"} <= set(run["result"]["distillation"][0])
     log = next((tmp_path / "out" / "log").rglob("*.log")).read_text()
-    assert "kd_vectors_other_items has no effect here: no teacher vectors_other is named." in log
+    assert "kd_vectors_other_items has no effect here: no teacher Vectors_other is named." in log
     assert "kd_vectors_llm_items has no effect" not in log
 
 
