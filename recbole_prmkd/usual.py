@@ -11,6 +11,7 @@ from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType, ModelType
+from torch import nn
 
 from recbole_prmkd.rows import ROW
 
@@ -47,7 +48,11 @@ def usual(
 def _share(model: AbstractRecommender, config: Config, by_pairs: bool, shares_pass: bool) -> tuple[int | None, int]:
     """Rows of a batch, and in how many batches once."""
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        return (None, 1) if shares_pass else (256, 1)
+        if not shares_pass:
+            return 256, 1
+        # A recurrent student's own step takes less time than a kd_loss on all of its rows.
+        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+        return (512, 2) if recurrent else (None, 1)
     if by_pairs:
         return 16, 4
     # A student that passes a whole graph in each step keeps what came of it for evaluation.
