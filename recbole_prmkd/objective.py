@@ -88,12 +88,12 @@ class Objective:
         """Whether the next batch has a kd_loss; the first of a pass has one. To be asked once a batch."""
         place = self._batch % self._batches
         self._batch += 1
-        return place % self._every == 0
+        return place % self.every == 0
 
     @property
     def times(self) -> float:
         """Batches of a pass for each that has a kd_loss: their kd_loss times this sums to that of all batches."""
-        return self._batches / math.ceil(self._batches / self._every)
+        return self._batches / math.ceil(self._batches / self.every)
 
     @property
     def weight(self) -> float:
@@ -106,7 +106,8 @@ class Objective:
         return self.config["kd_temperature"] * (1.0 if self._of_a_peer else self.scorer.usual.temperature)
 
     @property
-    def _every(self) -> int:
+    def every(self) -> int:
+        """Of so many batches one has a kd_loss; known after the scorer's first batch."""
         every = self.config["kd_every"]
         if every != "auto":
             return every
@@ -148,7 +149,7 @@ class Objective:
         target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
         if not self._told:
             self._told = True
-            some = f" Of {self._every} batches one has a kd_loss, times that number." if self._every > 1 else ""
+            some = f" Of {self.every} batches one has a kd_loss, times that number." if self.every > 1 else ""
             getLogger().info(str(self))
             getLogger().info(f"kd_loss on {len(rows)} rows of the first batch, {mask.shape[1]} candidates each.{some}")
         if scorer.by_pairs:  # in one pass of the model

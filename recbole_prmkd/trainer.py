@@ -54,7 +54,8 @@ class DistillationMixin:
             self.objective.begin(epoch_idx, len(interactions(train_data)))
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
         if self.objective is not None:
-            numbers = {**self.objective.epoch_means(), "kd_weight": self.objective.weight, "share": share}
+            settled = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": share}
+            numbers = {**self.objective.epoch_means(), **settled}
             self.history.append({"epoch": epoch_idx, **numbers})
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)

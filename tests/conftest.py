@@ -138,7 +138,8 @@ def made_up_run():
     def make(dataset, model, kd, seed, ndcg, unseen=None, teachers=None):
         measured = {"valid": metrics(ndcg), "test": metrics(ndcg)}
         measured |= {"valid_unseen": metrics(unseen or ndcg), "test_unseen": metrics(unseen or ndcg)}
-        history = [{"epoch": e, "weight_UniSRec": 1.0, "inconsistent": 0.1, "agreement": 0.9} for e in range(3)]
+        epoch = {"weight_UniSRec": 1.0, "inconsistent": 0.1, "agreement": 0.9, "kd_every": 1}
+        history = [{"epoch": e, **epoch} for e in range(3)]
         return RunResult(
             config={"model": model, "dataset": dataset, "kd": kd, "valid_metric": "NDCG@10", "eval_step": 1},
             versions={"torch": "2"},

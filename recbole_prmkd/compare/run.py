@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from recbole.utils import ModelType
 
 from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
@@ -39,10 +38,8 @@ from recbole_prmkd.keys import defaults, preset
 from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.
-_BEFORE = {"kd_every": 1}  # what cells did that are older than a key, where it is not the default
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
 _LOCK = ".running"
-_IN_ORDER = str(ModelType.SEQUENTIAL)  # as result.json has it
 
 
 @dataclass(frozen=True)
@@ -162,12 +159,13 @@ def check_finished(grid: Grid, folder: Path) -> None:
         run = _result(cell, job)
         if run is None:
             continue
-        if run.distillation and "kd_weight" not in run.distillation[0] and run.config["MODEL_TYPE"] != _IN_ORDER:
+        if run.distillation and "kd_every" not in run.distillation[0]:  # older than what is usual by now
             raise UserError(
-                f"{cell} was made when kd_weight and kd_every meant other things: name another --kd_output_dir."
+                f"{cell} was made when kd_weight, kd_every and kd_max_rows meant other things: name another "
+                "--kd_output_dir."
             )
         for key, value in {**defaults(), **preset(cell.kd)}.items():
-            before = run.config.get(key, _BEFORE.get(key, defaults()[key]))
+            before = run.config.get(key, defaults()[key])
             if key not in {*job.settings, *_SETTLED} and before != value:
                 raise UserError(
                     f"{cell} was made with {key} {before}, which is {value} by now: name another --kd_output_dir, or "
