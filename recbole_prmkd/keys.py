@@ -184,7 +184,7 @@ def _wanted(entry: Mapping[str, Any]) -> str:
 def as_list(value: Any) -> list[str] | None:
     """A list, or what a shell leaves of one: `[a,b]` and `a,b` are the same."""
     if isinstance(value, str):
-        value = [part.strip(" '\"") for part in value.strip("[]() ").removesuffix(",").split(",")]
+        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
     if not isinstance(value, list | tuple) or not all(isinstance(part, str) and part for part in value):
         return None
     return list(value) or None

@@ -120,12 +120,12 @@ def _warn_of_unnamed(config: Config) -> None:
 
 
 def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> None:
-    for other in others:
-        if other.digest == teacher.digest:
-            getLogger().warning(
-                f"{teacher.name} is {other.name} once more, by equal settings and seed: give one of its "
-                f"kd_{teacher.name.lower()}_ keys another value."
-            )
+    same = next((other.name for other in others if other.digest == teacher.digest), None)
+    if same:
+        getLogger().warning(
+            f"{teacher.name} is {same} once more, by equal settings and seed: give one of its "
+            f"kd_{teacher.name.lower()}_ keys another value."
+        )
 
 
 def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:

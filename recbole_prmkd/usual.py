@@ -50,7 +50,7 @@ def _share(model: AbstractRecommender, config: Config, by_pairs: bool, shares_pa
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         if not shares_pass:
             return 256, 1
-        # A recurrent student's own step takes less time than a kd_loss on all of its rows.
+        # GRU4Rec's own step takes little more time than a kd_loss on all of its rows.
         recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
         return (512, 2) if recurrent else (None, 1)
     if by_pairs:

@@ -103,6 +103,21 @@ def test_summary_and_stars(comparison):
     assert own.loc[("UniSRec", "teacher"), "mean"] == 0.2 and own.loc[("SASRec", "none"), "mark"] == ""
 
 
+@pytest.mark.parametrize(
+    ("settings", "seed"),
+    [({}, 1), ({"kd_teacher_seed": 3}, 3), ({"kd_teacher_seed": 3, "kd_unisrec_2_seed": 0}, 0)],
+)
+def test_a_teachers_row_has_its_seed(settings, seed, tmp_path, made_up_run):
+    grid = Grid(("a",), ("SASRec",), ("mean",), (1,), {})
+    run = made_up_run("a", "SASRec", "mean", 1, 0.1, teachers={"UniSRec_2": 0.2})
+    run.config.update(settings)
+    (cell,) = grid.cells()
+    cell.folder(tmp_path).mkdir(parents=True)
+    results.write(cell.folder(tmp_path), run)
+    rows = gather(grid, tmp_path).cells.set_index("model")
+    assert rows.loc["UniSRec_2", "seed"] == seed
+
+
 def test_a_dagger_where_it_is_worse(comparison, made_up_run):
     grid, folder = comparison
     for cell in grid.cells():

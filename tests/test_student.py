@@ -96,6 +96,7 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
     [
         ("SASRec", None, 1, 1.0, 1.0, {}),
         ("GRU4Rec", 512, 2, 1.0, 1.0, {}),
+        ("NARM", 512, 2, 1.0, 1.0, {}),
         ("SASRec", None, 1, 0.1, 0.1, {"loss_type": "BPR"}),
         ("BERT4Rec", 256, 1, 1.0, 1.0, {}),
         ("DIN", 256, 1, 1.0, 0.01, {}),  # pair by pair

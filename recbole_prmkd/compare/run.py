@@ -161,8 +161,8 @@ def check_finished(grid: Grid, folder: Path) -> None:
             continue
         if run.distillation and "kd_every" not in run.distillation[0]:  # older than what is usual by now
             raise UserError(
-                f"{cell} was made when kd_weight, kd_every and kd_max_rows meant other things: name another "
-                "--kd_output_dir."
+                f"{cell} was made before its epochs said kd_every, so its rows and weights may be other ones: name "
+                "another --kd_output_dir."
             )
         for key, value in {**defaults(), **preset(cell.kd)}.items():
             before = run.config.get(key, defaults()[key])

@@ -17,7 +17,6 @@ import torch
 from tqdm import tqdm
 
 from recbole_prmkd.compare.job import Job, error_of, start, start_in
-from recbole_prmkd.keys import as_list
 
 _POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
@@ -183,7 +182,9 @@ def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
     """The GPUs that the key gpu_id names, which RecBole may read as a number: all without it, none if it is empty."""
     if named is None or not there:
         return list(there)
-    return [gpu for gpu in as_list(str(named)) or [] if gpu != "-1"]  # 1, (0, 2) and "0,2" alike
+    # 1, (0, 2) and "0,2" alike; not keys.as_list, which refuses the empty part of "(1,)"
+    parts = [part.strip(" '\"") for part in str(named).strip("[]() ").split(",")]
+    return [part for part in parts if part not in ("", "-1")]
 
 
 def most_cpus() -> int:
