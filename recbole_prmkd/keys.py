@@ -69,6 +69,12 @@ def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def teacher_seed(teacher: str, settings: Mapping[str, Any]) -> int:
+    """Seed of the teacher's fine-tuning: its own, or that of all teachers."""
+    own = settings.get(f"kd_{teacher}_seed".lower())
+    return settings["kd_teacher_seed"] if own is None else own
+
+
 def pretraining_properties(teacher: str) -> dict[str, Any]:
     """The teacher's own properties when it is pre-trained."""
     folder = properties_dir()

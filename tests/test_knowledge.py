@@ -75,12 +75,12 @@ def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings, capl
     further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "seed", "wide")}
     further |= {"kd_unisrec_wide_hidden_size": 24, "kd_unisrec_seed_seed": 7, "kd_item_init": "UniSRec_wide"}
     names = ["UniSRec", "UniSRec_2", "UniSRec_seed", "UniSRec_wide"]
-    config, *_, knowledge = built(kd_teachers=names, **further)
+    config, *_, made, knowledge = built(kd_teachers=names, **further)
     assert [teacher.name for teacher in knowledge.teachers] == names
     with caplog.at_level("WARNING"):
         teachers = prepare(config, Steps()).teachers
     first, same, seed, wide = teachers
-    assert same.digest == first.digest  # with the same settings it is the same
+    assert made[1].reused and same.digest == first.digest  # with the same settings it is the same
     assert "UniSRec_2 is UniSRec once more" in caplog.text and caplog.text.count("once more") == 1
     assert seed.digest != first.digest and not torch.equal(seed.model.encode_items(), first.model.encode_items())
     assert wide.digest != first.digest and wide.model.encode_items().shape[1] == 24

@@ -12,6 +12,7 @@ from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import Cell, Grid
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.keys import teacher_seed
 from recbole_prmkd.ranks import RANKS
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
 
@@ -92,12 +93,11 @@ def _teacher_rows(grid: Grid, runs: Mapping[Cell, RunResult]) -> Iterator[dict[s
         for name, teacher in run.teachers.items():
             if (cell.dataset, name) not in seen:
                 seen.add((cell.dataset, name))
-                own = run.config.get(f"kd_{name}_seed".lower())
                 yield {
                     "dataset": cell.dataset,
                     "model": name,
                     "kd": TEACHER,
-                    "seed": run.config.get("kd_teacher_seed", grid.seeds[0]) if own is None else own,
+                    "seed": teacher_seed(name, {"kd_teacher_seed": grid.seeds[0], **run.config}),
                     **_metrics(teacher),
                     "parameters": teacher.parameters,
                     "train_seconds": teacher.seconds,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.host import no_command_line
-from recbole_prmkd.keys import key_table, kind_of, teacher_settings
+from recbole_prmkd.keys import key_table, kind_of, teacher_seed, teacher_settings
 from recbole_prmkd.rows import Rows
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
@@ -106,14 +106,13 @@ def teacher_config(name: str, student: Config) -> Config:
     """RecBole's Config of a teacher: its own properties, the student's data arguments, no command line."""
     shared = {key: student[key] for key in (*dataset_arguments, *_SHARED) if key in student}
     own = teacher_settings(name, student.final_config_dict)
-    seed = student[f"kd_{name}_seed".lower()]
     fixed = {
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
         "repeatable": True,
         "load_col": None,
         "unused_col": None,
         "threshold": None,
-        "seed": student["kd_teacher_seed"] if seed is None else seed,
+        "seed": teacher_seed(name, student.final_config_dict),
     }
     with no_command_line():
         config = Config(model=kind_of(name), dataset=student["dataset"], config_dict={**shared, **own, **fixed})
