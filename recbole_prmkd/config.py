@@ -126,7 +126,7 @@ def with_absolute_paths(settings: Mapping[str, Any], base: Config) -> dict[str, 
     """
     absolute = dict(settings)
     for key in filter(_PATHS.fullmatch, base.parameters["Distillation"]):
-        if base[key]:
+        if base[key] and not (key.endswith("_checkpoint") and base[key] == keys.SCRATCH):
             absolute[key] = str(Path(base[key]).resolve())
     if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():
         absolute["kd_text_encoder"] = str(Path(base["kd_text_encoder"]).resolve())

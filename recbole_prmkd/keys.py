@@ -14,6 +14,8 @@ import yaml
 
 from recbole_prmkd.errors import UserError
 
+SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from no file, though the kind's lies in kd_teacher_dir
+
 
 def properties_dir() -> Path:
     """Folder of the properties: inside the package in a wheel, beside it in a checkout."""
@@ -50,13 +52,21 @@ def kind_of(teacher: str) -> str:
     return teacher.partition("_")[0]
 
 
-def of_further_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The keys kd_<kind>_<word>_<key> among these, each with its teacher, `<Kind>_<word>`, and the kind's own key."""
+def keys_of_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The keys of a teacher among these, each with that teacher and its kind's own key.
+
+    kd_<kind>_<key> is a key of the teacher `<Kind>`, kd_<kind>_<word>_<key> of the further one `<Kind>_<word>`.
+    """
     proper = {kind.lower(): kind for kind in kinds}
     own = _teacher_keys(kinds)
     pattern = re.compile(rf"(kd_({'|'.join(proper)})_)([a-z0-9]+)_(\w+)")
-    found = {key: match for key in settings if key not in own and (match := pattern.fullmatch(key))}
-    return {key: (f"{proper[m[2]]}_{m[3]}", m[1] + m[4]) for key, m in found.items() if m[1] + m[4] in own}
+    found = {}
+    for key in settings:
+        if key in own:
+            found[key] = proper[key.split("_")[1]], key
+        elif (match := pattern.fullmatch(key)) and match[1] + match[4] in own:
+            found[key] = f"{proper[match[2]]}_{match[3]}", match[1] + match[4]
+    return found
 
 
 def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +105,7 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
     """
     names = list(teachers)
     legal = {**key_table(), **_teacher_keys(names)}
-    for key, (teacher, of_kind) in of_further_teachers(settings, names).items():
+    for key, (teacher, of_kind) in keys_of_teachers(settings, names).items():
         _check_name(teacher, names, f"of {key}")
         legal[key] = legal[of_kind]
     result = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_prmkd.artifacts import Folder
 from recbole_prmkd.dataset import Split, load_split
-from recbole_prmkd.keys import of_further_teachers
+from recbole_prmkd.keys import keys_of_teachers
 from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
 from recbole_prmkd.result import StepResult
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -114,8 +114,12 @@ def _warn_of_unnamed(config: Config) -> None:
     if config["kd"] == "single":  # takes the first teacher that the user has named
         return
     named = [*config["kd_teachers"], config["kd_item_init"]]
-    for key, (teacher, _) in of_further_teachers(config.parameters["Distillation"], TEACHERS).items():
-        if teacher not in named:
+    model = config["model"] if config["kd"] == "none" else None
+    for key, (teacher, _) in keys_of_teachers(config.parameters["Distillation"], TEACHERS).items():
+        own = key.removeprefix(f"kd_{teacher.lower()}_")
+        if teacher == model and own != "checkpoint":
+            getLogger().warning(f"{key} has no effect here: {teacher} is the model, so set {own} itself.")
+        elif teacher not in (*named, model):
             getLogger().warning(f"{key} has no effect here: no teacher {teacher} is named.")
 
 

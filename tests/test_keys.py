@@ -104,8 +104,14 @@ def test_a_further_teacher_of_a_kind_has_its_own_keys():
     assert keys.checked({"kd_unisrec_text_seed": 7}, TEACHERS) == {"kd_unisrec_text_seed": 7}
     with pytest.raises(UserError, match="kd_vectors_seed"):  # nothing of it is trained
         keys.checked({"kd_vectors_seed": 7}, TEACHERS)
-    found = keys.of_further_teachers([*given, "kd_unisrec_epochs", "kd_recformer_max_rows_per_epoch"], TEACHERS)
-    assert found == {"kd_unisrec_text_epochs": ("UniSRec_text", "kd_unisrec_epochs")}
+    found = keys.keys_of_teachers(
+        [*given, "kd_unisrec_epochs", "kd_recformer_max_rows_per_epoch", "kd_weight"], TEACHERS
+    )
+    assert found == {
+        "kd_unisrec_text_epochs": ("UniSRec_text", "kd_unisrec_epochs"),
+        "kd_unisrec_epochs": ("UniSRec", "kd_unisrec_epochs"),
+        "kd_recformer_max_rows_per_epoch": ("Recformer", "kd_recformer_max_rows_per_epoch"),
+    }
 
 
 def test_properties_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import run_recbole_prmkd as command_line
 from recbole_prmkd import UserError, artifacts, pretrain, run_recbole_prmkd
-from recbole_prmkd.config import load_config
+from recbole_prmkd.config import load_config, with_absolute_paths
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.prefixes import WindowLoader
 from recbole_prmkd.rows import Rows
@@ -277,8 +277,36 @@ def test_a_checkpoint_of_another_width_names_key_and_shapes(small, settings, tmp
     with pytest.raises(UserError, match=r"has shape \(\d.*, this model wants \(\d.*made with\.$"):
         run_recbole_prmkd("SASRec", "tiny", config_dict=given)
     folder = settings(kd="mean", kd_teacher_dir=str(Path(made["checkpoint"]).parent), kd_unisrec_hidden_size=12)
-    with pytest.raises(UserError, match=r"this model wants \(\d.*kd_teacher_dir, so it is used: name another"):
+    with pytest.raises(UserError, match=r"this model wants \(\d.*kd_teacher_dir: --kd_unisrec_checkpoint=scratch"):
         run_recbole_prmkd("SASRec", "tiny", config_dict=folder)
+
+
+def test_a_further_teacher_from_scratch_beside_the_kinds_file(small, settings):
+    made = pretrain("UniSRec", DATASETS, config_dict=small())
+    own = {**SMALL["UniSRec"], "max_item_list_length": settings()["MAX_ITEM_LIST_LENGTH"]}
+    given = settings(
+        kd="mean",
+        kd_teacher_dir=str(Path(made["checkpoint"]).parent),
+        kd_teachers=["UniSRec", "UniSRec_new"],
+        kd_unisrec_new_checkpoint="scratch",
+        **{f"kd_{teacher}_{key}": own[key] for teacher in ("unisrec", "unisrec_new") for key in own},
+    )
+    teachers = run_recbole_prmkd("SASRec", "tiny", config_dict=given)["result"]["teachers"]
+    assert teachers["UniSRec"]["checkpoint"] == made["checkpoint"] and teachers["UniSRec_new"]["checkpoint"] is None
+    assert teachers["UniSRec"]["holdout"] != teachers["UniSRec_new"]["holdout"]
+    absolute = with_absolute_paths(given, load_config("SASRec", "tiny", config_dict=given))
+    assert absolute["kd_unisrec_new_checkpoint"] == "scratch"  # not a path, from whatever folder
+
+
+def test_keys_of_a_teacher_that_is_the_model(settings, tmp_path):
+    given = settings(
+        kd_unisrec_epochs=3, kd_unisrec_checkpoint="scratch", kd_recformer_epochs=2, epochs=1, **SMALL["UniSRec"]
+    )
+    run_recbole_prmkd("UniSRec", "tiny", config_dict=given)
+    log = next((tmp_path / "out" / "log").rglob("*.log")).read_text()
+    assert "kd_unisrec_epochs has no effect here: UniSRec is the model, so set epochs itself." in log
+    assert "kd_recformer_epochs has no effect here: no teacher Recformer is named." in log
+    assert "kd_unisrec_checkpoint has no effect" not in log
 
 
 @pytest.mark.parametrize(

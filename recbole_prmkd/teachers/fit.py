@@ -27,7 +27,7 @@ from recbole_prmkd import artifacts
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.keys import kind_of, teacher_settings
+from recbole_prmkd.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
 from recbole_prmkd.teachers import Teacher, teacher_class
@@ -109,7 +109,7 @@ def start(model: Teacher, name: str, config: Config) -> Path | None:
         if config[f"kd_{name}_checkpoint".lower()]:
             raise
         raise UserError(
-            f"{error} (It lies in kd_teacher_dir, so it is used: name another one to do without.)"
+            f"{error} (It lies in kd_teacher_dir: --kd_{name.lower()}_checkpoint={SCRATCH} starts without it.)"
         ) from error
     made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
     getLogger().info(f"{name} starts from {file}{made}.")

@@ -2,7 +2,7 @@
 
 The card says what the weights were made from (data sets with hashes, text encoder, settings, versions) and carries
 the hash of the file. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the teacher's kind
-that lies in `kd_teacher_dir`.
+that lies in `kd_teacher_dir`; `kd_<teacher>_checkpoint=scratch` starts from neither.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor
 from recbole_prmkd import artifacts
 from recbole_prmkd.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import kind_of
+from recbole_prmkd.keys import SCRATCH, kind_of
 from recbole_prmkd.processed import READY
 from recbole_prmkd.text import has_ready_vectors
 
@@ -74,6 +74,8 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
     """
     kind = kind_of(teacher)
     given = config[f"kd_{teacher}_checkpoint".lower()]
+    if given == SCRATCH:
+        return None
     file = Path(given) if given else weights_file(Path(config["kd_teacher_dir"]), kind)
     if not file.is_file():
         if given:
