@@ -2,7 +2,7 @@
 
 A kd_loss is cheap where scores are a by-product of the student's own loss; else each row of a sequential student, with
 its own history, costs a pass, and others have steps of few milliseconds, but for those that pass a graph. A kd_loss
-costs these about the same for any few rows; with pairs each row counts. The figures are in `docs/results.md`.
+costs these about the same for any few rows; with pairs each row counts. The figures are in `docs/costs.md`.
 """
 
 from dataclasses import dataclass
