@@ -18,7 +18,7 @@ from recbole_prmkd.memory import keep_freed_memory
 
 
 def main() -> None:
-    """Read the command line, run, and end with exit code 2 and one sentence where the input is wrong."""
+    """Read the command line, run, and end with exit code 1 and one sentence where the input is wrong."""
     parser = argparse.ArgumentParser(
         description="Distil pre-trained recommendation models into any RecBole model.",
         epilog="Every key of RecBole and of properties/kd.yaml is an option: --key=value.",
@@ -53,6 +53,8 @@ def main() -> None:
                     f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file."
                 )
         files = arguments.config_files.split() if arguments.config_files else None
+        if arguments.tune_trials is not None and not (arguments.tune or arguments.tune_resume):
+            raise UserError("--tune_trials is for searches: add --tune=hyper/sasrec.yaml, or leave it out.")
         if arguments.compare:
             sys.argv[1:] = others  # RecBole reads what is left as settings
             return _compare(arguments, files)
@@ -118,7 +120,7 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
             trials=arguments.tune_trials,
         )
     except KeyboardInterrupt:
-        sys.exit("recbole_prmkd: Interrupted; the same command with the same --kd_output_dir goes on.")
+        sys.exit("recbole_prmkd: Interrupted; the same command goes on.")
     print(f"Report: {outcome.folder / 'report.html'}")
     if outcome.failed:
         sys.exit("\n".join(["recbole_prmkd: Failed:", *(f"{name}: {error}" for name, error in outcome.failed.items())]))

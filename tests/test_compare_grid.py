@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import yaml
+from conftest import write_tiny
 
 import run_recbole_prmkd as command_line
 from recbole_prmkd import keys
 from recbole_prmkd import result as results
 from recbole_prmkd.compare import run, schedule
-from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid
+from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid, usual_folder
 from recbole_prmkd.compare.job import Job
 from recbole_prmkd.errors import UserError
 
@@ -29,7 +30,7 @@ def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["0", "2020", "1,x", "-3", "", "4,4"])
+@pytest.mark.parametrize("text", ["0", "2020", "1,x", "-3", "", "4,4", "1,4294967296"])
 def test_seeds_that_are_none(text):
     with pytest.raises(UserError, match="--seeds"):
         parse_seeds(text)
@@ -89,6 +90,32 @@ def test_a_folder_goes_on_only_with_its_own_settings(tmp_path):
         read_grid(tmp_path / "else")
 
 
+def test_other_data_are_another_comparison(settings, tmp_path):
+    """Cells of two states of a data set would be averaged as one."""
+    write_tiny(tmp_path / "data", "tiny")
+    write_tiny(tmp_path / "data", "other")
+    given = settings(data_path=str(tmp_path / "data"))
+    begun = open_folder(make_grid("none", "BPR", "tiny", "1", None, given).with_data(), tmp_path / "out")
+    more = make_grid("none", "BPR", "tiny,other", "2", None, given).with_data()
+    assert open_folder(more, tmp_path / "out").data == more.data and set(more.data) == {"tiny", "other"}
+    assert more.data["tiny"] == begun.data["tiny"] != more.data["other"]
+    file = tmp_path / "data" / "tiny" / "tiny.inter"
+    file.write_text(file.read_text().rstrip("\n").rpartition("\n")[0] + "\n")
+    before = (tmp_path / "out" / "comparison.json").read_text()
+    with pytest.raises(UserError, match=r"files of tiny have changed .*--kd_output_dir"):
+        open_folder(make_grid("none", "BPR", "tiny", "3", None, given).with_data(), tmp_path / "out")
+    assert (tmp_path / "out" / "comparison.json").read_text() == before
+
+
+def test_the_same_command_finds_its_folder_again(settings):
+    def folder(kds="none,mean", seeds="2", **more):
+        return usual_folder(make_grid(kds, "BPR,SASRec", "tiny", seeds, None, settings(**more)))
+
+    assert folder() == folder() == folder(kds="none,prmkd", seeds="3")  # these join it
+    assert folder().parent.name == "runs" and folder().name.startswith("compare-BPR+SASRec-tiny-")
+    assert len({folder(), folder(epochs=7), folder(seeds="5,")}) == 3  # other settings or teachers
+
+
 @pytest.fixture
 def refused(settings, tmp_path, monkeypatch):
     """Run the command line with these options; returns the sentence it ends with, nothing having been started."""
@@ -131,6 +158,14 @@ def refused(settings, tmp_path, monkeypatch):
         (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--kd=mean"], ["--compare"]),
         (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--nproc=2"], ["--compare_jobs"]),
         (["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--kd_wieght=2"], ["kd_weight"]),
+        (
+            ["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--kd_protocol=auto"],
+            ["kd_protocol", "eval_args"],
+        ),
+        (
+            ["--compare=none,mean", "--models=SASRec", "--datasets=tiny", "--tune_trials=3"],
+            ["--tune_trials", "--tune="],
+        ),
         (["--models=SASRec", "--datasets=tiny"], ["--compare"]),
         (["--model=SASRec", "--dataset=tiny", "--seeds=3"], ["--compare"]),
     ],
@@ -198,6 +233,27 @@ def test_one_comparison_at_a_time_in_a_folder(tmp_path):
         raise AssertionError("two of them")
     with run._alone(tmp_path):  # free again
         pass
+
+
+def test_a_second_comparison_changes_nothing_while_the_first_runs(settings, tmp_path, monkeypatch):
+    given = settings(kd_output_dir=str(tmp_path / "out"))
+    grid = make_grid("none", "BPR", "tiny", "1", None, given)
+    open_folder(grid, tmp_path / "out")
+    before = (tmp_path / "out" / "comparison.json").read_text()
+    monkeypatch.setattr(run, "run_jobs", lambda *_, **__: pytest.fail("a job began"))
+    with run._alone(tmp_path / "out"), pytest.raises(UserError, match="Another comparison runs"):
+        run.run_comparison("none,mean", "BPR", "tiny", "2", None, given)
+    assert (tmp_path / "out" / "comparison.json").read_text() == before
+
+
+def test_teachers_are_rebuilt_before_the_first_cell_and_never_after(settings, tmp_path):
+    grid = make_grid("none,mean", "SASRec,BPR", "tiny", "1", None, settings(kd_rebuild=True))
+    jobs = [run._cell_job(grid, cell, tmp_path) for cell in grid.cells()]
+    assert not any(job.settings["kd_rebuild"] for job in jobs)
+    made = run.preparations(grid, list(jobs), tmp_path)
+    assert [job.settings["kd_rebuild"] for job in made] == [True, False]
+    again = run.preparations(grid, jobs[1:], tmp_path)  # a cell has ended: the others go on with its teachers
+    assert [job.settings["kd_rebuild"] for job in again] == [False, False]
 
 
 def test_an_ensemble_has_no_student_to_start():

@@ -13,12 +13,13 @@ import pytest
 from scipy import stats
 
 from recbole_prmkd import result as results
-from recbole_prmkd.compare import statistics
+from recbole_prmkd.compare import figures, statistics
 from recbole_prmkd.compare.gather import gather
-from recbole_prmkd.compare.grid import Grid, open_folder
+from recbole_prmkd.compare.grid import Cell, Grid, open_folder
 from recbole_prmkd.compare.groups import gain_by_group, group_bounds
 from recbole_prmkd.compare.page import users_table, write_report
 from recbole_prmkd.compare.tables import _escaped, cell_text, headline, headline_table, label, number, paired_table
+from recbole_prmkd.keys import key_table
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -59,6 +60,11 @@ def test_interval_holds_the_mean():
 def test_groups_of_equal_size():
     assert group_bounds(np.array([1, 1, 2, 3, 4, 5, 6, 9])) == [(1, 1), (2, 3), (4, 5), (6, 9)]
     assert group_bounds(np.array([2, 2, 2])) == [(2, 2)]
+    assert group_bounds(np.array([1] * 76 + list(range(2, 26)))) == [(1, 1), (2, 9), (10, 17), (18, 25)]  # one is most
+    assert group_bounds(np.array([4] * 60 + [5] * 20 + [6] * 20)) == [(4, 4), (5, 5), (6, 6)]
+    values = np.arange(1000) ** 2
+    sizes = [((values >= low) & (values <= high)).sum() for low, high in group_bounds(values)]
+    assert sizes == [250] * 4
 
 
 @pytest.fixture
@@ -101,6 +107,8 @@ def test_summary_and_stars(comparison):
     assert best["p_holm"] == pytest.approx(4 * p) and best["mark"] == "*"
     assert own.loc[("SASRec", "mean"), "mark"] == "" and own.loc[("BPR", "prmkd"), "paired_seeds"] == 4
     assert own.loc[("UniSRec", "teacher"), "mean"] == 0.2 and own.loc[("SASRec", "none"), "mark"] == ""
+    assert not own.loc[("BPR", "prmkd"), "whole"] and own.loc[("BPR", "mean"), "whole"]
+    assert "% over 4 shared seeds)" in cell_text(own.loc[("BPR", "prmkd")])
 
 
 @pytest.mark.parametrize(
@@ -129,12 +137,61 @@ def test_a_dagger_where_it_is_worse(comparison, made_up_run):
     assert set(frame[frame["kd"] == "mean"]["mark"]) == {"†"}
 
 
+def test_less_is_better_for_some_metrics(comparison):
+    gathered = gather(*comparison)
+    fallen = replace(gathered, cells=gathered.cells.rename(columns={"test ndcg@10": "test averagepopularity@10"}))
+    rises = statistics.summary(gathered, ["test ndcg@10"])
+    falls = statistics.summary(fallen, ["test averagepopularity@10"])
+    assert "*" in set(rises["mark"])
+    assert falls["mark"].tolist() == [{"*": "†", "†": "*"}.get(mark, mark) for mark in rises["mark"]]
+
+
+def test_no_two_ways_look_the_same():
+    ways = key_table()["kd"]["choices"]
+    gathered = SimpleNamespace(grid=SimpleNamespace(kds=ways))
+    for style in (figures._bar_style, figures._line_style, figures._filling):
+        looks = {tuple(sorted((name, str(value)) for name, value in style(gathered, kd).items())) for kd in ways}
+        colours = {kd: style(gathered, kd)["color"] for kd in ways}
+        assert len(looks) == len(ways) > len(set(colours.values()))  # apart, though colours come again
+
+
+def test_curves_end_with_the_first_seed_that_stops(comparison, monkeypatch):
+    """The mean of those that are left would jump."""
+    gathered = gather(*comparison)
+    gathered.runs[Cell("a_b", "SASRec", "none", 2)].student.valid_scores[:] = [0.1, 0.2]
+    drawn = []
+    plot = figures.Axes.plot
+    monkeypatch.setattr(figures.Axes, "plot", lambda *args, **more: (drawn.append(args[-1]), plot(*args, **more))[1])
+    list(figures._learning_curves(gathered, "a_b"))
+    first = np.asarray(drawn[0])
+    assert len(first) == 3 and np.isfinite(first[:2]).all() and np.isnan(first[2])
+    assert all(np.isfinite(np.asarray(others)).all() for others in drawn[1:])
+
+
+def test_teachers_are_drawn_where_students_rank_as_they_do(comparison, monkeypatch):
+    gathered, lines = gather(*comparison), []
+    columns = headline(gathered)
+    summary = statistics.summary(gathered, columns)
+    monkeypatch.setattr(figures.Axes, "axhline", lambda *_, **more: lines.append(more["label"]))
+
+    def drawn():
+        lines.clear()
+        list(figures._bars(gathered, summary, columns, "a_b"))
+        return len(lines)
+
+    assert drawn() == 2  # both rankings of these students are one, so NDCG and Recall unseen alone
+    for run in gathered.runs.values():
+        run.student.test_unseen["ndcg@10"] += 0.1
+    assert drawn() == 4
+
+
 @pytest.mark.parametrize(
     ("metrics", "wanted"),
     [
         (["hit@20", "hit@5", "ndcg@20", "ndcg@5", "recall@20", "recall@5"], ["ndcg@5", "recall@5"]),
         (["mrr@10", "ndcg@10", "ndcg@5"], ["ndcg@10"]),
         (["averagepopularity@5", "giniindex@5", "hit@5"], ["hit@5"]),
+        (["averagepopularity@5", "giniindex@5"], ["averagepopularity@5", "giniindex@5"]),
     ],
 )
 def test_what_heads_the_tables(metrics, wanted):
@@ -163,6 +220,19 @@ def test_the_page_says_how_many_settings_were_tried(sweep, words, comparison):
     assert words in (folder / "report.html").read_text()
 
 
+def test_the_page_says_how_rows_were_split(comparison):
+    grid, folder = comparison
+    write_report(grid, folder)
+    usual = "the same split (last interaction for test, last but one for validation, in time order)"
+    assert usual in (folder / "report.html").read_text()
+    for cell, made in gather(grid, folder).runs.items():
+        made.config["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
+        results.write(cell.folder(folder), made)
+    write_report(grid, folder)
+    page = html.unescape((folder / "report.html").read_text())
+    assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and usual not in page
+
+
 def test_two_seeds_have_no_stars(comparison):
     grid, folder = comparison
     few = Grid(grid.datasets, grid.models, grid.kds, (1, 2), grid.settings)
@@ -174,8 +244,9 @@ def test_two_seeds_have_no_stars(comparison):
 def test_texts():
     assert (number(0.0561), number(-0.05, 2), number(1.5, 1), number(math.nan)) == (".0561", "-.05", "1.5", "–")
     assert label("test unseen ndcg@10") == "NDCG@10 unseen" and label("test recall@5") == "Recall@5"
-    row = {"mean": 0.0612, "deviation": 0.0012, "percent": 9.06, "mark": "*"}
+    row = {"mean": 0.0612, "deviation": 0.0012, "percent": 9.06, "mark": "*", "whole": True, "paired_seeds": 3}
     assert cell_text(row) == ".0612 ± .0012 (+9.1 %)*"
+    assert cell_text({**row, "whole": False}) == ".0612 ± .0012 (+9.1 % over 3 shared seeds)*"
 
 
 def test_gain_by_group(comparison):
@@ -191,6 +262,10 @@ def test_files_of_a_report(comparison):
     write_report(grid, folder)
     table = pd.read_csv(folder / "results.csv")
     assert len(table) == 29 + 1 and set(table["kd"]) == {"none", "mean", "prmkd", "teacher"}
+    stored = json.loads((folder / "a_b" / "BPR" / "cost.json").read_text())
+    measured = table.set_index(["model", "kd"])["ms_per_1000_users"].sort_index()
+    assert set(measured[("BPR", "mean")]) == {stored["students"]["mean"]["ms"]}
+    assert set(measured[("UniSRec", "teacher")]) == {300.0}
     text = (folder / "table.md").read_text()
     assert "| SASRec | alone | 5 | .1160 ± .0114 | .2320 ± .0228 | .1160 ± .0114 | .2320 ± .0228 |" in text
     assert "| SASRec | prmkd | 5 | .1590 ± .0160 (+37.1 %)* |" in text

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import TINY_TEACHER
 from torch.utils.data import DataLoader
 
 import recbole_prmkd
 from recbole_prmkd import quick_start, run_recbole_prmkd
+from recbole_prmkd.compare import cost
 from recbole_prmkd.compare.statistics import ndcg_of_ranks
+from recbole_prmkd.config import load_config
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "LightGCN", "DeepFM"])
@@ -40,6 +43,24 @@ def test_ranks_give_the_metrics_of_the_same_run(model, settings, tmp_path):
 def test_no_ranks_unless_asked_for(settings, tmp_path):
     run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="none", epochs=1))
     assert not (tmp_path / "out" / "test_ranks.npz").exists()
+
+
+def test_serving_is_timed_for_students_teachers_and_the_ensemble(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "_BUDGET", 0.01)
+    two = {"kd_teachers": ["UniSRec", "UniSRec_2"], "kd_unisrec_2_seed": 7}
+    two |= {key.replace("unisrec", "unisrec_2"): value for key, value in TINY_TEACHER.items()}
+    given = settings(kd="mean", epochs=1, **two)
+    run = run_recbole_prmkd("BPR", "tiny", config_dict=given)
+    config = load_config("BPR", "tiny", config_dict=given)
+    stored = {kd: (config, tmp_path / "out" / "BPR.pth") for kd in ("none", "mean")}
+    cost.measure_costs(config, stored, tmp_path / "cost.json", ensemble=True)
+    measured = cost.read_costs(tmp_path / "cost.json")
+    together, teachers = measured["students"]["ensemble"], measured["teachers"]
+    assert set(teachers) == {"UniSRec", "UniSRec_2"} and together["users"] == run["result"]["dataset"]["test_rows"]
+    assert all(entry["low"] <= entry["ms"] <= entry["high"] for entry in (together, *teachers.values()))
+    assert together["ratio"] > 0
+    assert together["parameters"] == sum(entry["parameters"] for entry in teachers.values())
+    assert measured["students"]["mean"]["bytes"] == measured["students"]["none"]["bytes"] < together["bytes"]
 
 
 @pytest.fixture

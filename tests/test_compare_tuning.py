@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from recbole_prmkd.compare import run
 from recbole_prmkd.compare.grid import Cell, make_grid, open_folder
 from recbole_prmkd.compare.tuning import (
     check_tuning,
@@ -62,6 +63,37 @@ def test_each_searches_what_it_has(grid):
 def test_searches_that_are_refused(space, words, grid):
     with pytest.raises(UserError, match=words):
         check_tuning(grid(space, models="BPR"))
+
+
+def test_a_grid_gives_none_more_trials_than_the_others(grid):
+    lists = {"learning_rate": {"choice": [0.001, 0.01]}, "kd_weight": {"choice": [1, 5, 9]}}
+    both = grid(lists, trials=None, models="BPR")
+    uneven = replace(both, tune={**both.tune, "search": "grid"})
+    with pytest.raises(UserError, match="2 settings for BPR, none and 6 settings for BPR, mean: use random or optuna"):
+        check_tuning(uneven)
+    check_tuning(both)  # drawn, as many for each
+    check_tuning(replace(uneven, tune={**uneven.tune, "space": {"learning_rate": lists["learning_rate"]}}))
+
+
+def test_cells_are_checked_with_the_settings_that_were_found(grid, settings, tmp_path, monkeypatch):
+    searched = grid({key: SPACE[key] for key in ("learning_rate", "kd_weight")}, models="BPR")
+    best = sweep_jobs(searched, tmp_path / "out")[1].folder / "sweep" / "best.yaml"
+    best.parent.mkdir(parents=True)
+    best.write_text(yaml.safe_dump({"learning_rate": 0.004, "kd_weight": 7.0}))
+    open_folder(searched.with_data(), tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "comparison.json").rename(tmp_path / "out" / "comparison.json")
+    seen = []
+
+    def check(found, folder):
+        seen.append(found.settings_of(Cell("tiny", "BPR", "mean", 2021))["kd_weight"])
+        raise UserError("seen")
+
+    monkeypatch.setattr(run, "check_finished", check)
+    with pytest.raises(UserError, match="seen"):
+        run.run_comparison(
+            "none,mean", "BPR", "tiny", "2", None, settings(), None, None, str(tmp_path / "sweep.yaml"), 4
+        )
+    assert seen == [7.0]
 
 
 def test_the_winner_holds_for_all_seeds(grid, tmp_path):

@@ -8,6 +8,7 @@ Users come in batches of 64 for all of them.
 - a student: its `full_sort_predict` as RecBole's evaluation calls it (item by item where it has none), and the 10 best
   items; a graph student propagates once, before
 - a teacher: its items are encoded once, before; encoding the histories, all cosines and the 10 best items are timed
+- the ensemble: all its teachers like that, and the mean of their normalised scores
 """
 
 import json
@@ -15,12 +16,14 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor
@@ -30,7 +33,9 @@ from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compat import full_pickle
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.peers.ensemble import ENSEMBLE, mean_scores
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher
 
@@ -45,12 +50,34 @@ _LONGEST = 2.0  # seconds of one pass; slower models are timed on fewer users
 Pass = Callable[[], Any]
 
 
-def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], file: Path) -> None:
+@dataclass(frozen=True)
+class Served:
+    """A teacher that is timed: its items [n_items, D], encoded once, and the users' histories in batches."""
+
+    teacher: FittedTeacher
+    items: Tensor
+    batches: list[Interaction]
+
+    def encoded(self, batch: int) -> tuple[Teacher, Tensor, Tensor]:
+        """The teacher, a batch's histories [B, D], encoded now, and the items."""
+        model = self.teacher.model
+        return model, model.encode_batch(self.batches[batch], self.items), self.items
+
+    def scores(self, batch: int) -> Tensor:
+        """Cosines of a batch's users with all items, [B, n_items]."""
+        model, histories, items = self.encoded(batch)
+        return model.cosine(histories, items)
+
+
+def measure_costs(
+    config: Config, stored: Mapping[str, tuple[Config, Path]], file: Path, ensemble: bool = False
+) -> None:
     """Time students and teachers; writes `cost.json`.
 
     Args:
         config: names the data and the teachers.
         stored: by `kd`, a student's configuration and checkpoint.
+        ensemble: time the teachers served together too.
     """
     prepared = prepare(config, Steps())
     students = {kd: _student(own, prepared.split, path) for kd, (own, path) in stored.items()}
@@ -58,8 +85,10 @@ def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], fil
         students[AGAIN] = _student(stored[BASELINE][0], prepared.split, stored[BASELINE][1])
     batches, users = _test_batches(next(iter(students.values())), prepared.split)
     passes = {kd: _student_pass(trainer, batches) for kd, trainer in students.items()}
-    teachers = _teacher_passes(config, prepared)
-    taken = _in_turns({**passes, **{name: each for name, (each, _) in teachers.items()}})
+    served = _served(config, prepared)
+    teachers = {one.teacher.name: _pass_of([one]) for one in served}
+    together = {ENSEMBLE: _pass_of(served)} if ensemble and served and len(served) == len(prepared.teachers) else {}
+    taken = _in_turns({**passes, **{name: each for name, (each, _) in {**teachers, **together}.items()}})
     plain = taken.get(BASELINE)
     content = {
         "device": _device(config),
@@ -74,7 +103,8 @@ def measure_costs(config: Config, stored: Mapping[str, tuple[Config, Path]], fil
                 "bytes": sum(tensor.nbytes for tensor in students[kd].model.state_dict().values()),
             }
             for kd in students
-        },
+        }
+        | ({ENSEMBLE: _of_ensemble(prepared, together, taken, users)} if ensemble else {}),
         "teachers": {
             teacher.name: {
                 **(_per_thousand(taken[teacher.name], teachers[teacher.name][1]) if teacher.name in teachers else {}),
@@ -139,36 +169,58 @@ def _rank(trainer: Any, batch: Any) -> Tensor:
     return torch.topk(scores, min(_TOP, scores.shape[1]), dim=-1).indices.cpu()
 
 
-def _teacher_passes(config: Config, prepared: Prepared) -> dict[str, tuple[Pass, int]]:
+def _served(config: Config, prepared: Prepared) -> list[Served]:
     """Those teachers that are models here; an external model is known by its vectors alone."""
     if not prepared.teachers:
-        return {}
+        return []
     data = teacher_data(prepared.split, config["kd_teacher_seed"])
-    return {teacher.name: _teacher_pass(teacher, data) for teacher in prepared.teachers if teacher.model.learns}
+    return [_histories(teacher, data) for teacher in prepared.teachers if teacher.model.learns]
 
 
-def _teacher_pass(teacher: FittedTeacher, data: TeacherData) -> tuple[Pass, int]:
-    model, device = teacher.model, teacher.config["device"]
+@torch.no_grad()
+def _histories(teacher: FittedTeacher, data: TeacherData) -> Served:
+    """The teacher with its items, and the histories of at most 1,000 users, fewer where it is slow."""
     rows = data.dataset(teacher.config, data.test)
-    number = min(_USERS, len(data.test))
-    with torch.no_grad():
-        items = model.encode_items()  # [n_items, D]
-        batches, spent = [], 0.0
-        for index in torch.arange(number).split(_BATCH):
-            batches.append(rows[index].to(device))
-            begin = time.perf_counter()
-            model.cosine(model.encode_batch(batches[-1], items), items)
-            spent += time.perf_counter() - begin
-            if spent > _LONGEST:
-                break
+    served, spent = Served(teacher, teacher.model.encode_items(), []), 0.0
+    for index in torch.arange(min(_USERS, len(data.test))).split(_BATCH):
+        served.batches.append(rows[index].to(teacher.config["device"]))
+        begin = time.perf_counter()
+        served.scores(-1)
+        spent += time.perf_counter() - begin
+        if spent > _LONGEST:
+            break
+    return served
+
+
+def _pass_of(served: Sequence[Served]) -> tuple[Pass, int]:
+    """A pass over the users that all of these have, and how many they are: one teacher, or several as an ensemble."""
+    number = min(len(one.batches) for one in served)
 
     @torch.no_grad()
     def rank_all() -> None:
-        for batch in batches:
-            scores = model.cosine(model.encode_batch(batch, items), items)  # [B, n_items]
+        for batch in range(number):
+            alone = len(served) == 1
+            scores = served[0].scores(batch) if alone else mean_scores(one.encoded(batch) for one in served)
             torch.topk(scores, min(_TOP, scores.shape[1]), dim=-1).indices.cpu()
 
-    return rank_all, sum(map(len, batches))
+    return rank_all, sum(map(len, served[0].batches[:number]))
+
+
+def _of_ensemble(
+    prepared: Prepared, together: Mapping[str, tuple[Pass, int]], taken: Mapping[str, list[float]], users: int
+) -> dict[str, Any]:
+    """The ensemble's line; without times where one of its teachers has none. users: those of the students' passes."""
+    line: dict[str, Any] = {
+        "parameters": sum(teacher.parameters for teacher in prepared.teachers),
+        "bytes": sum(tensor.nbytes for one in prepared.teachers for tensor in one.model.state_dict().values()),
+    }
+    if ENSEMBLE not in together:
+        return line
+    own, number = taken[ENSEMBLE], together[ENSEMBLE][1]
+    pairs = zip(own, taken.get(BASELINE, []), strict=False)
+    ratios = [users * a / (number * b) for a, b in pairs]
+    ratio = statistics.median(ratios) if ratios else None
+    return {**line, **_per_thousand(own, number), "ratio": ratio, "users": number}
 
 
 def _in_turns(passes: Mapping[str, Pass]) -> dict[str, list[float]]:

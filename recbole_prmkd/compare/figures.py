@@ -25,6 +25,7 @@ COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _DASHES = ("-", "--", ":", "-.")
+_FILLS = ("full", "left", "top", "right", "bottom", "none")  # of a marker whose shape is the student's
 _WIDTH = 7.2  # inches; one or two panels a row, so that a phone can show them
 
 
@@ -51,7 +52,8 @@ def pictures(
 
 
 def _bars(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str) -> Iterator[Picture]:
-    """Mean and deviation of each student and way; teachers as lines across."""
+    """Mean and deviation of each student and way; teachers as lines across, where they rank as all students do."""
+    alike = all(run.student.test != run.student.test_unseen for run in _runs(gathered, dataset, None, None))
     own = summary[summary["dataset"] == dataset]
     students = [model for model in gathered.grid.models if model in set(own["model"])]
     kds = [kd for kd in gathered.grid.kds if kd in set(own["kd"])]
@@ -66,9 +68,10 @@ def _bars(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dat
             height, spread = [bar["mean"] for bar in bars], np.nan_to_num([bar["deviation"] for bar in bars])
             at = np.arange(len(students)) + (place - (len(kds) - 1) / 2) * 0.8 / len(kds)
             axes.bar(at, height, 0.8 / len(kds), yerr=spread, capsize=3, label=way(kd), **_bar_style(gathered, kd))
-        for place, row in enumerate(row for row in rows if row["kd"] == TEACHER):
-            dashes = _DASHES[1:][place % 3]
-            axes.axhline(row["mean"], color="black", lw=1, ls=dashes, label=f"teacher {row['model']}")
+        teachers = [row for row in rows if row["kd"] == TEACHER and (alike or "unseen" in metric)]
+        for place, row in enumerate(teachers):
+            dashes, colour = _DASHES[1:][place % 3], ("black", "#999999")[place // 3 % 2]
+            axes.axhline(row["mean"], lw=1, ls=dashes, color=colour, label=f"teacher {row['model']}")
         axes.set_xticks(np.arange(len(students)), students)
         _finish(axes, ylabel=label(metric), ylim=(0, None))
         _legend(figure, [axes])
@@ -98,13 +101,16 @@ def _learning_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
             step = _runs(gathered, dataset, model, kd)[0].config.get("eval_step", 1)
             epochs = np.arange(1, len(table) + 1) * step
             style = _line_style(gathered, kd)
-            axes.plot(epochs, table.mean(axis=1), label=way(kd), markevery=max(1, len(table) // 8), ms=4, **style)
+            mean = table.mean(axis=1, skipna=False)  # ends with the first seed that does
+            axes.plot(epochs, mean, label=way(kd), markevery=max(1, len(table) // 8), ms=4, **style)
             axes.fill_between(epochs, table.min(axis=1), table.max(axis=1), color=style["color"], alpha=0.15, lw=0)
             ends.append(f"{model} {way(kd)} best {table.max().mean():.4f}")
         metric = _runs(gathered, dataset, model, None)[0].config["valid_metric"]
         _finish(axes, title=model, xlabel="epoch", ylabel=f"validation {metric}")
     _legend(figure, panels)
-    words = f"Validation score after each epoch, mean and range over seeds. {'; '.join(ends)}."
+    words = (
+        f"Validation score after each epoch, mean (until the first seed stops) and range over seeds. {'; '.join(ends)}."
+    )
     yield _picture(figure, f"Learning curves on {dataset}", words)
 
 
@@ -165,7 +171,7 @@ def _groups(gathered: Gathered, dataset: str) -> Iterator[Picture]:
                 )
                 told.append(f"{model} {kd} " + ", ".join(f"{g}: {v:+.4f}" for g, v in table["gain"].items()))
             axes.axhline(0, color="black", lw=0.8)
-            axes.set_xticks(np.arange(len(groups)), groups)
+            axes.set_xticks(np.arange(len(groups)), groups, rotation=20 if max(map(len, groups)) > 7 else 0)
             _finish(axes, title=model, xlabel=words, ylabel="gain in NDCG@10 unseen")
         _legend(figure, panels)
         title = f"Gain by {'history length' if by == 'history' else 'item popularity'} on {dataset}"
@@ -191,12 +197,11 @@ def _cost_against_quality(
             axes.plot(milliseconds, mean, "*", ms=13, color="black")
             axes.annotate(model, (milliseconds, mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
             continue
-        colour = _line_style(gathered, kd)["color"]
-        axes.plot(milliseconds, mean, _MARKERS[students.index(model) % 8], color=colour, ms=8, mec="black", mew=0.5)
+        axes.plot(milliseconds, mean, _MARKERS[students.index(model) % 8], **_filling(gathered, kd))
     for place, model in enumerate(students):
         axes.plot([], [], _MARKERS[place % 8], color="white", mec="black", label=model)
     for kd in gathered.grid.kds:
-        axes.plot([], [], "s", color=_line_style(gathered, kd)["color"], label=way(kd))
+        axes.plot([], [], "s", label=way(kd), **_filling(gathered, kd))
     axes.plot([], [], "*", color="black", ms=10, label="teacher")
     axes.margins(0.15, 0.1)  # room for the names
     _finish(axes, xscale="log", xlabel="milliseconds per 1,000 users ranked (log scale)", ylabel=label(metric))
@@ -212,7 +217,7 @@ def _points(gathered: Gathered, dataset: str, quality: pd.Series) -> Iterator[tu
         if where != dataset:
             continue
         for kd, entry in costs["students"].items():
-            if (model, kd) in quality.index:
+            if "ms" in entry and (model, kd) in quality.index:
                 yield model, kd, entry["ms"], quality[(model, kd)]
         for name, entry in costs["teachers"].items():
             if "ms" in entry and name not in teachers and (name, TEACHER) in quality.index:
@@ -220,12 +225,12 @@ def _points(gathered: Gathered, dataset: str, quality: pd.Series) -> Iterator[tu
                 yield name, TEACHER, entry["ms"], quality[(name, TEACHER)]
 
 
-def _runs(gathered: Gathered, dataset: str, model: str, kd: str | None) -> list[RunResult]:
-    """Results of a student, of one way or of all."""
+def _runs(gathered: Gathered, dataset: str, model: str | None, kd: str | None) -> list[RunResult]:
+    """Results of a student or of all, of one way or of all."""
     return [
         run
         for cell, run in gathered.runs.items()
-        if (cell.dataset, cell.model) == (dataset, model) and kd in (None, cell.kd)
+        if cell.dataset == dataset and model in (None, cell.model) and kd in (None, cell.kd)
     ]
 
 
@@ -246,12 +251,20 @@ def _place(gathered: Gathered, kd: str) -> int:
 
 def _bar_style(gathered: Gathered, kd: str) -> dict[str, Any]:
     place = _place(gathered, kd)
-    return {"color": COLOURS[place % 8], "hatch": _HATCHES[place % 8], "edgecolor": "white", "ecolor": "black"}
+    hatch = _HATCHES[(place + place // 8) % 8]  # another one when colours come again
+    return {"color": COLOURS[place % 8], "hatch": hatch, "edgecolor": "white", "ecolor": "black"}
 
 
 def _line_style(gathered: Gathered, kd: str) -> dict[str, Any]:
     place = _place(gathered, kd)
-    return {"color": COLOURS[place % 8], "marker": _MARKERS[place % 8], "ls": _DASHES[place % 4]}
+    turn = place + place // 8  # another marker and dash when colours come again
+    return {"color": COLOURS[place % 8], "marker": _MARKERS[turn % 8], "ls": _DASHES[turn % 4]}
+
+
+def _filling(gathered: Gathered, kd: str) -> dict[str, Any]:
+    place = _place(gathered, kd)
+    style = {"color": COLOURS[place % 8], "fillstyle": _FILLS[place % 6], "markerfacecoloralt": "white"}
+    return {**style, "ms": 8, "mec": "black", "mew": 0.5}
 
 
 def _finish(axes: Axes, **texts: Any) -> None:

@@ -17,6 +17,7 @@ from recbole_prmkd.ranks import RANKS
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
 
 TEACHER = "teacher"  # the kd of a teacher's row
+MILLISECONDS = "ms_per_1000_users"
 PARTS = {"valid": "valid", "test": "test", "valid unseen": "valid_unseen", "test unseen": "test_unseen"}
 
 
@@ -25,8 +26,9 @@ class Gathered:
     """All that a report is made from.
 
     cells: columns dataset, model, kd, seed, one for each metric (`test ndcg@10`, `test unseen ndcg@10`, `valid ...`),
-    parameters, train_seconds, epochs, peak_memory_mb, device, threads, commit, folder; teachers are rows of kd
-    `teacher`. runs: the results themselves. missing: cells of the grid without one. costs: by data set and model.
+    parameters, train_seconds, epochs, peak_memory_mb, ms_per_1000_users (of serving, measured once for all seeds),
+    device, threads, commit, folder; teachers are rows of kd `teacher`. runs: the results themselves. missing: cells of
+    the grid without one. costs: by data set and model.
     """
 
     grid: Grid
@@ -59,18 +61,26 @@ def gather(grid: Grid, folder: Path) -> Gathered:
             runs[cell] = results.read(cell.folder(folder))
         except UserError:
             missing.append(cell)
-    rows = [_row(cell, run, folder) for cell, run in runs.items()]
-    rows += _teacher_rows(grid, runs)
     costs = {}
     for dataset in grid.datasets:
         for model in grid.models:
             stored = read_costs(folder / dataset / model / COSTS)
             if stored is not None:
                 costs[dataset, model] = stored
+    rows = [_row(cell, run, folder, serving(costs, cell.dataset, cell.model, cell.kd)) for cell, run in runs.items()]
+    rows += _teacher_rows(grid, runs, costs)
     return Gathered(grid, folder, pd.DataFrame(rows), runs, missing, costs)
 
 
-def _row(cell: Cell, run: RunResult, folder: Path) -> dict[str, Any]:
+def serving(costs: Mapping[tuple[str, str], dict[str, Any]], dataset: str, model: str, kd: str) -> dict[str, Any]:
+    """What `cost.json` says of a student and way, or of a teacher; empty where nothing was measured."""
+    if kd != TEACHER:
+        return costs.get((dataset, model), {}).get("students", {}).get(kd, {})
+    measured = (own["teachers"].get(model) for (where, _), own in costs.items() if where == dataset)
+    return next((entry for entry in measured if entry), {})
+
+
+def _row(cell: Cell, run: RunResult, folder: Path, cost: Mapping[str, Any]) -> dict[str, Any]:
     student = run.student
     return {
         **vars(cell),
@@ -79,6 +89,7 @@ def _row(cell: Cell, run: RunResult, folder: Path) -> dict[str, Any]:
         "train_seconds": student.train_seconds,
         "epochs": student.epochs,
         "peak_memory_mb": run.peak_memory_mb,
+        MILLISECONDS: cost.get("ms"),
         "device": run.device,
         "threads": run.threads,
         "commit": run.commit,
@@ -86,7 +97,9 @@ def _row(cell: Cell, run: RunResult, folder: Path) -> dict[str, Any]:
     }
 
 
-def _teacher_rows(grid: Grid, runs: Mapping[Cell, RunResult]) -> Iterator[dict[str, Any]]:
+def _teacher_rows(
+    grid: Grid, runs: Mapping[Cell, RunResult], costs: Mapping[tuple[str, str], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Each teacher of each data set once: all cells have the same ones."""
     seen: set[tuple[str, str]] = set()
     for cell, run in runs.items():
@@ -102,6 +115,7 @@ def _teacher_rows(grid: Grid, runs: Mapping[Cell, RunResult]) -> Iterator[dict[s
                     "parameters": teacher.parameters,
                     "train_seconds": teacher.seconds,
                     "peak_memory_mb": teacher.peak_memory_mb,
+                    MILLISECONDS: serving(costs, cell.dataset, name, TEACHER).get("ms"),
                 }
 
 

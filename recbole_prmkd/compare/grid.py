@@ -3,7 +3,7 @@
 A cell is a plain run in `<folder>/<dataset>/<model>/<kd>/<seed>/`. Its settings are the user's, and these for every
 cell alike, the baseline among them, unless the user sets them:
 
-- `kd_protocol: ranking`: one split, one ranking and one stopping rule for all
+- `kd_protocol: ranking`: one split, one ranking and one stopping rule for all; no other is taken
 - `kd_teacher_seed`: the first seed, so that all cells learn from the same teachers
 - `kd_shared_prefixes: true`: the baseline trains on the same batches as what it is compared with
 """
@@ -25,8 +25,9 @@ from recbole_prmkd.keys import as_list, key_table, nearest
 from recbole_prmkd.peers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"
-FILE = "comparison.json"
+FILE, LOCK = "comparison.json", ".running"
 FIRST_SEED, SEEDS, MOST_SEEDS = 2020, 5, 100  # RecBole's own default seed is 2020
+GREATEST_SEED = 2**32 - 1  # numpy's
 BASELINE = "none"
 # What the lists of the comparison or its own jobs decide.
 _DECIDED = {"model", "dataset", "datasets", "kd", "seed", "kd_output_dir", "kd_save_ranks", "gpu_id", "show_progress"}
@@ -56,7 +57,7 @@ class Grid:
     """A comparison before it runs.
 
     settings: the user's, for all cells, every path in it absolute. tune: the sweep file of `--tune`, if any.
-    tuned: what the sweeps found, by data set, student and way.
+    tuned: what the sweeps found, by data set, student and way. data: hash of each data set's files, once it is known.
     """
 
     datasets: tuple[str, ...]
@@ -66,6 +67,7 @@ class Grid:
     settings: Mapping[str, Any]
     tune: Mapping[str, Any] | None = None
     tuned: Mapping[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All cells; the baseline of a student first, a seed of all ways before the next seed."""
@@ -97,12 +99,26 @@ class Grid:
         both: dict[str, Any] = {
             name: tuple(dict.fromkeys([*getattr(stored, name), *getattr(self, name)])) for name in _LISTS
         }
-        return replace(self, **both)
+        return replace(self, **both, data={**stored.data, **self.data})
+
+    def with_data(self) -> "Grid":
+        """The grid with the hashes of its data sets' files, interactions and side information."""
+        folders = {
+            name: Path(self.config(Cell(name, self.models[0], BASELINE, 0))["data_path"]) for name in self.datasets
+        }
+        files = {name: sorted(folder.glob(f"{name}.*")) for name, folder in folders.items()}
+        digests = {name: [(file.name, artifacts.file_digest(file)) for file in of] for name, of in files.items()}
+        return replace(self, data={name: artifacts.digest(of) for name, of in digests.items()})
+
+    def alike(self) -> dict[str, Any]:
+        """What all cells of a folder share: the settings, the teachers' seed included, and the search."""
+        return {"kd_teacher_seed": self.seeds[0], "--tune": self.tune, **artifacts.as_json(dict(self.settings))}
 
     def as_json(self) -> dict[str, Any]:
         """What `comparison.json` holds."""
         lists = {name: list(getattr(self, name)) for name in _LISTS}
-        return artifacts.as_json({"schema": SCHEMA, **lists, "settings": dict(self.settings), "tune": self.tune})
+        own = {"settings": dict(self.settings), "tune": self.tune, "data": dict(self.data)}
+        return artifacts.as_json({"schema": SCHEMA, **lists, **own})
 
 
 def make_grid(
@@ -132,6 +148,12 @@ def make_grid(
         raise UserError("--compare trains students: leave --train_stage=pretrain out, or leave --compare out.")
     given = {key: value for key, value in view.user.items() if key not in _DECIDED}
     data_path = {"data_path": str(Path(view["data_path"] or "dataset").resolve())}
+    protocol = given.get("kd_protocol", "ranking")
+    if protocol != "ranking":
+        raise UserError(
+            f"--compare ranks all students alike, but kd_protocol is {protocol}: leave it out, and set eval_args for "
+            "another split."
+        )
     with no_command_line():
         base = load_config(students[0], data[0], None, {**_PROTOCOL, **given, **data_path})
     settings = {**with_absolute_paths(given, base), **data_path}
@@ -149,26 +171,48 @@ def check_grid(grid: Grid, folder: Path) -> None:
             check_run(grid.config(cell), cell.folder(folder))
 
 
-def open_folder(grid: Grid, folder: Path) -> Grid:
-    """Make the comparison's folder or go on in it; returns the grid with what the folder's lists had already.
+def in_folder(grid: Grid, folder: Path) -> Grid:
+    """The grid with what the folder's lists had already; nothing is written.
 
     Raises:
-        UserError: it holds something else, or a comparison with other settings.
+        UserError: it holds something else, or a comparison with other settings or data.
     """
-    if (folder / FILE).is_file():
-        stored = read_grid(folder)
-        changed = differing(grid, stored)
-        if changed:
+    if not (folder / FILE).is_file():
+        if folder.is_dir() and {file.name for file in folder.iterdir()} - {LOCK}:
+            raise UserError(f"{folder} holds files but no comparison: name a new folder with --kd_output_dir.")
+        return grid
+    stored = read_grid(folder)
+    changed = differing(grid, stored)
+    if changed:
+        raise UserError(
+            f"The comparison in {folder} had other settings ({', '.join(changed)}): go on with those, or name "
+            "another --kd_output_dir."
+        )
+    for name, digest in grid.data.items():
+        if stored.data.get(name, digest) != digest:
             raise UserError(
-                f"The comparison in {folder} had other settings ({', '.join(changed)}): go on with those, or name "
+                f"The files of {name} have changed since the comparison in {folder} began: bring them back, or name "
                 "another --kd_output_dir."
             )
-        grid = grid.joined(stored)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files but no comparison: name a new folder with --kd_output_dir.")
+    return grid.joined(stored)
+
+
+def open_folder(grid: Grid, folder: Path) -> Grid:
+    """Make the comparison's folder or go on in it, as `in_folder` does; `comparison.json` holds the grid it returns."""
+    grid = in_folder(grid, folder)
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / FILE, grid.as_json())
     return grid
+
+
+def usual_folder(grid: Grid) -> Path:
+    """Where a comparison lies that names no folder: by students, data sets and settings, so that it is found again."""
+
+    def few(names: Sequence[str]) -> str:
+        return "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
+
+    lists = f"{few(grid.models)}-{few(grid.datasets)}"
+    return (Path("runs") / f"compare-{lists}-{artifacts.digest([lists, grid.alike()])[:8]}").resolve()
 
 
 def read_grid(folder: Path) -> Grid:
@@ -186,16 +230,12 @@ def read_grid(folder: Path) -> Grid:
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
     lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
-    return Grid(**lists, settings=content["settings"], tune=content.get("tune"))
+    return Grid(**lists, settings=content["settings"], tune=content.get("tune"), data=content.get("data", {}))
 
 
 def differing(grid: Grid, stored: Grid) -> list[str]:
     """Names of settings that differ between two grids, the teachers' seed included."""
-    left, right = (
-        {"kd_teacher_seed": one.seeds[0], "--tune": one.tune, **artifacts.as_json(dict(one.settings))}
-        for one in (grid, stored)
-    )
-    missing = object()
+    left, right, missing = grid.alike(), stored.alike(), object()
     return [key for key in sorted({*left, *right}) if left.get(key, missing) != right.get(key, missing)]
 
 
@@ -220,6 +260,8 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
                 "(with the comma) for that one seed."
             )
         return tuple(range(FIRST_SEED, FIRST_SEED + numbers[0]))
+    if max(numbers) > GREATEST_SEED:
+        raise UserError(f"--seeds={text} is not legal: a seed is at most {GREATEST_SEED}.")
     _refuse_twice("--seeds", [str(number) for number in numbers])
     return numbers
 

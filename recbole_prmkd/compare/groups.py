@@ -14,11 +14,19 @@ BY = {"history": "items in the user's history", "popularity": "training rows of 
 
 
 def group_bounds(values: np.ndarray, number: int = GROUPS) -> list[tuple[int, int]]:
-    """Least and greatest value of each group of about equally many; equal values stay together."""
-    if values.min() == values.max():
-        return [(int(values.min()), int(values.max()))]
-    codes = pd.qcut(values, number, labels=False, duplicates="drop")
-    return [(int(values[codes == code].min()), int(values[codes == code].max())) for code in np.unique(codes)]
+    """Least and greatest value of each group of about equally many; equal values stay together, in a group of their own
+    where they are many."""
+    sizes, counts = np.unique(values, return_counts=True)
+    bounds: list[tuple[int, int]] = []
+    first, inside, left = 0, 0, len(values)
+    for place, (count, following) in enumerate(zip(counts, [*counts[1:], 0], strict=True)):
+        inside += count
+        wanted = left / (number - len(bounds))
+        # Ends where the next value would bring it further above what is wanted than it is below.
+        if place == len(sizes) - 1 or (len(bounds) < number - 1 and inside + following / 2 >= wanted):
+            bounds.append((int(sizes[first]), int(sizes[place])))
+            first, inside, left = place + 1, 0, left - inside
+    return bounds
 
 
 def gain_by_group(gathered: Gathered, by: str, rank: str = "rank_unseen") -> pd.DataFrame:

@@ -23,6 +23,8 @@ from recbole_prmkd.compare.tables import (
     write_results,
     write_tables,
 )
+from recbole_prmkd.config import RANKING_ARGS
+from recbole_prmkd.result import RunResult
 from recbole_prmkd.tune.settings import SweepSettings
 
 PAGE = "report.html"
@@ -59,6 +61,7 @@ def page(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], fail
         missing=gathered.missing,
         failed=failed,
         note=NOTE,
+        split=_split(runs),
         fewest=statistics.FEWEST_SEEDS,
         sections=[_section(gathered, summary, columns, dataset) for dataset in grid.datasets],
         made=_made(gathered),
@@ -72,6 +75,19 @@ def _trials(grid: Grid) -> str:
         return ""
     sweep = SweepSettings.model_validate(grid.tune)
     return "all combinations as trials" if sweep.search == "grid" else f"{sweep.samples} trials"
+
+
+def _split(runs: Sequence[RunResult]) -> str:
+    """How the rows were split, in words where it is the usual way."""
+    usual = RANKING_ARGS["split"], RANKING_ARGS["order"]
+    told = []
+    for run in runs:
+        own = run.config.get("eval_args") or RANKING_ARGS
+        if (own["split"], own["order"]) == usual:
+            told.append("last interaction for test, last but one for validation, in time order")
+        else:
+            told.append(f"split {own['split']}, order {own['order']}")
+    return "; ".join(dict.fromkeys(told))
 
 
 def _section(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,17 @@ from filelock import FileLock, Timeout
 
 from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
-from recbole_prmkd.compare.grid import BASELINE, Cell, Grid, check_grid, make_grid, open_folder
+from recbole_prmkd.compare.grid import (
+    BASELINE,
+    LOCK,
+    Cell,
+    Grid,
+    check_grid,
+    in_folder,
+    make_grid,
+    open_folder,
+    usual_folder,
+)
 from recbole_prmkd.compare.job import JOBS, LOG, Job
 from recbole_prmkd.compare.page import write_report
 from recbole_prmkd.compare.schedule import (
@@ -35,11 +44,11 @@ from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sw
 from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import defaults, preset
+from recbole_prmkd.peers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.
 _SETTLED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
-_LOCK = ".running"
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,16 @@ def run_comparison(
         grid = replace(grid, tune=read_tuning(sweep_file, trials))
         check_tuning(grid)
     named = user_setting("kd_output_dir", config_file_list, config_dict)
-    folder = Path(str(named)).resolve() if named else _new_folder(grid)
+    folder = Path(str(named)).resolve() if named else usual_folder(grid)
     check_grid(grid, folder)
-    check_finished(grid, folder)
-    whole = open_folder(grid, folder)
-    print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
+    grid = grid.with_data()
+    in_folder(grid, folder)
+    check_finished(with_winners(grid, folder), folder)
     gpus = chosen_gpus(user_setting("gpu_id", config_file_list, config_dict), gpus)
 
-    with _alone(folder), cluster(ray_address) if ray_address else nullcontext():
+    with cluster(ray_address) if ray_address else nullcontext(), _alone(folder):
+        whole = open_folder(grid, folder)
+        print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
         use_gpu = bool(grid.settings.get("use_gpu", True))
 
         def here(number: int | None) -> Local:
@@ -123,8 +134,9 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another one does.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / _LOCK, timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             yield
     except Timeout:
         raise UserError(
@@ -177,26 +189,31 @@ def preparations(grid: Grid, left: Sequence[Job], folder: Path) -> list[Job]:
     """A job for each data set and student with cells left that need teachers: these are made once, by one process.
 
     Those of a data set follow one another, since all its students learn from the same teachers. `left` is changed:
-    its jobs wait for their preparation.
+    its jobs wait for their preparation. `kd_rebuild` holds for the first one of a data set without a finished cell,
+    since others learn, or have learnt, from what that makes.
     """
     made: list[Job] = []
     for dataset in grid.datasets:
         before: Path | None = None
+        whole = len(grid.models) * len(grid.kds) * len(grid.seeds)
+        fresh = sum(job.dataset == dataset for job in left) == whole and grid.settings.get("kd_rebuild", False)
         for model in grid.models:
             mine = [job for job in left if (job.dataset, job.model) == (dataset, model) and _needs_teachers(job)]
             if mine:
-                prepared = preparation(grid, dataset, model, folder, before)
+                prepared = preparation(grid, dataset, model, folder, before, rebuild=fresh and before is None)
                 made.append(prepared)
                 before = prepared.folder
     return made
 
 
-def preparation(grid: Grid, dataset: str, model: str, folder: Path, after: Path | None = None) -> Job:
+def preparation(
+    grid: Grid, dataset: str, model: str, folder: Path, after: Path | None = None, rebuild: bool = False
+) -> Job:
     """The job that makes all teachers which any cell of this data set and student asks for."""
     cells = [Cell(dataset, model, kd, grid.seeds[0]) for kd in grid.kds]
     distilled = [cell for cell in cells if cell.kd != BASELINE]
     first = distilled[0] if distilled else cells[0]
-    settings = {**grid.settings_of(first), "kd_rebuild": grid.settings.get("kd_rebuild", False), "kd_save_ranks": False}
+    settings = {**grid.settings_of(first), "kd_rebuild": rebuild, "kd_save_ranks": False}
     if distilled:
         named = [name for cell in distilled for name in grid.config(cell)["kd_teachers"]]
         settings |= {"kd": _takes_all(distilled), "kd_teachers": list(dict.fromkeys(named))}
@@ -231,14 +248,15 @@ def cost_jobs(grid: Grid, folder: Path) -> list[Job]:
             checkpoints = _checkpoints(grid, dataset, model, folder)
             file = folder / dataset / model / COSTS
             stored = read_costs(file)
-            if not checkpoints or (stored is not None and {*checkpoints} <= {*stored["students"]}):
+            wanted = {*checkpoints, *({ENSEMBLE} & {*grid.kds})}
+            if not checkpoints or (stored is not None and wanted <= {*stored["students"]}):
                 continue
-            settings = {**preparation(grid, dataset, model, folder).settings, "kd_rebuild": False}
+            settings = preparation(grid, dataset, model, folder).settings
             students = {
                 kd: {"checkpoint": str(path), "settings": grid.settings_of(Cell(dataset, model, kd, grid.seeds[0]))}
                 for kd, path in checkpoints.items()
             }
-            more = {"students": students, "file": str(file)}
+            more = {"students": students, "file": str(file), "ensemble": ENSEMBLE in wanted}
             name = f"serving {model} on {dataset}"
             jobs.append(Job(name, folder / JOBS / f"cost-{dataset}-{model}", "cost", model, dataset, settings, more))
     return jobs
@@ -258,11 +276,3 @@ def _checkpoints(grid: Grid, dataset: str, model: str, folder: Path) -> dict[str
                 found[kd] = cell / name
                 break
     return found
-
-
-def _new_folder(grid: Grid) -> Path:
-    def few(names: Sequence[str]) -> str:
-        return "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
-
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return (Path("runs") / f"compare-{few(grid.models)}-{few(grid.datasets)}-{now}").resolve()

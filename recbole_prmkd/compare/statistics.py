@@ -5,7 +5,7 @@ For each data set, student, metric and way: the pairs are the seeds, each with a
 - two-sided paired t-test, from three seeds on
 - Holm's correction over all comparisons of the table that they stand in, that is of one data set
 - effect size Cohen's d_z: mean of the differences over their standard deviation
-- a star where the corrected p is below .05 and the mean is higher, a dagger where it is lower
+- a star where the corrected p is below .05 and the mean is better, a dagger where it is worse
 - beside it, of the same rows, a 95 % interval of the mean gain over test users (bootstrap), each user's gain averaged
   over the seeds: seeds say whether training again would show it, users whether other users would
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from recbole.evaluator.register import smaller_metrics
 from scipy import stats
 
 from recbole_prmkd.compare.gather import TEACHER, Gathered
@@ -66,8 +67,8 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
     Args:
         columns: of `gathered.cells`, such as `test ndcg@10`.
     Returns:
-        dataset, model, kd, metric, seeds, mean, deviation (ddof 1), and against the student alone: paired_seeds, gain,
-        percent, p, p_holm, effect, mark, reason. Teachers have mean alone.
+        dataset, model, kd, metric, seeds, mean, deviation (ddof 1), and against the student alone: paired_seeds, whole
+        (whether these are all seeds of both), gain, percent, p, p_holm, effect, mark, reason. Teachers have mean alone.
     """
     rows: list[dict[str, object]] = []
     cells = gathered.cells
@@ -88,8 +89,14 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
         corrected = pd.Series(holm(table.loc[once.unique(), "p"].tolist()), index=once.unique())
         frame.loc[table.index, "p_holm"] = corrected[once].to_numpy()
     earned = frame["p_holm"] < LEVEL
-    frame["mark"] = np.where(earned, np.where(frame["gain"] > 0, BETTER, WORSE), "")
+    better = (frame["gain"] > 0) != frame["metric"].map(falls)
+    frame["mark"] = np.where(earned, np.where(better, BETTER, WORSE), "")
     return frame
+
+
+def falls(metric: str) -> bool:
+    """Whether less of this metric is better: `test rmse`, `averagepopularity@10`."""
+    return metric.split(" ")[-1].partition("@")[0] in smaller_metrics
 
 
 def _each_once(table: pd.DataFrame) -> pd.Series:
@@ -107,7 +114,14 @@ def _line(own: pd.Series, plain: pd.Series, kd: str) -> dict[str, object]:
     }
     shared = [seed for seed in own.index if seed in plain.index]
     if kd in (BASELINE, TEACHER) or not shared:
-        absent = {"paired_seeds": 0, "gain": math.nan, "percent": math.nan, "p": math.nan, "effect": math.nan}
+        absent = {
+            "paired_seeds": 0,
+            "whole": True,
+            "gain": math.nan,
+            "percent": math.nan,
+            "p": math.nan,
+            "effect": math.nan,
+        }
         reason = "" if kd in (BASELINE, TEACHER) else "the student alone has no result of these seeds"
         return {**line, **absent, "reason": reason}
     test = paired(plain.loc[shared].tolist(), own.loc[shared].tolist())
@@ -115,6 +129,7 @@ def _line(own: pd.Series, plain: pd.Series, kd: str) -> dict[str, object]:
     return {
         **line,
         "paired_seeds": test.seeds,
+        "whole": len(shared) == len(own) == len(plain),
         "gain": test.gain,
         "percent": 100 * test.gain / base if base else math.nan,
         "p": math.nan if test.p is None else test.p,

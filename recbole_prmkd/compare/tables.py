@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from recbole.evaluator.register import smaller_metrics
 
-from recbole_prmkd.compare.gather import TEACHER, Gathered
+from recbole_prmkd.compare.gather import TEACHER, Gathered, serving
 from recbole_prmkd.compare.grid import BASELINE
+from recbole_prmkd.compare.statistics import falls
 
 RESULTS, MARKDOWN, LATEX = "results.csv", "table.md", "table.tex"
 HEADLINE = ("ndcg", "recall")
@@ -25,12 +25,12 @@ _LATEX = {
 def headline(gathered: Gathered) -> list[str]:
     """Columns of the tables: NDCG and Recall of the test rows in both rankings, at 10, or else the first cut-off.
 
-    Where results have neither, their first two metrics that are better the larger they are.
+    Where results have neither, their first two metrics that are better the larger they are, or else the first two.
     """
     there = sorted(gathered.metrics, key=lambda name: (not name.endswith("@10"), int(name.partition("@")[2] or 0)))
     found = [next((name for name in there if name.startswith(f"{base}@")), "") for base in HEADLINE]
-    rising = [name for name in gathered.metrics if name.partition("@")[0] not in smaller_metrics]
-    metrics = [name for name in found if name] or rising[:2]
+    rising = [name for name in gathered.metrics if not falls(name)]
+    metrics = [name for name in found if name] or (rising or gathered.metrics)[:2]
     return [f"{part} {metric}" for part in ("test", "test unseen") for metric in metrics]
 
 
@@ -71,7 +71,8 @@ def cell_text(row: Mapping[Any, Any]) -> str:
     if not math.isnan(row["deviation"]):
         text += f" ± {number(row['deviation'])}"
     if not math.isnan(row["percent"]):
-        text += f" ({row['percent']:+.1f} %)"
+        few = "" if row["whole"] else f" over {row['paired_seeds']} shared seeds"
+        text += f" ({row['percent']:+.1f} %{few})"
     return text + str(row["mark"])
 
 
@@ -109,7 +110,7 @@ def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
     cells = gathered.cells[gathered.cells["dataset"] == dataset]
     rows = []
     for (model, kd), group in cells.groupby(["model", "kd"], sort=False):
-        serving = _serving(gathered, dataset, str(model), str(kd))
+        measured = serving(gathered.costs, dataset, str(model), str(kd))
         rows.append(
             {
                 "model": model,
@@ -117,25 +118,18 @@ def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
                 "parameters": f"{group['parameters'].mean():,.0f}",
                 "training s": _rounded(group["train_seconds"].mean()),
                 "peak MB": _rounded(group["peak_memory_mb"].mean()),
-                "ms per 1,000 users": _milliseconds(serving),
-                "ratio to alone": f"{serving['ratio']:.2f}" if serving.get("ratio") else NONE,
-                "size MB": f"{serving['bytes'] / 2**20:.2f}" if "bytes" in serving else NONE,
+                "ms per 1,000 users": _milliseconds(measured),
+                "ratio to alone": f"{measured['ratio']:.2f}" if measured.get("ratio") else NONE,
+                "size MB": f"{measured['bytes'] / 2**20:.2f}" if "bytes" in measured else NONE,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _serving(gathered: Gathered, dataset: str, model: str, kd: str) -> dict[str, float]:
-    if kd != TEACHER:
-        return gathered.costs.get((dataset, model), {}).get("students", {}).get(kd, {})
-    measured = (costs["teachers"].get(model) for (where, _), costs in gathered.costs.items() if where == dataset)
-    return next((entry for entry in measured if entry), {})
-
-
-def _milliseconds(serving: dict[str, float]) -> str:
-    if "ms" not in serving:
+def _milliseconds(measured: Mapping[str, float]) -> str:
+    if "ms" not in measured:
         return NONE
-    times = (serving[key] for key in ("ms", "low", "high"))
+    times = (measured[key] for key in ("ms", "low", "high"))
     median, low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in times)
     return f"{median} ({low} to {high})"
 
@@ -191,6 +185,7 @@ def _tables(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str
 
 NOTE = (
     "Mean ± standard deviation over seeds, gain over the student alone. * better, † worse than the student alone: "
-    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test split, all "
-    "items ranked; unseen: the user's earlier items out of the ranking."
+    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test rows, all "
+    "items ranked; unseen: the user's earlier items out of the ranking. Without the word they are in it for sequential "
+    "students and teachers, as in RecBole, and out of it for other students: compare those with teachers on unseen."
 )

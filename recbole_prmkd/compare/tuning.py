@@ -4,6 +4,7 @@ All sweeps have the same file, the same number of trials and the first seed; eac
 student has, and the student alone no kd_ key. The winner on validation gives the settings of all seeds.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def check_tuning(grid: Grid) -> None:
         UserError: the key or the student is named.
     """
     used: set[str] = set()
+    sizes: dict[int, str] = {}  # of a grid, each with one of those that have it
     for cell in _first_cells(grid):
         view = _view(grid, cell)
         space = space_of(grid, cell, view)
@@ -51,6 +53,10 @@ def check_tuning(grid: Grid) -> None:
                 "learning_rate, so that the student alone is searched too."
             )
         check_space(read_space(space), view)
+        sizes[math.prod(len(domain.values) for domain in read_space(space))] = f"{cell.model}, {cell.kd}"
+    if grid.tune and grid.tune["search"] == "grid" and len(sizes) > 1:
+        told = " and ".join(f"{number} settings for {name}" for number, name in list(sizes.items())[:2])
+        raise UserError(f"--tune with search: grid would try {told}: use random or optuna, which try as many for each.")
     if grid.tune:
         for key in sorted(grid.tune["space"].keys() - used):
             check_space(read_space({key: grid.tune["space"][key]}), _view(grid, grid.cells()[0]))

@@ -92,7 +92,7 @@ def _cost(content: Mapping[str, Any], folder: Path) -> None:
         for kd, entry in content["students"].items()
     }
     with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
-        measure_costs(config, stored, Path(content["file"]))
+        measure_costs(config, stored, Path(content["file"]), content["ensemble"])
 
 
 def _tune(content: Mapping[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ as a teacher does: histories from the teachers' view of the data, so the model t
 that its kind says whether the ranking leaves a user's earlier items out, as RecBole's does for all but sequential ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from recbole.config import Config
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.result import StudentResult
+from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
 
@@ -37,15 +38,27 @@ class Ensemble(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """The mean over the teachers, [B, n_items]; all 0 where none knows the history."""
-        total, number = torch.zeros(1, 1, device=self.device), torch.zeros(1, 1, device=self.device)
-        for teacher, longest in self.parts:  # one after the other: [B, n_items] is large
-            items = teacher.encode_items()  # [n_items, D]
-            histories = teacher.encode_batch(newest(interaction, self, longest), items)  # [B, D]
-            known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
-            cosine = teacher.cosine(histories, items).float()  # [B, n_items]
-            total = total + (cosine / teacher.temperature).softmax(dim=1) * known
-            number = number + known
-        return total / number.clamp(min=1)
+        return mean_scores(
+            (teacher, teacher.encode_batch(newest(interaction, self, longest), items), items)
+            for teacher, longest in self.parts
+            for items in [teacher.encode_items()]  # [n_items, D]
+        )
+
+
+def mean_scores(encoded: Iterable[tuple[Teacher, Tensor, Tensor]]) -> Tensor:
+    """The mean of the teachers' normalised scores, [B, n_items]; all 0 where none knows the history.
+
+    Args:
+        encoded: each teacher with the histories [B, D] and the items [n_items, D] in its own space; taken one after the
+            other, since [B, n_items] is large.
+    """
+    total, number = torch.zeros(()), torch.zeros(())
+    for teacher, histories, items in encoded:
+        known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
+        cosine = teacher.cosine(histories, items).float()  # [B, n_items]
+        total = (cosine / teacher.temperature).softmax(dim=1) * known + total.to(cosine.device)
+        number = known + number.to(cosine.device)
+    return total / number.clamp(min=1)
 
 
 def newest(interaction: Interaction, model: SequentialRecommender, longest: int) -> Interaction:
