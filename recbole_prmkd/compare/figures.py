@@ -25,7 +25,7 @@ COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _DASHES = ("-", "--", ":", "-.")
-_FILLS = ("full", "left", "top", "right", "bottom", "none")  # of a marker whose shape is the student's
+_FILLS = ("full", "left", "top", "right", "bottom")  # of a marker whose shape is the student's
 _WIDTH = 7.2  # inches; one or two panels a row, so that a phone can show them
 
 
@@ -263,7 +263,7 @@ def _line_style(gathered: Gathered, kd: str) -> dict[str, Any]:
 
 def _filling(gathered: Gathered, kd: str) -> dict[str, Any]:
     place = _place(gathered, kd)
-    style = {"color": COLOURS[place % 8], "fillstyle": _FILLS[place % 6], "markerfacecoloralt": "white"}
+    style = {"color": COLOURS[place % 8], "fillstyle": _FILLS[place % 5], "markerfacecoloralt": "white"}
     return {**style, "ms": 8, "mec": "black", "mew": 0.5}
 
 
