@@ -1,20 +1,23 @@
 """The two rankings that every number of this project names.
 
 - as RecBole does it: general models leave out the user's earlier items, sequential models do not;
-- unseen: the user's earlier items are left out for every model, the target itself always stays in.
+- unseen: the user's earlier items are left out for every model, the target itself always stays in, and all other items
+  are ranked, also where RecBole's own ranking is of samples.
 
 Without the second, numbers of the two kinds of model cannot be compared.
 """
 
+from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import AbstractDataLoader, FullSortEvalDataLoader
 from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prmkd.rows import Rows
 
@@ -36,17 +39,38 @@ class UnseenEvalDataLoader(FullSortEvalDataLoader):
         return interaction, (row, earlier[row, column]), positive_u, positive_i
 
 
-def evaluate_unseen(trainer: Trainer, config: Config, dataset: Dataset, rows: Rows) -> dict[str, float] | None:
+def evaluate_unseen(
+    trainer: Trainer, config: Config, loader: AbstractDataLoader, rows: Rows
+) -> dict[str, float] | None:
     """Metrics with the user's earlier items left out, or None where RecBole's own numbers are that already.
 
     Args:
         trainer: holds the model to evaluate, with its weights in place.
-        dataset: the validation or test part.
+        loader: RecBole's own of the validation or test part.
         rows: the same rows with their whole histories.
     """
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+    if leaves_out(config, loader):
         return None
-    return plain(trainer.evaluate(UnseenEvalDataLoader(config, dataset, rows), load_best_model=False))
+    return plain(trainer.evaluate(unseen_loader(config, loader._dataset, rows), load_best_model=False))
+
+
+def leaves_out(config: Config, loader: AbstractDataLoader) -> bool:
+    """Whether RecBole's own evaluation is the unseen ranking, or none at all (of labelled rows)."""
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        return False
+    if config["eval_type"] != EvaluatorType.RANKING:
+        return True
+    return isinstance(loader, FullSortEvalDataLoader) and not config["repeatable"]
+
+
+def unseen_loader(config: Config, dataset: Dataset, rows: Rows) -> FullSortEvalDataLoader:
+    """All items of the part's rows (sequential models) or users (others), the user's earlier ones left out."""
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        return UnseenEvalDataLoader(config, dataset, rows)
+    earlier: defaultdict[int | None, set[int]] = defaultdict(set)
+    for row in range(len(rows)):
+        earlier[int(rows.users[row])].update(rows.items[int(rows.start[row]) : int(rows.stop[row])].tolist())
+    return FullSortEvalDataLoader(config, dataset, SimpleNamespace(used_ids=earlier))  # in place of its sampler
 
 
 def plain(metrics: dict[str, Any] | None) -> dict[str, float]:

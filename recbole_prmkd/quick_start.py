@@ -106,7 +106,7 @@ def _run(
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         unseen = {
-            part: evaluate_unseen(trainer, config, data._dataset, rows) or plain(metrics)
+            part: evaluate_unseen(trainer, config, data, rows) or plain(metrics)
             for part, data, rows, metrics in (
                 ("valid", split.valid_data, split.valid, best_valid),
                 ("test", split.test_data, split.test, test),

@@ -24,7 +24,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_prmkd.dataset import Split
-from recbole_prmkd.evaluation import UnseenEvalDataLoader
+from recbole_prmkd.evaluation import leaves_out, unseen_loader
 
 RANKS = "test_ranks.npz"
 PARTS = ("user", "item", "history", "popularity", "rank", "rank_unseen")
@@ -59,8 +59,9 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
     trainer.model.eval()
     own = _ranks(trainer, split.test_data)
     unseen = own
+    if not leaves_out(config, split.test_data):
+        unseen = _ranks(trainer, unseen_loader(config, split.test_data._dataset, split.test))
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        unseen = _ranks(trainer, UnseenEvalDataLoader(config, split.test_data._dataset, split.test))
         history = split.test.lengths
     else:  # there all of a user's test rows have the same history
         length_of = torch.zeros(int(split.test.users.max()) + 1, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer
 
 from recbole_prmkd.config import load_config
@@ -17,7 +18,7 @@ def test_unseen_by_hand(cpu_settings, tmp_path):
     split = load_split(config)
     net = get_model("SASRec")(config, split.train_data._dataset).eval()
     trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], "SASRec"), config, net, tmp_path)
-    metrics = evaluate_unseen(trainer, config, split.test_data._dataset, split.test)
+    metrics = evaluate_unseen(trainer, config, split.test_data, split.test)
     hits = []
     for n in range(len(split.test)):
         row = split.test_data._dataset[[n]]
@@ -33,7 +34,33 @@ def test_unseen_by_hand(cpu_settings, tmp_path):
 def test_general_models_leave_earlier_items_out_already(cpu_settings, tmp_path):
     config = load_config("BPR", "tiny", config_dict=cpu_settings(kd="none", kd_protocol="ranking"))
     split = load_split(config)
-    assert evaluate_unseen(None, config, split.test_data._dataset, split.test) is None
+    assert evaluate_unseen(None, config, split.test_data, split.test) is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"repeatable": True}, {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni5"}}],
+)
+@pytest.mark.parametrize("model", ["BPR", "DeepFM"])
+def test_general_models_where_recbole_does_not_leave_them_out(model, more, cpu_settings, tmp_path):
+    """Repeated items are left in by RecBole, and samples are not all items."""
+    given = cpu_settings(kd="none", kd_protocol="ranking", topk=[5], valid_metric="MRR@5", metrics=["Recall", "MRR"])
+    config = load_config(model, "tiny", config_dict={**given, **more})
+    split = load_split(config)
+    net = get_model(model)(config, split.train_data._dataset).eval()
+    trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], model), config, net, tmp_path)
+    metrics = evaluate_unseen(trainer, config, split.test_data, split.test)
+    items = torch.arange(split.dataset.item_num)
+    hits = []
+    for n in range(len(split.test)):
+        row = Interaction({"user_id": split.test.users[n].expand(len(items)), "item_id": items})
+        scores = net.predict(split.test_data._dataset.join(row)).detach().clone()
+        target, earlier = int(split.test.targets[n]), split.test.histories(torch.tensor([n]), 99)[0][0]
+        own = scores[target].item()
+        scores[0] = scores[earlier] = -torch.inf
+        scores[target] = own
+        hits.append(bool((scores > own).sum() < 5))
+    assert metrics["recall@5"] == pytest.approx(sum(hits) / len(hits), abs=1e-4)
 
 
 def test_a_teacher_is_encoded_once_and_ranks_the_same(cpu_settings, tmp_path):

@@ -240,5 +240,5 @@ def rankings(model: SequentialRecommender, config: Config, data: TeacherData) ->
                 for teacher in (module for module in model.modules() if isinstance(module, Teacher)):
                     stack.enter_context(encoded_once(teacher))
                 metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
-                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, dataset, rows) or metrics[part]
+                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, loader, rows) or metrics[part]
     return metrics
