@@ -6,12 +6,14 @@ everything that the content depends on; a folder is reused only if the identity 
 has its checksum. Nothing here is pickled: arrays are npy (memory-mapped), weights are safetensors.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -128,11 +130,11 @@ def save(
             "notes": dict(notes or {}),
         }
         write_json(part / MANIFEST, manifest)
-        _swap_in(part, path)
+        _swap_in(part, path, identity)
+        return Folder(path, _manifest(path))
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"Cannot write {path}: {error}; free the disk or name another folder.") from error
-    return Folder(path, manifest)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -160,12 +162,18 @@ def _write(folder: Path, name: str, content: "np.ndarray | Mapping[str, torch.Te
     return file
 
 
-def _swap_in(part: Path, path: Path) -> None:
+def _swap_in(part: Path, path: Path, identity: Mapping[str, Any]) -> None:
+    """Put the folder in its place, and away what is there; of two processes that do so at once, one's stays."""
     old = part.with_name(part.name + "-old")
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    with suppress(FileNotFoundError):
         os.replace(path, old)
-    os.replace(part, path)
+    try:
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _fault(path, identity) is not None:
+            raise
+        shutil.rmtree(part)  # another process has just put the same there
     shutil.rmtree(old, ignore_errors=True)
 
 

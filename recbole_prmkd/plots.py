@@ -5,7 +5,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-CURVES = "distillation.svg"
 _WEIGHT = "weight_"
 
 

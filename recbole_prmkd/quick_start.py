@@ -27,7 +27,7 @@ from recbole_prmkd.evaluation import evaluate_unseen, plain
 from recbole_prmkd.host import run_logging
 from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.peers.ensemble import ENSEMBLE, serve
-from recbole_prmkd.plots import CURVES, draw_distillation
+from recbole_prmkd.plots import draw_distillation
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.ranks import save_ranks
 from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
@@ -62,7 +62,7 @@ def run_recbole_prmkd(
         returned, run = _run(config, folder, saved)
         if run.distillation:
             title = f"{config['model']} on {config['dataset']}, kd={config['kd']}"
-            draw_distillation(run.distillation, folder / CURVES, title)
+            draw_distillation(run.distillation, folder / results.CURVES, title)
         results.write(folder, run)
     getLogger().info(f"Result: {output / results.RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}

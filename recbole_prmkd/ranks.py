@@ -25,8 +25,8 @@ from torch import Tensor
 
 from recbole_prmkd.dataset import Split
 from recbole_prmkd.evaluation import leaves_out, unseen_loader
+from recbole_prmkd.result import RANKS
 
-RANKS = "test_ranks.npz"
 PARTS = ("user", "item", "history", "popularity", "rank", "rank_unseen")
 
 

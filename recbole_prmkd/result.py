@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from recbole_prmkd.errors import UserError
 
 SCHEMA = "recbole_prmkd/1"
 RESULT = "result.json"
+CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
 UNFINISHED = "unfinished"
 _PACKAGES = (
     "recbole_prmkd",
@@ -129,9 +130,9 @@ def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
     """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
     A run that fails leaves its log in there, one refused for bad input leaves nothing; the next run clears it. An
-    older result in `path` stays until the new one is complete.
+    older result in `path` stays until the new one is complete, then goes with its files; what else is there stays.
     """
-    work = path / name
+    work, there = path / name, path.exists()
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -141,6 +142,9 @@ def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
         yield work
     except UserError:
         shutil.rmtree(work, ignore_errors=True)
+        if not there:
+            with suppress(OSError):  # somebody else has put something there
+                path.rmdir()
         raise
     _move_out(work, path)
     work.rmdir()
@@ -167,9 +171,27 @@ def read(folder: Path) -> RunResult:
 
 
 def _move_out(work: Path, path: Path) -> None:
-    (path / RESULT).unlink(missing_ok=True)  # from here to the last line there is no result to trust
+    if (path / RESULT).exists():
+        _remove_old(path)  # from here to the last line there is no result to trust
     for item in sorted(work.iterdir(), key=lambda item: item.name == RESULT):
-        target = path / item.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
+        _move(item, path / item.name)
+
+
+def _remove_old(path: Path) -> None:
+    """Take away an older run's result and the files that it names, but not its logs."""
+    try:
+        checkpoint = read(path).student.checkpoint
+    except UserError:
+        checkpoint = None
+    for name in (RESULT, CURVES, RANKS, *([checkpoint] if checkpoint else [])):
+        (path / name).unlink(missing_ok=True)
+
+
+def _move(item: Path, target: Path) -> None:
+    """Move a file, or a folder into one that may be there already, file by file."""
+    if item.is_dir() and target.is_dir():
+        for inner in list(item.iterdir()):
+            _move(inner, target / inner.name)
+        item.rmdir()
+    else:
         os.replace(item, target)

@@ -1,6 +1,7 @@
 """Folders that a later run may trust: complete, unchanged and of the right identity, or made anew with a reason."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -64,6 +65,23 @@ def test_a_killed_write_leaves_nothing_to_trust(tmp_path, monkeypatch):
     assert artifacts.find(tmp_path, "knowledge-A", IDENTITY) is None
     monkeypatch.undo()
     assert artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)}).path.is_dir()
+
+
+def test_two_processes_at_once(stored, tmp_path, monkeypatch):
+    """Another one puts its folder there between our taking the old one away and putting ours."""
+    replace, other = os.replace, np.full((2, 3), 7.0)
+
+    def racing(source, target):
+        replace(source, target)
+        if str(target).endswith("-old"):
+            monkeypatch.setattr(os, "replace", replace)
+            artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": other}, {"seconds": 2})
+
+    monkeypatch.setattr(os, "replace", racing)
+    monkeypatch.setattr(os, "getpid", iter([1, 1, 2, 2, 1, 1]).__next__)
+    made = artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros((2, 3))}, {"seconds": 3})
+    assert np.array_equal(made.array("items"), other) and made.notes == {"seconds": 2}  # the folder as it is
+    assert [path.name for path in tmp_path.iterdir()] == [made.path.name]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):

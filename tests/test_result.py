@@ -26,6 +26,32 @@ def test_an_interrupted_run_keeps_the_older_result(error, left, tmp_path):
         assert list(work.iterdir()) == []
 
 
+def test_what_is_not_the_runs_own_stays(tmp_path, made_up_run):
+    made = made_up_run("a", "BPR", "mean", 1, 0.1)
+    made.student.checkpoint = "BPR.pth"
+    for name in ("BPR.pth", "distillation.svg", "test_ranks.npz", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    results.write(tmp_path, made)
+    (tmp_path / "log" / "BPR").mkdir(parents=True)
+    (tmp_path / "log" / "BPR" / "mine.log").write_text("mine")
+    with results.output_folder(tmp_path) as work:
+        (work / "log" / "BPR").mkdir(parents=True)
+        (work / "log" / "BPR" / "new.log").write_text("new")
+        (work / "result.json").write_text("new")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "log/BPR/mine.log",
+        "log/BPR/new.log",
+        "notes.txt",
+        "result.json",
+    ]
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError), results.output_folder(tmp_path / "out"):
+        raise UserError("no")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_a_valid_result_is_told(tmp_path):
     (tmp_path / "result.json").write_text('{"schema": "other"}')
     with pytest.raises(UserError, match="no result of schema"):

@@ -13,8 +13,7 @@ from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import Cell, Grid
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.keys import teacher_seed
-from recbole_prmkd.ranks import RANKS
-from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
+from recbole_prmkd.result import RANKS, RunResult, StudentResult, TeacherResult
 
 TEACHER = "teacher"  # the kd of a teacher's row
 MILLISECONDS = "ms_per_1000_users"
