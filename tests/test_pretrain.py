@@ -22,6 +22,7 @@ from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.causal import FirstView
 from recbole_prmkd.teachers.contrastive import cosines, info_nce
 from recbole_prmkd.teachers.data import joined_data, second_half, teacher_data
+from recbole_prmkd.teachers.pretrained import checkpoint_of
 
 DATASETS = ["tiny", "other"]
 SMALL = {
@@ -267,6 +268,22 @@ def test_a_card_that_does_not_fit(change, message, small, settings):
     card.write_text(json.dumps(change(json.loads(card.read_text()))))
     with pytest.raises(UserError, match=message):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", kd_unisrec_checkpoint=made["checkpoint"]))
+
+
+def test_an_encoder_is_known_by_its_content(small, settings, tiny_encoder, tmp_path, monkeypatch):
+    """Named by a relative path it is the same as by an absolute one, which comparisons and sweeps use."""
+    monkeypatch.chdir(tiny_encoder.parent)
+    made = pretrain("UniSRec", DATASETS, config_dict=small(kd_text_encoder=tiny_encoder.name))
+    again = pretrain("UniSRec", DATASETS, config_dict=small(kd_text_encoder=str(tiny_encoder)))
+    assert again["card"]["sha256"] == artifacts.file_digest(Path(made["checkpoint"]))  # reused
+    assert again["card"]["text_encoder"] == made["card"]["text_encoder"]
+    config = load_config(
+        "BPR",
+        "tiny",
+        config_dict=settings(kd="mean", kd_text_encoder=str(tiny_encoder), kd_unisrec_checkpoint=made["checkpoint"]),
+    )
+    file, _ = checkpoint_of("UniSRec", config)
+    assert str(file) == made["checkpoint"]
 
 
 def test_a_checkpoint_of_another_width_names_key_and_shapes(small, settings, tmp_path):

@@ -180,6 +180,8 @@ def _stored(file: Path, made_from: Mapping[str, Any], rebuild: bool) -> dict[str
         return None
     card = pretrained.read_card(file)
     wanted = artifacts.as_json(made_from)
+    if card and card["text_encoder"]["digest"] == wanted["text_encoder"]["digest"]:
+        wanted["text_encoder"] = card["text_encoder"]  # whatever it is called now
     differing = sorted(key for key in wanted if not card or card.get(key) != wanted[key])
     if card and not differing:
         getLogger().info(f"{file} was made from the same data and settings: it is reused.")

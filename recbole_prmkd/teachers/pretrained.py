@@ -86,7 +86,7 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
         return file, None
     if card["teacher"] != kind:
         raise UserError(f"{file} holds a pre-trained {card['teacher']}, not {kind}: name another checkpoint.")
-    if card["text_encoder"] != text_encoder(config):
+    if card["text_encoder"]["digest"] != text_encoder(config)["digest"]:  # one encoder may have several names
         raise UserError(
             f"{file} was pre-trained with text encoder {card['text_encoder']['name']}: use it here too, by "
             "--kd_text_encoder."
