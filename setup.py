@@ -42,7 +42,7 @@ TEST = [
 ]
 
 # `properties/` lies at the top level of the checkout, beside the package, as in RecBole's own
-# extensions; in a wheel it travels inside the package (`settings.properties_dir` finds either).
+# extensions; in a wheel it travels inside the package (`keys.properties_dir` finds either).
 setup(
     name="recbole_prmkd",
     version="0.1.0",

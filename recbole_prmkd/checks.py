@@ -11,9 +11,11 @@ from recbole.config import Config
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_prmkd import atomic
 from recbole_prmkd.encoder import encoder_folder
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.images import check_images
+from recbole_prmkd.keys import teacher_settings
 from recbole_prmkd.peers import PEERS
 from recbole_prmkd.peers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -93,18 +95,28 @@ def _check_data(config: Config) -> None:
                 f"There is no {file}: put the data set's atomic files there, or name their parent folder "
                 "with --data_path."
             )
-        with file.open(encoding=config["encoding"] or "utf-8") as lines:
-            header = lines.readline().rstrip("\r\n").split(config["field_separator"])
-        columns = [column.split(":")[0] for column in header]
+        columns = atomic.columns(file, config["field_separator"], config["encoding"])
         for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
             needed = key != "TIME_FIELD" or (config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
             if needed and config[key] not in columns:
                 raise UserError(
                     f"{file} has no column {config[key]!r} (it has {', '.join(columns)}): name it with --{key}=..."
                 )
-        for field in (config["load_col"] or {}).get("inter") or []:
+        loaded = (config["load_col"] or {}).get("inter")
+        for field in loaded or []:
             if field not in columns:
                 raise UserError(f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}.")
+        if config["benchmark_filename"]:
+            histories = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+            if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and histories not in columns:
+                raise UserError(
+                    f"{file} has no column {histories!r}, so a sequential model cannot read these pre-split files: put "
+                    "each row's history there, or leave benchmark_filename out."
+                )
+        elif loaded and config["eval_args"]["order"] == "TO" and config["TIME_FIELD"] not in loaded:
+            raise UserError(
+                f"load_col leaves out {config['TIME_FIELD']!r}, by which rows are put in order: add it to its inter."
+            )
 
 
 def _check_metrics(config: Config) -> None:
@@ -186,9 +198,26 @@ def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
         _check_text(config)
     check_images(config)
     for teacher in teachers:
+        _check_teacher_keys(teacher, config)
         checkpoint_of(teacher, config)
         if teacher_class(teacher) is Vectors:
             check_vectors(teacher, config)
+
+
+def _check_teacher_keys(teacher: str, config: Config) -> None:
+    """What a teacher's keys must be together, or what RecBole would find out too late."""
+    own, prefix = teacher_settings(teacher, config.final_config_dict), f"kd_{teacher.lower()}_"
+    if "n_heads" in own and own["hidden_size"] % own["n_heads"]:
+        raise UserError(
+            f"{prefix}hidden_size {own['hidden_size']} is no multiple of {prefix}n_heads {own['n_heads']}: change one."
+        )
+    metric, _, cutoff = own["valid_metric"].partition("@")
+    ranks = metric_types.get(metric.lower()) == EvaluatorType.RANKING
+    if not ranks or (metric.lower() != "gauc" and not (cutoff.isdecimal() and int(cutoff))):
+        raise UserError(
+            f"{prefix}valid_metric = {own['valid_metric']!r} is no metric of a ranking with its cut-off: write one "
+            "such as NDCG@10."
+        )
 
 
 def _check_text(config: Config) -> None:

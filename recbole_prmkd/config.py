@@ -18,7 +18,7 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType, get_model
 
-from recbole_prmkd import keys, processed
+from recbole_prmkd import atomic, keys, processed
 from recbole_prmkd.distributed import any_device, on_cpu
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import TEACHERS
@@ -223,9 +223,21 @@ def _processed(view: HostView) -> dict[str, Any]:
 def _load_time(view: HostView) -> dict[str, Any]:
     columns = (view["load_col"] or {}).get("inter")
     time = view["TIME_FIELD"]
-    if "load_col" in view.user or columns is None or time in columns:
+    if "load_col" in view.user or columns is None or time in columns or not _has_time(view):
         return {}
     return {"load_col": {**view["load_col"], "inter": [*columns, time]}}
+
+
+def _has_time(view: HostView) -> bool:
+    """Whether interactions have their time; pre-split files, whose order is given, may do without."""
+    if not view["benchmark_filename"]:
+        return True
+    folder, part = Path(view["data_path"] or "dataset") / view.dataset, view["benchmark_filename"][0]
+    try:
+        file = folder / f"{view.dataset}.{part}.inter"
+        return view["TIME_FIELD"] in atomic.columns(file, view["field_separator"], view["encoding"])
+    except (OSError, UnicodeError):  # told later, by the checks
+        return True
 
 
 def _ranking(view: HostView) -> dict[str, Any]:
@@ -233,7 +245,7 @@ def _ranking(view: HostView) -> dict[str, Any]:
 
     Feature-interaction models are labelled and judged by AUC in RecBole's defaults; here every interaction is a
     positive, negatives are sampled, and columns of the interaction itself (rating, time) are no features, since a
-    user's future has none.
+    user's future has none. Those that the user filters by are read for it.
     """
     below: dict[str, Any] = {"eval_args": copy.deepcopy(RANKING_ARGS), **_load_time(view)}
     if any(metric.upper() in {"AUC", "LOGLOSS", "MAE", "RMSE"} for metric in view.stock["metrics"]):
@@ -242,9 +254,14 @@ def _ranking(view: HostView) -> dict[str, Any]:
         below["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
         below["threshold"] = None
         loaded = copy.deepcopy(below.get("load_col") or view["load_col"])
-        if loaded and "load_col" not in view.user:
-            inter = [view["USER_ID_FIELD"], view["ITEM_ID_FIELD"], view["TIME_FIELD"]]
-            below["load_col"] = {**loaded, "inter": inter}
+        if loaded and loaded.get("inter") and "load_col" not in view.user:
+            asked = {
+                *(view["val_interval"] or {}),
+                *(view.user.get("threshold") or {}),
+                *(view["normalize_field"] or []),
+            }
+            kept = {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"], view["TIME_FIELD"], *asked}
+            below["load_col"] = {**loaded, "inter": [field for field in loaded["inter"] if field in kept]}
         extra = [
             field
             for field in (below.get("load_col") or loaded or {}).get("inter", [])

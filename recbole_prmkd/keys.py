@@ -146,11 +146,13 @@ def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
 
 def _teacher_keys(teachers: Iterable[str]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
+    ranges = read_yaml(properties_dir() / "ranges.yaml")
     for teacher in teachers:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
         own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
         for key, value in own.items():
-            table[f"kd_{teacher}_{key}".lower()] = {"default": value, "type": _type_name(value)}
+            entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+            table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
         if "epochs" in own:  # one that is fine-tuned
             entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry

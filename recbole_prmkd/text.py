@@ -17,7 +17,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 
-from recbole_prmkd import artifacts, passes, processed
+from recbole_prmkd import artifacts, atomic, passes, processed
 from recbole_prmkd.dataset import by_domain, in_dataset
 from recbole_prmkd.encoder import encode, encoder_digest, encoder_folder
 from recbole_prmkd.errors import UserError
@@ -41,7 +41,7 @@ def text_fields(config: Config) -> list[str]:
         return [processed.TEXT_FIELD]
     path = item_file(config)
     columns = _header(path, config)
-    names = [name for name, _ in columns]
+    names = list(columns)
     if config["ITEM_ID_FIELD"] not in names:
         raise UserError(
             f"{path} has no column {config['ITEM_ID_FIELD']!r} (it has {', '.join(names)}): "
@@ -57,7 +57,7 @@ def text_fields(config: Config) -> list[str]:
                 f"{', '.join(name for name in names if name != config['ITEM_ID_FIELD'])}."
             )
         return [field for field in wanted if field in names]
-    fields = [name for name, kind in columns if kind == "token_seq"]
+    fields = [name for name, kind in columns.items() if kind == "token_seq"]
     if not fields:
         raise UserError(f"{path} has no token_seq field: name the text fields with --kd_text_fields=[...].")
     return fields
@@ -79,23 +79,23 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
         return [{processed.TEXT_FIELD: _clean(texts.get(token, ""))} for token in tokens]
     separator, encoding = config["field_separator"] or "\t", config["encoding"] or "utf-8"
     try:
-        # QUOTE_NONE: in atomic files a quote is a character like any other.
+        # Between tabs a quote is a character like any other; between commas it holds together a text with one.
         frame = pd.read_csv(
             path,
             sep=separator,
             dtype=str,
             keep_default_na=False,
-            quoting=csv.QUOTE_NONE,
+            quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
             encoding=encoding,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read item text from {path}: {error}.") from error
+        raise UserError(f"Cannot read item text from {path}: {' '.join(str(error).split())}.") from error
     frame.columns = pd.Index([column.split(":")[0] for column in frame.columns])
     item = config["ITEM_ID_FIELD"]
     doubled = frame[item].duplicated()
     if doubled.any():
         getLogger().warning(f"{path}: {int(doubled.sum())} items stand there twice; their first line counts.")
-    known = frame[~doubled].set_index(item)[fields]
+    known = frame[~doubled].set_index(item, drop=False)[fields]
     if not known.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
@@ -192,18 +192,15 @@ def _stored_vectors(
         return artifacts.save(root, "text", identity, {"vectors": encode(texts, config, work)}), False
 
 
-def _header(path: Path, config: Config) -> list[tuple[str, str]]:
-    """Names and types of the columns of an atomic file."""
+def _header(path: Path, config: Config) -> dict[str, str]:
+    """Types of the columns of an atomic file by name."""
     try:
-        with path.open(encoding=config["encoding"] or "utf-8") as file:
-            line = file.readline().rstrip("\r\n")
+        return atomic.columns(path, config["field_separator"], config["encoding"])
     except (OSError, UnicodeError) as error:
         raise UserError(
             f"Item text is missing: cannot read {path} ({type(error).__name__}); put an item file there "
             "or name one with --kd_text_file."
         ) from error
-    columns = [column.split(":") for column in line.split(config["field_separator"] or "\t")]
-    return [(column[0], column[-1] if len(column) > 1 else "") for column in columns]
 
 
 def _clean(text: Any) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import write_tiny
 
+from recbole_prmkd import checks
 from recbole_prmkd.config import load_config
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.rows import ROW, Rows
@@ -181,6 +182,30 @@ def test_pre_split_rows_of_a_student_without_histories_are_in_time_order(with_ti
     wanted |= {("b", (), "x"), ("c", (), "w")}
     assert as_sets(split.train, split) == wanted
     assert ("timestamp" in caplog.text) != with_time
+
+
+def test_pre_split_files_need_no_time(settings, tmp_path):
+    """Without load_col, of which RecBole's default would not ask for it either."""
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    for part, lines in {"train": ["a\tx", "a\ty", "b\tx", "c\tw"], "valid": ["a\tz"], "test": ["b\ty"]}.items():
+        (data / f"tiny.{part}.inter").write_text("user_id:token\titem_id:token\n" + "\n".join(lines) + "\n")
+    given = {"data_path": str(tmp_path / "data"), "benchmark_filename": ["train", "valid", "test"]}
+    for model in ("BPR", "DeepFM"):
+        config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_teachers=["Vectors"], **given))
+        checks._check_data(config)
+        assert len(load_split(config).train) == 4
+
+
+def test_a_context_student_may_be_filtered_by_what_is_no_feature():
+    """ml-100k's own settings load the rating, which the ranking protocol takes out of the features."""
+    given = {"kd": "mean", "show_progress": False}
+    plain, five = (
+        load_split(load_config("DeepFM", "ml-100k", config_dict=given | more))
+        for more in ({}, {"val_interval": {"rating": "[5,inf)"}})
+    )
+    assert 0 < len(five.train) < len(plain.train) / 4
+    assert five.train_data._dataset.fields() == plain.train_data._dataset.fields()
 
 
 def test_rows_that_stand_in_any_order_are_rebuilt(settings, tmp_path):

@@ -65,6 +65,12 @@ def refused(settings, tmp_path, monkeypatch, capsys):
             ["kd_rank_by_position", "above 0"],
         ),
         (["--kd=ensemble", "--kd_item_init=text"], ["kd_item_init", "ensemble"]),
+        (["--load_col={'inter':['user_id','item_id']}"], ["load_col", "'timestamp'"]),
+        (["--kd_unisrec_epochs=-1"], ["kd_unisrec_epochs", "[0,inf)"]),
+        (["--kd_unisrec_temperature=0"], ["kd_unisrec_temperature", "(0,inf)"]),
+        (["--kd_unisrec_hidden_size=17"], ["kd_unisrec_hidden_size 17", "n_heads"]),
+        (["--kd_unisrec_valid_metric=NDCG"], ["kd_unisrec_valid_metric", "NDCG@10"]),
+        (["--kd_unisrec_valid_metric=AUC"], ["kd_unisrec_valid_metric", "NDCG@10"]),
         (["--kd=ensemble", "--kd_shuffled_teachers=True"], ["kd_shuffled_teachers", "ensemble"]),
     ],
 )
@@ -82,6 +88,15 @@ def test_wrong_students(model, words, refused):
     sentence = refused(model=model)
     for word in words:
         assert word in sentence
+
+
+def test_pre_split_files_without_histories(refused, tmp_path):
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    for part in ("train", "valid", "test"):
+        (data / f"tiny.{part}.inter").write_text("user_id:token\titem_id:token\nu1\ti1\n")
+    sentence = refused("--benchmark_filename=['train','valid','test']", data_path=str(tmp_path / "data"))
+    assert "'item_id_list'" in sentence and "benchmark_filename" in sentence
 
 
 def test_missing_data_set(refused):

@@ -11,7 +11,7 @@ import torch
 from conftest import write_tiny
 from recbole.quick_start import run_recbole
 
-from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.result import RunResult, read
 
 STUDENTS = ["SASRec", "DeepFM", "LightGCN"]
@@ -191,6 +191,17 @@ def test_validations_may_rank_samples_while_the_test_ranks_all(model, settings):
 
 
 RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": None, "mode": "full"}
+
+
+def test_histories_too_short_to_learn_from(settings, tmp_path):
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    lines = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(12) for step in range(3)]
+    (data / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
+    (data / "tiny.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\ta {n}\n" for n in range(9)))
+    with pytest.raises(UserError, match="No training row has a history that UniSRec could learn from"):
+        run_recbole_prmkd("LightGCN", "tiny", config_dict=settings(kd="mean", data_path=str(tmp_path / "data")))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

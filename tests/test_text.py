@@ -32,6 +32,20 @@ def test_texts_are_cleaned_and_missing_items_are_empty(cpu_settings, tmp_path):
         text.item_texts(config, ["7"])
 
 
+def test_a_comma_inside_quotes_is_no_column(cpu_settings, tmp_path):
+    file = tmp_path / "own.item"
+    file.write_text('item_id:token,title:token_seq,brand:token\n1,"red, thing",b\n2,blue,c\n')
+    config = config_of(cpu_settings, kd_text_file=str(file), field_separator=",", kd_text_fields=["title", "item_id"])
+    assert text.item_texts(config, ["1", "2"]) == [
+        {"title": "red, thing", "item_id": "1"},
+        {"title": "blue", "item_id": "2"},
+    ]
+    file.write_text("item_id:token,title:token_seq\n1,a\n2,b,c,d\n")
+    with pytest.raises(UserError, match="Cannot read item text") as caught:
+        text.item_texts(config, ["1"])
+    assert "\n" not in str(caught.value)
+
+
 def test_vectors_follow_the_external_token(cpu_settings):
     config = config_of(cpu_settings)
     dataset = load_split(config).dataset

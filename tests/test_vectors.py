@@ -8,6 +8,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.config import load_config, with_absolute_paths
 from recbole_prmkd.dataset import load_split
 from recbole_prmkd.knowledge import build_or_load, open_knowledge
+from recbole_prmkd.teachers import vectors
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
 
@@ -61,6 +62,14 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
             if vector is not None and item is not None:
                 own = vector @ item / np.linalg.norm(vector) / np.linalg.norm(item)
                 assert scores[0, row, column].item() == pytest.approx(own, abs=2e-3)
+
+
+def test_an_item_that_stands_twice_has_its_first_line(tmp_path, caplog):
+    file = tmp_path / "items.npz"
+    np.savez(file, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
+    table = vectors._table(file, ["item_id"], [["[PAD]", "a", "b", "c"]])
+    assert table.tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
+    assert "2 items stand there twice" in caplog.text
 
 
 def test_run_reports_what_it_does_not_know(files, settings):

@@ -69,6 +69,11 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
     config, kind = teacher_config(name, student), kind_of(name)
     root = Path(student["kd_teacher_dir"]) / student["dataset"]
+    if teacher_class(name).learns and len(data.fit) == 0:
+        raise UserError(
+            f"No training row has a history that {name} could learn from: lower the filters, or take a data set with "
+            "more interactions of a user."
+        )
     init_seed(config["seed"], config["reproducibility"])
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
     checkpoint = start(model, name, student)

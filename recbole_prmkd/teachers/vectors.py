@@ -47,14 +47,9 @@ class Vectors(Teacher):
                 f"{config[part]} has vectors {features.shape[1]} wide, {config['items']} {self.item_vectors.shape[1]}: "
                 "both must come from one model."
             )
-        keys, found = _numbers(tokens, [users, items] if self.by_row else [users])
-        _report(Path(config[part]), int(found.sum()), "rows" if self.by_row else "users")
-        keys, order = torch.sort(keys[found], stable=True)
-        twice = int((keys[1:] == keys[:-1]).sum())
-        if twice:  # also where a user has the same target twice
-            getLogger().warning(f"{config[part]}: {twice} {part} stand there twice; their first line counts.")
+        keys, lines = _first_lines(Path(config[part]), part, tokens, [users, items] if self.by_row else [users])
         self.row_keys = nn.Parameter(keys, requires_grad=False)
-        self.row_vectors = _fixed(torch.from_numpy(features).float()[found][order])
+        self.row_vectors = _fixed(torch.from_numpy(features).float()[lines])
 
     def encode_items(self) -> Tensor:
         """The items' vectors, [n_items, D]."""
@@ -94,11 +89,25 @@ def check_vectors(name: str, config: Config) -> None:
 def _table(file: Path, ids: Sequence[str], tokens_of: Sequence[Sequence[str]]) -> Tensor:
     """Vectors by internal id, [n, D]; zero for ids that the file does not name."""
     tokens, features = read_file(file, ids)
-    keys, found = _numbers(tokens, tokens_of)
-    _report(file, int(found.sum()), "items")
+    keys, lines = _first_lines(file, "items", tokens, tokens_of)
     table = torch.zeros(len(tokens_of[0]), features.shape[1])
-    table[keys[found]] = torch.from_numpy(features).float()[found]
+    table[keys] = torch.from_numpy(features).float()[lines]
     return table
+
+
+def _first_lines(
+    file: Path, what: str, tokens: Sequence[Sequence[str]], tokens_of: Sequence[Sequence[str]]
+) -> tuple[Tensor, Tensor]:
+    """The numbers of a file's ids that the data set has, ascending, each once, and the line of each: [K] both."""
+    numbers, found = _numbers(tokens, tokens_of)
+    _report(file, int(found.sum()), what)
+    lines = torch.nonzero(found).squeeze(1)
+    keys, order = torch.sort(numbers[lines], stable=True)
+    first = torch.ones(len(keys), dtype=torch.bool)
+    first[1:] = keys[1:] != keys[:-1]
+    if not first.all():  # also where a user has the same target twice
+        getLogger().warning(f"{file}: {int((~first).sum())} {what} stand there twice; their first line counts.")
+    return keys[first], lines[order[first]]
 
 
 def _numbers(tokens: Sequence[Sequence[str]], tokens_of: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
