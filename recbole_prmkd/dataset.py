@@ -151,6 +151,9 @@ def _later(rows: Rows, sequences: _Sequences) -> Rows:
     """The training rows with what the user did after them, inside the training split, as history."""
     whole = sequences.rows(rows.users, rows.targets)
     if rows.items is not sequences.items:  # rows as given do not say where they stand in the sequence
+        getLogger().warning(
+            "The histories of the pre-split files do not follow from each other: rows have no later items."
+        )
         return Rows(rows.users, rows.targets, whole.stop, whole.stop, sequences.items)
     return Rows(rows.users, rows.targets, (rows.stop + 1).clamp(max=whole.stop), whole.stop, sequences.items)
 

@@ -56,7 +56,9 @@ class Objective:
         self._of_a_peer = config["kd_loss"] in PEERS  # used as its paper has it
         self._first: tuple[Tensor, Tensor] | None = None  # [N, M] items that teachers rank first, [T, N, M] cosines
         if "teacher" in self._sources:
-            self._first = teachers_first(knowledge, len(train), config["kd_top_items"], self._excluded)
+            # A peer's list holds so many items, and each teacher may put all of them first.
+            number = config["kd_top_items"] * (len(knowledge.teachers) if self._of_a_peer else 1)
+            self._first = teachers_first(knowledge, len(train), number, self._excluded)
         self.epoch = 0
         self._batches, self._batch = 1, 0  # of the epoch: how many, and those that have begun
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
@@ -71,12 +73,15 @@ class Objective:
             start, length = config["kd_pacing_start"], config["kd_pacing_length"]
             curriculum += f", {config['kd_pacing']} from {start} of the rows to all in {length} epochs"
         masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
+        few = {1: " = 1 with one teacher", 2: ", of two teachers both are consistent"}.get(
+            len(self.knowledge.teachers), ""
+        )
         masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
         return (
             f"loss = rec_loss + {self.weight:g} x {config['kd_loss']}(target, student / {self.temperature:g}), "
             f"target = {target}{shuffled}, "
             f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
-            f"damping {config['kd_consistency_damping']}], curriculum[{curriculum}], "
+            f"damping {config['kd_consistency_damping']}]{few}, curriculum[{curriculum}], "
             f"candidates[{config['kd_candidates']}, without {masked}]"
         )
 
@@ -146,7 +151,7 @@ class Objective:
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
             cosines.append(its_cosines)
-        target, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M]
+        target, counted, *told = self._target(_joined(cosines), columns, mask)  # [B, C + M] both
         if not self._told:
             self._told = True
             some = f" Of {self.every} batches one has a kd_loss, times that number." if self.every > 1 else ""
@@ -155,9 +160,8 @@ class Objective:
         if scorer.by_pairs:  # in one pass of the model
             parts = [torch.cat([part.expand(len(mask), -1) for part in parts], dim=1)]
         student = _joined([scorer.scores(interaction, places, part) for part in parts])  # [B, C + M]
-        counted = mask
         if self._without_target:
-            counted = mask.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
+            counted = counted.scatter(1, columns.clamp(min=0)[:, None], False)  # [B, C + M]
         settings = RankSettings.of(config, self.epoch)
         loss = kd_loss(student, target, counted, self.temperature, config["kd_loss"], settings)
         loss = weighted(loss, interaction)
@@ -178,8 +182,9 @@ class Objective:
 
     @torch.no_grad()
     def _target(self, scores: Tensor, columns: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """The fused target [B, C] from cosines [T, B, C], and what explains it, a row each.
+        """The fused target [B, C] from cosines [T, B, C], what it speaks of, and what explains it, a row each.
 
+        It speaks of the candidates that a teacher knows, bool [B, C]: of others it says nothing, not that they are bad.
         The teachers' mean weights [B, T], the numbers of inconsistent and of all marks [B] of what teachers know, and
         the teachers' agreement [B].
         """
@@ -194,14 +199,24 @@ class Objective:
         config, knowledge = self.config, self.knowledge
         mask = mask.to(scores)  # [B, C], 1 or 0, as is known: faster than bool
         known = torch.eq(scores, scores, out=torch.empty_like(scores)).mul_(mask)  # [T, B, C]; NaN != NaN
-        soft = soft_targets(scores, knowledge.temperature, mask)  # [T, B, C]
-        knows_row = known.amax(-1) > 0  # [T, B]
+        number = known.sum(-1, keepdim=True)  # [T, B, 1]
+        knows_row = number.squeeze(-1) > 0  # [T, B]
+        # Of few candidates each is more probable than of many: so a teacher's probabilities sum to the share it knows.
+        share = number / mask.sum(-1, keepdim=True).clamp(min=1)
+        soft = soft_targets(scores, knowledge.temperature, mask).mul_(share)  # [T, B, C]
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, knows_row, knowledge.validation)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
         weight = weights.sum(-1).T  # [B, T]
         shares = weight / weight.sum(1, keepdim=True).clamp(min=1)  # its candidates that a teacher knows count 1 each
-        return target, shares, (known - marks).sum((0, 2)), known.sum((0, 2)), agreement(soft, knows_row)
+        return (
+            target,
+            known.amax(0) > 0,
+            shares,
+            (known - marks).sum((0, 2)),
+            known.sum((0, 2)),
+            agreement(soft, knows_row),
+        )
 
     def _ranked_first(self, interaction: Interaction, places: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates of each row for each source of `kd_candidates`: items [B, M], their cosines [T, B, M]."""

@@ -43,8 +43,9 @@ class UserRows:
 
     def draw(self, users: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Places of the users [B] that have a row, and a row of each: [B'] and [B'], on the users' device."""
-        known = users.cpu().clamp(max=len(self._first) - 2)
-        first, number = self._first[known], self._first[known + 1] - self._first[known]
+        last = len(self._first) - 2  # the greatest user of the training rows
+        known = users.cpu().clamp(max=last)
+        first, number = self._first[known], (self._first[known + 1] - self._first[known]) * (users.cpu() <= last)
         places = torch.nonzero(number > 0).squeeze(1)
         share = torch.rand(len(known), generator=generator, dtype=torch.float64)
         rows = self._rows[(first + (share * number).long())[places]]

@@ -105,11 +105,12 @@ class WindowLoader:
         return torch.nonzero(chosen[self._usable]).squeeze(1)
 
     def batches(self) -> list[Tensor]:
-        """Row places (in the usable rows) of each batch: whole windows, in random order."""
+        """Row places (in the usable rows) of each batch: whole windows, in random order unless `shuffle` is off."""
         # Batches of similar lengths would pad less, but taught SASRec worse (docs/results.md): `forward` saves that.
         generator = torch.Generator().manual_seed(self.config["seed"] + 7919 * self.epoch)
         places = self._rows_in_use()
-        turn = torch.randperm(len(self._tiles.start), generator=generator)  # [W]
+        number = len(self._tiles.start)
+        turn = torch.randperm(number, generator=generator) if self.config["shuffle"] else torch.arange(number)  # [W]
         places = places[torch.argsort(turn[self._tiles.window[places]], stable=True)]  # [N'] in the windows' turn
         window = self._tiles.window[places]
         first = torch.searchsorted(turn[window], turn[window])  # [N'] rows in the windows before its own

@@ -26,7 +26,7 @@ def teachers_first(
 
     Args:
         rows: number of training rows, N.
-        number: items of a row over all teachers; at least one of each.
+        number: items of a row over all teachers, as many of each (fewer distinct ones where they agree); at least one.
         excluded: row numbers [B] -> their places [P] in these B and items [P] that are no candidates of theirs.
     Returns:
         items [N, M] int64, M = teachers x ceil(number / teachers), 0 where a teacher knows too few items; and the

@@ -141,4 +141,9 @@ def _distil(config: Config, split: Split, knowledge: Knowledge, student: Abstrac
         return
     scorer = StudentScorer(student, config, split.train_data._dataset, split.train)
     objective = Objective(config, knowledge, split.train, split.later, scorer)
+    if config["kd_curriculum"] != "none" and config["epochs"] <= config["kd_pacing_length"]:
+        getLogger().warning(
+            f"kd_pacing_length is {config['kd_pacing_length']} and epochs {config['epochs']}: training ends before the "
+            "curriculum has shown all rows for an epoch."
+        )
     trainer.distil(objective, Curriculum(config, split.train) if config["kd_curriculum"] != "none" else None)

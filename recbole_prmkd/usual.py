@@ -16,6 +16,7 @@ from torch import nn
 from recbole_prmkd.rows import ROW
 
 _SUMMED = {"SGL", "ConvNCF"}  # their loss on pairs is the batch's sum, and far larger than a mean
+_COSINES = {"DSSM"}  # its scores are cosines, of which a softmax at temperature 1 is nearly flat
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _scale(model: AbstractRecommender, config: Config, interaction: Interaction)
     if not _learns_from_samples(config, interaction):
         return 1.0, 1.0
     if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE:
-        return 1.0, 0.01
+        return 0.1 if type(model).__name__ in _COSINES else 1.0, 0.01
     return 0.1, 1.0 if type(model).__name__ in _SUMMED else 0.1
 
 

@@ -56,11 +56,16 @@ def by_probability(soft: Tensor, columns: Tensor, known: Tensor, validation: Ten
 
 
 def by_entropy(soft: Tensor, columns: Tensor, known: Tensor, validation: Tensor | None = None) -> Tensor:
-    """1 - H_k / sum_j H_j, normalised; H = entropy of the soft targets (EBKD, Kwon et al., ICASSP 2020)."""
+    """1 - H_k / sum_j H_j, normalised; H = entropy of the soft targets (EBKD, Kwon et al., ICASSP 2020).
+
+    Of a teacher whose soft targets sum to the share of the candidates that it knows, H is that of all candidates if the
+    others were like these (our choice).
+    """
     say = _has_say(soft, known)  # [T, B]
     soft = _upcast(soft)
     logs = soft.clamp(min=torch.finfo(soft.dtype).tiny).log_()  # [T, B, C]; torch.xlogy takes several times as long
-    entropy = -logs.mul_(soft).sum(-1).clamp(max=0).masked_fill(~say, 0)  # [T, B]
+    entropy = -logs.mul_(soft).sum(-1).clamp(max=0)  # [T, B]
+    entropy = _divide(entropy, soft.sum(-1)).masked_fill(~say, 0)
     return _over_teachers(1 - _divide(entropy, entropy.sum(0)), say)
 
 

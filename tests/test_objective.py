@@ -1,6 +1,7 @@
 """The objective's short cuts change no number: rows in blocks, 1.0 and 0.0 for bools, NaN for the unknown."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from recbole_prmkd.losses import kd_loss
 from recbole_prmkd.objective import Objective
 from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.peers.teachers_list import teachers_list
+from recbole_prmkd.positives import UserRows
 from recbole_prmkd.rows import Rows
 from recbole_prmkd.top_items import teachers_first
 from recbole_prmkd.trainer import with_kd
@@ -140,11 +142,12 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     mask = candidate_mask(items, targets, made.later.history_pairs(BATCH))
     scores, known = made.knowledge.scores(BATCH, items)
     soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
+    soft = soft * ((known & mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)  # the share of the candidates that it knows
     trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)
     marks = CONSISTENCY[consistency](soft, known, mask)
     target, weights = fuse(soft, trust, marks, damping, known, mask)
     table = made.scorer.table.detach().clone().requires_grad_()
-    expected = kd_loss(table[BATCH][:, items], target, mask, 2.0, "kl")
+    expected = kd_loss(table[BATCH][:, items], target, mask & known.any(0), 2.0, "kl")
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient, table.grad, rtol=1e-5, atol=1e-8)
@@ -162,6 +165,55 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     )
     assert (means["rows_without_knowledge"] > 0) == gaps and made.epoch_means() == {}
     assert sum(means[f"weight_T{k}"] for k in range(3)) == pytest.approx(1)  # whatever is unknown
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "mse", "rd", "rrd", "dllm2rec"])
+def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
+    """An item without a word of any teacher is not thereby a bad one, least of all as a row's own target."""
+    made = objective(False, kd_loss=loss)
+    unknown = made.train.targets[BATCH[0]]
+    for teacher in made.knowledge.teachers:
+        teacher.items[ITEMS - 1 - unknown] = 0
+    made.knowledge = Knowledge(made.knowledge.teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    gradient = step(made)[1]
+    assert not gradient[:, unknown].any()
+    assert gradient[BATCH].abs().sum(1).gt(0).all()  # all other candidates are
+
+
+def test_a_peers_list_can_be_filled_by_what_teachers_agree_on() -> None:
+    same = objective(False, kd_candidates="teacher_top", kd_loss="rrd")
+    kl = objective(False, kd_candidates="teacher_top")
+    assert same._first is not None and kl._first is not None
+    assert (same._first[0].shape[1], kl._first[0].shape[1]) == (3 * 6, 6)  # of three teachers, kd_top_items 6
+
+
+def test_few_teachers_have_little_to_weigh() -> None:
+    made = objective(False)
+    teachers = made.knowledge.teachers
+    for number, words in ((1, "= 1 with one teacher"), (2, "of two teachers both are consistent"), (3, "")):
+        made.knowledge.teachers = teachers[:number]
+        told = [note for note in ("one teacher", "two teachers") if note in str(made)]
+        assert words in str(made) and len(told) == (number < 3)
+
+
+def test_users_without_training_rows_are_not_taught_anothers() -> None:
+    drawn = UserRows(objective(False).train).draw(torch.tensor([9, 10, 25]), torch.Generator())
+    assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
+
+
+def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
+    """Two teachers to whom all they know is equal: neither tells the target more probable than the other."""
+    made = objective(False, kd_consistency="none", kd_max_candidates=None)
+    scores = torch.zeros(2, 1, 257)
+    scores[1, :, 5:] = torch.nan
+    mask = torch.ones(1, 257, dtype=torch.bool)
+    made.knowledge = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
+    for rule in ("probability", "entropy", "label_ce"):
+        made.config["kd_confidence"] = rule
+        target, counted, shares, *_ = made._fused(scores, torch.zeros(1, dtype=torch.int64), mask)
+        torch.testing.assert_close(target, torch.full((1, 257), 1 / 257))
+        assert counted.all() and shares[0, 1] < shares[0, 0]  # half of the five, none of the others
+        torch.testing.assert_close(shares[0, 1], torch.tensor(5 / 2 / 257))
 
 
 @pytest.mark.parametrize("gaps", [False, True])

@@ -82,6 +82,13 @@ def test_each_row_comes_once_an_epoch_and_a_pure_function_of_it(student):
     assert sorted(sum((batch[ROW].tolist() for batch in loader), [])) == list(range(5, 50))
 
 
+def test_windows_stay_in_their_order_without_shuffle(student):
+    _, config, split = student("SASRec", shuffle=False)
+    loader = WindowLoader(config, split.train_data._dataset, split.train)
+    first = [batch[ROW].tolist() for batch in loader]
+    assert first == [batch[ROW].tolist() for batch in loader] and sum(first, []) == list(range(len(split.train)))
+
+
 @pytest.mark.parametrize("model", ["BERT4Rec", "NARM", "STAMP", "Caser"])
 def test_models_that_cannot_share_are_told_apart(model, student):
     net, config, split = student(model, hidden_size=16, mask_ratio=0.2)

@@ -108,6 +108,7 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
         ("SINE", None, 1, 1.0, 1.0, {"interest_size": 2}),  # RecBole calls it pairwise
         ("DeepFM", 16, 4, 1.0, 0.01, {}),
         ("NeuMF", 16, 4, 1.0, 0.01, LABELS),
+        ("DSSM", 16, 4, 0.1, 0.01, LABELS),  # its scores are cosines
     ],
 )
 def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, more, scorer_of):
