@@ -13,6 +13,15 @@ from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import encoded_once, fit_or_load
 
 
+def hit(scores, rows, n, cutoff=5):
+    """Whether row n's target is among the first, its earlier items out of the ranking."""
+    target, earlier = int(rows.targets[n]), rows.histories(torch.tensor([n]), 99)[0][0]
+    own = scores[target].item()
+    scores[0] = scores[earlier] = -torch.inf
+    scores[target] = own
+    return bool((scores > own).sum() < cutoff)
+
+
 def test_unseen_by_hand(cpu_settings, tmp_path):
     config = load_config("SASRec", "tiny", config_dict=cpu_settings(kd="none", topk=[5], valid_metric="MRR@5"))
     split = load_split(config)
@@ -23,11 +32,7 @@ def test_unseen_by_hand(cpu_settings, tmp_path):
     for n in range(len(split.test)):
         row = split.test_data._dataset[[n]]
         scores = net.full_sort_predict(row)[0].detach().clone()
-        target, earlier = int(split.test.targets[n]), split.test.histories(torch.tensor([n]), 99)[0][0]
-        own = scores[target].item()
-        scores[0] = scores[earlier] = -torch.inf
-        scores[target] = own
-        hits.append(bool((scores > own).sum() < 5))
+        hits.append(hit(scores, split.test, n))
     assert metrics["recall@5"] == pytest.approx(sum(hits) / len(hits), abs=1e-4)
 
 
@@ -55,11 +60,7 @@ def test_general_models_where_recbole_does_not_leave_them_out(model, more, cpu_s
     for n in range(len(split.test)):
         row = Interaction({"user_id": split.test.users[n].expand(len(items)), "item_id": items})
         scores = net.predict(split.test_data._dataset.join(row)).detach().clone()
-        target, earlier = int(split.test.targets[n]), split.test.histories(torch.tensor([n]), 99)[0][0]
-        own = scores[target].item()
-        scores[0] = scores[earlier] = -torch.inf
-        scores[target] = own
-        hits.append(bool((scores > own).sum() < 5))
+        hits.append(hit(scores, split.test, n))
     assert metrics["recall@5"] == pytest.approx(sum(hits) / len(hits), abs=1e-4)
 
 
