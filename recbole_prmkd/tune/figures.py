@@ -27,7 +27,11 @@ IMPORTANCE, PARALLEL = "importance.svg", "parallel_coordinates.svg"
 def draw_sweep(trials: Sequence[Trial], domains: Sequence[Domain], metric: str, bigger: bool, folder: Path) -> None:
     """Write both figures; what too few trials do not give is left out with a message."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = as_study(trials, domains, bigger)
+    try:
+        study = as_study(trials, domains, bigger)
+    except ValueError as error:  # a value that Optuna refuses
+        getLogger().warning(f"{PARALLEL} and {IMPORTANCE} are not drawn: {error}")
+        return
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     figures = {
         PARALLEL: lambda: drawn.plot_parallel_coordinate(study, target_name=metric),
@@ -58,7 +62,8 @@ def as_study(trials: Sequence[Trial], domains: Sequence[Domain], bigger: bool) -
     distributions = {domain.key: _distribution(domain) for domain in domains}
     for trial in trials:
         if trial.status != "failed" and trial.score is not None:
-            values = {key: as_option(value) for key, value in trial.settings.items()}
+            # Clamped once more: trials of an earlier version may lie a rounding error outside.
+            values = {domain.key: as_option(domain.clamped(trial.settings[domain.key])) for domain in domains}
             study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=trial.score))
     return study
 

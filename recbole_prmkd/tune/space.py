@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,17 @@ class Domain:
         if self.kind == "choice":
             return next((known for known in self.values if as_option(known) == value), value)
         whole = self.kind == "quniform" and all(float(bound).is_integer() for bound in self.values)
-        return int(value) if whole or self.kind == "integer" else float(value)
+        inside = self.clamped(value)
+        return int(inside) if whole or self.kind == "integer" else float(inside)
 
     def clamped(self, value: Any) -> Any:
-        """A value that PBT has changed by a factor, put back between the bounds."""
+        """A value that PBT has changed by a factor, or Ray has rounded, put back on a step and between the bounds."""
         if self.kind == "choice":
             return value
-        inside = min(max(value, self.values[0]), self.values[1])
-        if self.kind == "quniform":
-            inside = round(inside / self.values[2]) * self.values[2]
+        low, high, *step = self.values
+        if step:  # in decimals: 3 steps of 0.1 are 0.3, not the 0.30000000000000004 of Ray and of floats
+            value = float(round(value / step[0]) * Decimal(str(step[0])))
+        inside = min(max(value, low), high)
         return round(inside) if self.kind == "integer" else inside
 
 

@@ -83,9 +83,9 @@ def run_sweep(
         stack.enter_context(run_logging(base, folder))
         ended = _trials(plan, base, folder, distributed=ray_address is not None)
         write_trials(ended, base, folder)
-        draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
         winner = winner_of(ended, base)
         best = write_winner(winner, plan, base, folder)
+        draw_sweep(ended, plan.sweep.domains, base["valid_metric"], base["valid_metric_bigger"], folder)
         getLogger().info(set_color("winner", "yellow") + f": trial {winner.name}, {winner.settings}")
     tested = _test(best, folder / WINNER_RUN, plan)
     if tested["best_valid_score"] != winner.score and not isinstance(plan.sweep.scheduler, Pbt):
