@@ -8,10 +8,11 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_prmkd import artifacts
+from recbole_prmkd import artifacts, keys
 from recbole_prmkd.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line
+from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.tune.legal import check_space
 from recbole_prmkd.tune.settings import SweepSettings, checked
 
@@ -66,6 +67,8 @@ def make_plan(
     settings["kd_teacher_seed"] = base["kd_teacher_seed"]  # so that trials of other seeds share the teachers
     if view.dataset != "ml-100k" or "data_path" in view.user:  # RecBole ships ml-100k
         settings["data_path"] = str(Path(base["data_path"]).resolve().parent)
+    if _some_distil(sweep) and base["kd_protocol"] == "auto":
+        settings["kd_protocol"] = "ranking"  # auto would rank the students alone on another split
     settings = with_absolute_paths(settings, base)
     if not sweep.resources.gpu:
         settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
@@ -73,6 +76,12 @@ def make_plan(
     plan = Plan(view.model, view.dataset, artifacts.as_json(settings), sweep)
     plan.config({domain.key: domain.witnesses[0] for domain in sweep.domains})
     return plan
+
+
+def _some_distil(sweep: SweepSettings) -> bool:
+    """Whether `kd` is searched, with `none` and others among its values."""
+    kds = [keys.checked({"kd": v}, TEACHERS)["kd"] for d in sweep.domains if d.key == "kd" for v in d.witnesses]
+    return "none" in kds and set(kds) != {"none"}
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
