@@ -198,6 +198,32 @@ def test_resume_after_the_driver_was_killed(settings, sweep_file, tmp_path):
         run_sweep("BPR", "tiny", None, {**fixed, "epochs": 3}, file, resume=True)
 
 
+@pytest.mark.slow
+def test_an_interrupted_sweep_names_no_winner(settings, sweep_file, tmp_path):
+    """Ctrl-C after the first trial: exit code 1 and how to go on; no best.yaml, and no test of anything."""
+    fixed = settings(kd="prmkd", epochs=100, stopping_step=100)
+    folder = Path(fixed.pop("kd_output_dir"))
+    (tmp_path / "fixed.yaml").write_text(yaml.safe_dump(fixed))
+    files = [f"--tune={sweep_file(trials=4, max_concurrent=1)}", f"--config_files={tmp_path / 'fixed.yaml'}"]
+    options = ["--model=BPR", "--dataset=tiny", f"--kd_output_dir={folder}", *files]
+    driver = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_recbole_prmkd.py"), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    until = time.time() + 200
+    while not list(folder.glob("trials/*/finished.json")):
+        assert driver.poll() is None and time.time() < until
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=200)
+    assert driver.returncode == 1 and f"--tune_resume={folder} goes on" in said
+    assert not (folder / "best.yaml").exists() and not (folder / "winner").exists()
+
+
 def cache_of(folder):
     files = [file for file in folder.rglob("*") if file.suffix in {".npy", ".json", ".safetensors"}]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}

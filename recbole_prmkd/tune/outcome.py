@@ -1,5 +1,6 @@
 """What a sweep leaves: trials.csv, one line a trial, and best.yaml, a config file that trains the winner again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ class Trial:
 def trials_of(results: tune.ResultGrid, plan: Plan, folder: Path) -> list[Trial]:
     """All trials, by name."""
     return sorted((_trial(results[i], plan, folder) for i in range(len(results))), key=lambda trial: trial.name)
+
+
+def check_ended(trials: Sequence[Any], planned: int, folder: Path) -> None:
+    """Refuse to name a winner while the search is not over: Ray returns from Ctrl-C as from the end.
+
+    Args:
+        trials: as Ray has noted them on disk; in memory it calls all of them ended.
+        planned: how many there were to be.
+    Raises:
+        UserError: one has not ended, or was not drawn.
+    """
+    ended = sum(trial.is_finished() for trial in trials)
+    if ended < max(planned, len(trials)):
+        raise UserError(f"The sweep was interrupted after {ended} of {planned} trials: --tune_resume={folder} goes on.")
 
 
 def winner_of(trials: list[Trial], base: Config) -> Trial:

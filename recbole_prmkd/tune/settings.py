@@ -3,6 +3,7 @@
 One model per part; an unknown key or a wrong value is an error that names it.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,6 +103,11 @@ class SweepSettings(_Part):
     def samples(self) -> int:
         """Trials to draw (for a grid: how often each combination is tried)."""
         return 1 if self.search == "grid" else self.trials or 20
+
+    @property
+    def planned(self) -> int:
+        """Trials in all."""
+        return math.prod(len(domain.values) for domain in self.domains) if self.search == "grid" else self.samples
 
 
 def read_sweep(path: Path, trials: int | None = None) -> SweepSettings:

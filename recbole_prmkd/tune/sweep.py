@@ -33,7 +33,7 @@ from recbole_prmkd.tune.cluster import check_address, cluster
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
-from recbole_prmkd.tune.outcome import Trial, trials_of, winner_of, write_trials, write_winner
+from recbole_prmkd.tune.outcome import Trial, check_ended, trials_of, winner_of, write_trials, write_winner
 from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write_plan
 from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
@@ -68,7 +68,7 @@ def run_sweep(
         `output_dir`, `trials` (one dict each), `best` (the winner's settings), `best_valid_score`, and `winner`, what
         `run_recbole_prmkd` returned for it.
     Raises:
-        UserError: bad input, in one sentence, before Ray starts; or every trial failed.
+        UserError: bad input, in one sentence, before Ray starts; or it was interrupted, or every trial failed.
     """
     check_address(ray_address)
     plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
@@ -219,7 +219,9 @@ def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[T
                 verbose=1,
             ),
         )
-    return trials_of(tuner.fit(), plan, folder)
+    results = tuner.fit()
+    check_ended(tune.ExperimentAnalysis(str(where)).trials, plan.sweep.planned, folder)
+    return trials_of(results, plan, folder)
 
 
 def _prepared(plan: Plan, base: Config) -> Handover:
