@@ -13,7 +13,7 @@ from recbole.config import Config
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import Pbt
-from recbole_prmkd.tune.trial import BEST, BEST_EPOCH, FINISHED, trial_folder
+from recbole_prmkd.tune.trial import BEST, BEST_EPOCH, SETTINGS, finished, trial_folder
 
 TRIALS, WINNER = "trials.csv", "best.yaml"
 
@@ -101,14 +101,16 @@ def write_winner(winner: Trial, plan: Plan, base: Config, folder: Path) -> Path:
 
 
 def _trial(result: Any, plan: Plan, folder: Path) -> Trial:
-    metrics = result.metrics or {}
     name = Path(result.path).name
+    # What has trained to its end tells itself what that was: Ray's own note has the settings that a population gave
+    # to a trial at its last report, with which it may not have trained any more.
+    ended = finished(trial_folder(folder, name))
+    metrics = (result.metrics or {}) | (ended or {})
     score = metrics.get(BEST)
-    ended = (trial_folder(folder, name) / FINISHED).is_file()
     return Trial(
         name=name,
-        status="failed" if result.error else "finished" if ended else "stopped",
-        settings=plan.drawn(result.config or metrics["config"]),
+        status="failed" if result.error else "finished" if ended is not None else "stopped",
+        settings=plan.drawn(result.config or metrics["config"]) | metrics.get(SETTINGS, {}),
         score=None if score is None else float(score),
         epoch=metrics.get(BEST_EPOCH),
         seconds=metrics.get("time_total_s"),

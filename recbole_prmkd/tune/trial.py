@@ -1,7 +1,8 @@
 """One trial: the code of a plain run on what was handed over, without the test, reporting after every validation.
 
 A trial's folder, `trials/<id>/`, has its log, its TensorBoard curves and, once it has trained to its end,
-`finished.json`, so that a sweep that is resumed does not train it again whatever its driver had still to note.
+`finished.json`, so that a sweep that is resumed does not train it again whatever its driver had still to note. The file
+has the settings too: in a population a trial may go on with others from another's student, which is a training anew.
 """
 
 import json
@@ -26,6 +27,7 @@ from recbole_prmkd.tune.plan import Plan
 FINISHED = "finished.json"
 # What each report holds beside the validation metric under its own name and the epoch's numbers of distillation.
 BEST, BEST_EPOCH, EPOCH = "best_score", "best_epoch", "epoch"
+SETTINGS = "settings"  # in finished.json alone
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Job:
 def run_trial(values: Mapping[str, Any], job: Job) -> None:
     """Train a student with these settings; what Ray Tune calls."""
     folder = trial_folder(job.folder, tune.get_context().get_trial_id())
-    if (folder / FINISHED).is_file():
-        tune.report(json.loads((folder / FINISHED).read_text(encoding="utf-8")))
+    settings, known = artifacts.as_json(job.plan.drawn(values)), finished(folder)
+    if known is not None and known.pop(SETTINGS, settings) == settings:
+        tune.report(known)
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(job.plan.sweep.resources.threads)
@@ -55,7 +58,7 @@ def run_trial(values: Mapping[str, Any], job: Job) -> None:
     with run_logging(config, folder):
         prepared = job.handover.prepared(config)
         trainer = make_trainer(config, prepared, folder)
-        train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder), state=state)
+        train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
 
 
 def trial_folder(sweep: Path, trial: str) -> Path:
@@ -63,13 +66,22 @@ def trial_folder(sweep: Path, trial: str) -> Path:
     return sweep / "trials" / trial
 
 
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Settings and numbers of the trial that has trained to its end in this folder; None where none has.
+
+    A folder of an earlier version has no settings.
+    """
+    file = folder / FINISHED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
 def _device(plan: Plan) -> dict[str, Any]:
     """The GPUs that Ray lent to this trial; RecBole would take the first of the machine."""
     return {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
 
 
-def _reporter(config: Config, folder: Path) -> Any:
-    """Reports an epoch's validation score, with the training's state as checkpoint."""
+def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Reports an epoch's validation score, with the training's state as checkpoint; `settings`: what is searched."""
 
     def report(trainer: Any, train_data: Any, epoch: int, score: float) -> None:
         numbers = trainer.history[-1] if getattr(trainer, "history", []) else {}
@@ -82,7 +94,7 @@ def _reporter(config: Config, folder: Path) -> Any:
         }
         last = epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step
         if last:
-            artifacts.write_json(folder / FINISHED, metrics)
+            artifacts.write_json(folder / FINISHED, {**metrics, SETTINGS: settings})
         with tempfile.TemporaryDirectory() as kept:
             progress.save(progress.captured(trainer, train_data, epoch), Path(kept))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(kept))
