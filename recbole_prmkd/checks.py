@@ -60,8 +60,7 @@ def check_run(config: Config, output: Path) -> None:
         _check_writable(folder)
     teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
     if teachers:
-        _check_student(config)
-        _check_objective(config)
+        check_distillation(config)
     start = source_of(config)
     if start not in ("none", "text"):
         teachers.append(start)
@@ -132,6 +131,12 @@ def _check_metrics(config: Config) -> None:
         )
     if not cutoff and metric_types[metric.lower()] == EvaluatorType.RANKING and metric.lower() not in {"gauc"}:
         raise UserError(f"valid_metric {config['valid_metric']} needs a cut-off: write {metric}@{config['topk'][0]}.")
+
+
+def check_distillation(config: Config) -> None:
+    """Refuse a student that cannot be distilled into, and settings that make no loss."""
+    _check_student(config)
+    _check_objective(config)
 
 
 def _check_student(config: Config) -> None:

@@ -1,9 +1,12 @@
 """What all trials of a sweep share, settled and checked before Ray starts."""
 
+from contextlib import nullcontext
+
 import pytest
 import ray
 import yaml
 
+from recbole_prmkd import UserError
 from recbole_prmkd.tune.sweep import plan_and_folder
 
 
@@ -41,3 +44,29 @@ def test_students_alone_and_distilled_ones_are_ranked_on_one_split(model, planne
 )
 def test_the_protocol_is_as_it_was_elsewhere(space, more, planned):
     assert planned(space, **more)[0].settings.get("kd_protocol") == more.get("kd_protocol")
+
+
+LOSSES = {"kd_loss": {"choice": ["kl", "rd", "dllm2rec"]}}
+GAMMAS = {f"kd_rank_by_{part}": 0 for part in ("confidence", "consistency")}
+
+
+@pytest.mark.parametrize(
+    ("space", "more", "sentence"),
+    [
+        (LOSSES, {}, "kd_loss holds .*kd_loss=(rd|dllm2rec) learns .*kd_candidates=teacher_top"),
+        (LOSSES, {"kd_candidates": "teacher_top"}, None),
+        ({**LOSSES, "kd_candidates": {"choice": ["batch", "both_top"]}}, {}, None),  # rd with batch fails alone
+        ({"kd_loss": {"choice": ["rd", "kl"]}, "kd_candidates": {"choice": ["batch", "both_top"]}}, {}, None),
+        ({"kd_weight": {"choice": [1, 2]}}, {"kd_loss": "rd"}, "^kd_loss=rd learns"),
+        ({**LOSSES, "kd_candidates": {"choice": ["batch", "student_top"]}}, {}, "kd_loss holds"),
+        ({"kd": {"choice": ["none", "prmkd", "rd"]}}, {"kd_loss": "rd"}, 'kd holds "prmkd"'),
+        ({"kd": {"choice": ["none", "mean", "rd"]}}, {}, None),
+        ({"kd_rank_by_position": {"choice": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, "kd_rank_by_position holds 0,"),
+        ({"kd_rank_by_position": {"uniform": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, None),
+    ],
+)
+def test_values_that_make_no_loss_are_refused(space, more, sentence, planned):
+    """A winner is trained again as a plain run, which refuses them."""
+    expected = nullcontext() if sentence is None else pytest.raises(UserError, match=sentence)
+    with expected:
+        planned(space, **{"kd": "prmkd", **more})

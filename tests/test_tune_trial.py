@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray import tune
 
+from recbole_prmkd import UserError
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.tune.outcome import trials_of
 from recbole_prmkd.tune.plan import Plan
@@ -58,3 +59,9 @@ def test_what_an_earlier_version_left_still_counts(trial, tmp_path):
     folder.mkdir(parents=True)
     (folder / "finished.json").write_text('{"best_score": 0.5, "best_epoch": 1}')
     assert trial() == [{"best_score": 0.5, "best_epoch": 1}]
+
+
+def test_a_trial_without_a_loss_fails_with_the_sentence_of_a_plain_run(trial):
+    trial.plan.settings.update(kd="prmkd", kd_loss="rd")
+    with pytest.raises(UserError, match="kd_loss=rd learns"):
+        trial()

@@ -34,6 +34,16 @@ class Plan:
         with no_command_line():
             return load_config(self.model, self.dataset, None, {**self.settings, **(searched or {})})
 
+    @property
+    def first(self) -> dict[str, Any]:
+        """A first value for each key of the search space."""
+        return {domain.key: domain.witnesses[0] for domain in self.sweep.domains}
+
+    def values(self, key: str) -> list[Any]:
+        """All values that trials may give this key: the search space's, or the fixed one."""
+        searched = [domain.witnesses for domain in self.sweep.domains if domain.key == key]
+        return searched[0] if searched else [self.config(self.first)[key]]
+
     def drawn(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's settings from what Ray draws."""
         return {domain.key: domain.drawn(values[domain.key]) for domain in self.sweep.domains}
@@ -74,7 +84,7 @@ def make_plan(
         settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
         settings["gpu_id"] = ""
     plan = Plan(view.model, view.dataset, artifacts.as_json(settings), sweep)
-    plan.config({domain.key: domain.witnesses[0] for domain in sweep.domains})
+    plan.config(plan.first)
     return plan
 
 

@@ -38,6 +38,7 @@ from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write
 from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
+from recbole_prmkd.tune.together import check_together
 from recbole_prmkd.tune.trial import Job, run_trial
 from recbole_prmkd.warm_start import source_of
 
@@ -130,9 +131,12 @@ def plan_and_folder(
             )
         return plan, folder
     folder = _new_folder(plan, config_file_list, config_dict)
-    if ENSEMBLE in _values(plan, "kd"):
+    if ENSEMBLE in plan.values("kd"):
         raise UserError("kd=ensemble trains nothing, so there is nothing to search: run it without --tune.")
-    check_run(_widest(plan), folder)
+    check_together(plan)
+    widest = _widest(plan)
+    widest["kd_loss"] = "kl"  # the losses were checked, and the first values need not make one together
+    check_run(widest, folder)
     if isinstance(plan.sweep.scheduler, Pbt):
         check_population(plan)
     try:
@@ -163,33 +167,23 @@ def _new_folder(plan: Plan, config_file_list: Sequence[str] | None, config_dict:
     return (Path("runs") / f"{plan.model}-{plan.dataset}-{kd}-tune-{now}-{uuid.uuid4().hex[:6]}").resolve()
 
 
-def _values(plan: Plan, key: str) -> list[Any]:
-    """All values that trials may give this key: the search space's, or the fixed one."""
-    searched = [domain.witnesses for domain in plan.sweep.domains if domain.key == key]
-    return searched[0] if searched else [plan.config(_first(plan))[key]]
-
-
 def _starts(plan: Plan) -> set[str]:
     """What the items of any trial's student may start from."""
     deciding = [domain for domain in plan.sweep.domains if domain.key in {"kd", "kd_teachers", "kd_item_init"}]
-    keys, first = [domain.key for domain in deciding], _first(plan)
+    keys, first = [domain.key for domain in deciding], plan.first
     drawn = itertools.product(*(domain.witnesses for domain in deciding))
     return {source_of(plan.config({**first, **dict(zip(keys, values, strict=True))})) for values in drawn}
 
 
-def _first(plan: Plan) -> dict[str, Any]:
-    return {domain.key: domain.witnesses[0] for domain in plan.sweep.domains}
-
-
 def _widest(plan: Plan) -> Config:
     """The configuration that prepares for every trial: all teachers that any of them may ask for."""
-    kds = [kd for kd in _values(plan, "kd") if kd != "none"]
+    kds = [kd for kd in plan.values("kd") if kd != "none"]
     several = any(domain.key == "kd_teachers" for domain in plan.sweep.domains)
     # `single` takes the first teacher alone.
     widest = next((kd for kd in kds if kd != "single"), "mean" if several else "single")
-    settings = _first(plan) | ({"kd": widest} if kds else {})
+    settings = plan.first | ({"kd": widest} if kds else {})
     if several:
-        settings["kd_teachers"] = list(dict.fromkeys(name for names in _values(plan, "kd_teachers") for name in names))
+        settings["kd_teachers"] = list(dict.fromkeys(name for names in plan.values("kd_teachers") for name in names))
     return plan.config(settings)
 
 
@@ -205,7 +199,7 @@ def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[T
     if tune.Tuner.can_restore(str(where)):
         tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True)
     else:
-        longest = max(_values(plan, "epochs")) // base["eval_step"]
+        longest = max(plan.values("epochs")) // base["eval_step"]
         tuner = tune.Tuner(
             trainable,
             param_space=param_space(plan.sweep),

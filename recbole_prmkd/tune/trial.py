@@ -18,6 +18,7 @@ from ray import tune
 from recbole.config import Config
 
 from recbole_prmkd import artifacts, progress
+from recbole_prmkd.checks import check_distillation
 from recbole_prmkd.host import run_logging
 from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.training import make_trainer, train
@@ -51,6 +52,8 @@ def run_trial(values: Mapping[str, Any], job: Job) -> None:
     keep_freed_memory()
     config = job.plan.config({**job.plan.drawn(values), **_device(job.plan)})
     config["show_progress"] = False
+    if config["kd"] != "none":
+        check_distillation(config)  # what best.yaml would be refused for, no trial trains
     checkpoint, state = tune.get_checkpoint(), None
     if checkpoint is not None:
         with checkpoint.as_directory() as kept:
