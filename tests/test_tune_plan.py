@@ -1,13 +1,14 @@
 """What all trials of a sweep share, settled and checked before Ray starts."""
 
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import ray
 import yaml
 
 from recbole_prmkd import UserError
-from recbole_prmkd.tune.sweep import plan_and_folder
+from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
 
 @pytest.fixture
@@ -70,3 +71,29 @@ def test_values_that_make_no_loss_are_refused(space, more, sentence, planned):
     expected = nullcontext() if sentence is None else pytest.raises(UserError, match=sentence)
     with expected:
         planned(space, **{"kd": "prmkd", **more})
+
+
+HEAD = {"Alive": True, "Resources": {"CPU": 2.0}}
+GPUS = {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 2.0}}
+LOST = {"Alive": False, "Resources": {"CPU": 64.0}}
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "refused"),
+    [
+        ({"cpu": 2}, [HEAD], None),
+        ({"cpu": 1, "gpu": 0.25}, [HEAD, GPUS], None),
+        ({"cpu": 64}, [HEAD, LOST], "cpu: 64, gpu: 0, .*there is cpu: 2, gpu: 0"),
+        ({"gpu": 0.25}, [HEAD], "gpu: 0.25.*lower resources"),
+        ({"cpu": 2, "gpu": 1}, [HEAD, GPUS], "no node"),  # none has both
+    ],
+)
+def test_more_than_any_node_has_is_refused_once_ray_is_up(resources, nodes, refused, planned, monkeypatch):
+    plan, folder = planned({"kd_weight": {"choice": [1, 2]}}, sweep={"resources": resources}, kd="prmkd")
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.cluster", lambda address: nullcontext())
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.plan_and_folder", lambda *_: (plan, folder))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.run_logging", mock.Mock(side_effect=KeyboardInterrupt))  # far enough
+    with pytest.raises(UserError, match=refused) if refused else pytest.raises(KeyboardInterrupt):
+        run_sweep()
+    assert folder.exists() == (refused is None)

@@ -64,6 +64,23 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def check_room(cpu: float, gpu: float) -> None:
+    """Refuse a trial for which no node has room: Ray would wait for ever for one.
+
+    Args:
+        cpu, gpu: what a trial takes of a node.
+    Raises:
+        UserError: with what the nodes have.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpu and node.get("GPU", 0) >= gpu for node in nodes):
+        return
+    have = "; ".join(sorted({f"cpu: {node.get('CPU', 0):g}, gpu: {node.get('GPU', 0):g}" for node in nodes}))
+    raise UserError(
+        f"A trial asks for cpu: {cpu:g}, gpu: {gpu:g}, but no node has so much (there is {have}): lower resources."
+    )
+
+
 def _import_path() -> str:
     """PYTHONPATH for Ray's workers: what this process imports the package from comes first."""
     home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)

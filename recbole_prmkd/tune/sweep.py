@@ -29,7 +29,7 @@ from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.text import prepare_item_text
-from recbole_prmkd.tune.cluster import check_address, cluster
+from recbole_prmkd.tune.cluster import check_address, check_room, cluster
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
@@ -77,6 +77,7 @@ def run_sweep(
     with ExitStack() as stack:
         try:
             stack.enter_context(cluster(ray_address))
+            check_room(plan.sweep.resources.cpu, plan.sweep.resources.gpu)
         except UserError:
             if not resume:
                 shutil.rmtree(folder)  # nothing was started
