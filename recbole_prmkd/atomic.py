@@ -1,6 +1,8 @@
-"""Headers of RecBole's atomic files: a column is `name:type`."""
+"""RecBole's atomic files: their headers, of which a column is `name:type`, and the hash of all of a data set's."""
 
 from pathlib import Path
+
+from recbole_prmkd import artifacts
 
 
 def columns(file: Path, separator: str | None, encoding: str | None) -> dict[str, str]:
@@ -14,3 +16,9 @@ def columns(file: Path, separator: str | None, encoding: str | None) -> dict[str
     with file.open(encoding=encoding or "utf-8") as lines:
         header = lines.readline().rstrip("\r\n").split(separator or "\t")
     return {name: kind for name, _, kind in (column.partition(":") for column in header)}
+
+
+def digest(folder: Path, dataset: str) -> str:
+    """sha256 (hex) of the names and bytes of a data set's files: interactions and side information."""
+    files = sorted(folder.glob(f"{dataset}.*"))
+    return artifacts.digest([(file.name, artifacts.file_digest(file)) for file in files])

@@ -1,13 +1,16 @@
 """What all trials of a sweep share, settled and checked before Ray starts."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from unittest import mock
 
 import pytest
 import ray
 import yaml
+from conftest import write_tiny
 
-from recbole_prmkd import UserError
+from recbole_prmkd import UserError, atomic
 from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
 
@@ -97,3 +100,36 @@ def test_more_than_any_node_has_is_refused_once_ray_is_up(resources, nodes, refu
     with pytest.raises(UserError, match=refused) if refused else pytest.raises(KeyboardInterrupt):
         run_sweep()
     assert folder.exists() == (refused is None)
+
+
+@pytest.fixture
+def begun(planned, tmp_path):
+    """The folder of a sweep that was planned on data of its own, and that data's folder."""
+    data = write_tiny(tmp_path / "data")
+    more = {"kd": "prmkd", "data_path": str(data), "kd_output_dir": str(tmp_path / "sweep")}
+    return planned({"kd_weight": {"choice": [1, 2]}}, **more)[1], data / "tiny"
+
+
+def resumed(folder):
+    return plan_and_folder(None, None, None, None, None, resume=str(folder))
+
+
+def test_a_sweep_goes_on_with_its_own_data_alone(begun):
+    folder, data = begun
+    plan, _ = resumed(folder)
+    assert plan.data == atomic.digest(data, "tiny")
+    with (data / "tiny.item").open("a") as file:
+        file.write("i99\tanother thing\tb1\n")
+    with pytest.raises(UserError, match="files of tiny have changed"):
+        resumed(folder)
+    stored = json.loads((folder / "sweep.json").read_text())
+    del stored["data"]  # of an earlier version
+    (folder / "sweep.json").write_text(json.dumps(stored))
+    assert resumed(folder)[0].data is None
+
+
+def test_a_sweep_whose_data_are_gone_says_so(begun):
+    folder, data = begun
+    shutil.rmtree(data)
+    with pytest.raises(UserError, match=r"no .*tiny.inter: put"):
+        resumed(folder)

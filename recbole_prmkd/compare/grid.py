@@ -16,7 +16,7 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_prmkd import artifacts
+from recbole_prmkd import artifacts, atomic
 from recbole_prmkd.checks import check_run
 from recbole_prmkd.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.errors import UserError
@@ -106,9 +106,7 @@ class Grid:
         folders = {
             name: Path(self.config(Cell(name, self.models[0], BASELINE, 0))["data_path"]) for name in self.datasets
         }
-        files = {name: sorted(folder.glob(f"{name}.*")) for name, folder in folders.items()}
-        digests = {name: [(file.name, artifacts.file_digest(file)) for file in of] for name, of in files.items()}
-        return replace(self, data={name: artifacts.digest(of) for name, of in digests.items()})
+        return replace(self, data={name: atomic.digest(folder, name) for name, folder in folders.items()})
 
     def alike(self) -> dict[str, Any]:
         """What all cells of a folder share: the settings, the teachers' seed included, and the search."""

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recbole.config import Config
 
-from recbole_prmkd import artifacts, keys
+from recbole_prmkd import artifacts, atomic, keys
 from recbole_prmkd.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line
@@ -22,12 +22,20 @@ FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep before it runs. settings: fixed for all trials, every path in it absolute."""
+    """A sweep before it runs.
+
+    settings: fixed for all trials, every path in it absolute. data: hash of the data set's files, once it is known.
+    """
 
     model: str
     dataset: str
     settings: dict[str, Any]
     sweep: SweepSettings
+    data: str | None = None
+
+    def with_data(self) -> "Plan":
+        """The plan with the hash of its data set's files."""
+        return replace(self, data=atomic.digest(Path(self.config(self.first)["data_path"]), self.dataset))
 
     def config(self, searched: Mapping[str, Any] | None = None) -> Config:
         """The configuration of a trial with these settings, or of the sweep's fixed ones alone."""
@@ -51,7 +59,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """What `sweep.json` holds."""
         content = {"schema": SCHEMA, "model": self.model, "dataset": self.dataset, "settings": self.settings}
-        return artifacts.as_json({**content, "sweep": self.sweep.model_dump(mode="json")})
+        return artifacts.as_json({**content, "sweep": self.sweep.model_dump(mode="json"), "data": self.data})
 
 
 def make_plan(
@@ -112,7 +120,20 @@ def read_plan(folder: Path) -> Plan:
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
     sweep = checked(content["sweep"], str(folder / FILE))
-    return Plan(content["model"], content["dataset"], content["settings"], sweep)
+    return Plan(content["model"], content["dataset"], content["settings"], sweep, content.get("data"))
+
+
+def check_data(stored: Plan, folder: Path) -> None:
+    """Refuse to go on with other data than the trials had that have ended.
+
+    Raises:
+        UserError: the files have changed since; a sweep of an earlier version does not know.
+    """
+    if stored.data is not None and stored.with_data().data != stored.data:
+        raise UserError(
+            f"The files of {stored.dataset} have changed since the sweep in {folder} began: bring them back, or start "
+            "another one."
+        )
 
 
 def differing(plan: Plan, stored: Plan) -> list[str]:

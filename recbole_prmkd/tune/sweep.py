@@ -34,7 +34,7 @@ from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
 from recbole_prmkd.tune.handover import Handover, hand_over
 from recbole_prmkd.tune.outcome import Trial, check_ended, trials_of, winner_of, write_trials, write_winner
-from recbole_prmkd.tune.plan import Plan, differing, make_plan, read_plan, write_plan
+from recbole_prmkd.tune.plan import Plan, check_data, differing, make_plan, read_plan, write_plan
 from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
@@ -114,32 +114,31 @@ def plan_and_folder(
     resume: str | bool | None = None,
 ) -> tuple[Plan, Path]:
     """A new sweep and its new folder, or an interrupted one's."""
-    stored = None
     if resume:
         folder = _resumed_folder(resume, config_file_list, config_dict)
-        stored = read_plan(folder)
-        if sweep_file is None:
-            return stored, folder
+        plan = read_plan(folder)
+        if sweep_file is not None:
+            sweep = read_sweep(Path(sweep_file), trials)
+            changed = differing(make_plan(model, dataset, config_file_list, config_dict, sweep), plan)
+            if changed:
+                raise UserError(
+                    f"The sweep in {folder} had other settings ({', '.join(changed)}): resume it by "
+                    f"--tune_resume={folder} alone, or start another one."
+                )
+        _check_run(plan, folder)
+        check_data(plan, folder)
+        return plan, folder
     if sweep_file is None:
         raise UserError("Name a sweep file: --tune=hyper/sasrec.yaml.")
     plan = make_plan(model, dataset, config_file_list, config_dict, read_sweep(Path(sweep_file), trials))
-    if stored is not None:
-        changed = differing(plan, stored)
-        if changed:
-            raise UserError(
-                f"The sweep in {folder} had other settings ({', '.join(changed)}): resume it by --tune_resume={folder} "
-                "alone, or start another one."
-            )
-        return plan, folder
     folder = _new_folder(plan, config_file_list, config_dict)
     if ENSEMBLE in plan.values("kd"):
         raise UserError("kd=ensemble trains nothing, so there is nothing to search: run it without --tune.")
     check_together(plan)
-    widest = _widest(plan)
-    widest["kd_loss"] = "kl"  # the losses were checked, and the first values need not make one together
-    check_run(widest, folder)
+    _check_run(plan, folder)
     if isinstance(plan.sweep.scheduler, Pbt):
         check_population(plan)
+    plan = plan.with_data()
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
@@ -148,6 +147,13 @@ def plan_and_folder(
         ) from error
     write_plan(plan, folder)
     return plan, folder
+
+
+def _check_run(plan: Plan, folder: Path) -> None:
+    """What a plain run would be refused for."""
+    config = _widest(plan)
+    config["kd_loss"] = "kl"  # checked with the other values of the space, of which the first need not fit together
+    check_run(config, folder)
 
 
 def _resumed_folder(
