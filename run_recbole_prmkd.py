@@ -46,15 +46,8 @@ def main() -> None:
     arguments, others = parser.parse_known_args()
     keep_freed_memory()
     try:
-        for other in others:
-            name, equals, value = other.partition("=")
-            if not (name.startswith("--") and equals) or "=" in value:
-                raise UserError(
-                    f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file."
-                )
+        _check_options(arguments, others)
         files = arguments.config_files.split() if arguments.config_files else None
-        if arguments.tune_trials is not None and not (arguments.tune or arguments.tune_resume):
-            raise UserError("--tune_trials is for searches: add --tune=hyper/sasrec.yaml, or leave it out.")
         if arguments.compare:
             sys.argv[1:] = others  # RecBole reads what is left as settings
             return _compare(arguments, files)
@@ -93,6 +86,22 @@ def main() -> None:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
+
+
+def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
+    """Refuse what would not be heard."""
+    for other in others:
+        name, equals, value = other.partition("=")
+        if not (name.startswith("--") and equals) or "=" in value:
+            raise UserError(f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file.")
+    for option in ("tune", "tune_resume", "compare", "ray_address"):
+        if getattr(arguments, option) == "":  # a shell variable that is not set
+            raise UserError(f"--{option}= is empty: give it a value, or leave it out.")
+    searches = arguments.tune or arguments.tune_resume
+    if arguments.tune_trials is not None and not searches:
+        raise UserError("--tune_trials is for searches: add --tune=hyper/sasrec.yaml, or leave it out.")
+    if searches and not arguments.compare and (arguments.nproc > 1 or arguments.world_size > 0):
+        raise UserError("A sweep trains each trial in one process: use max_concurrent in its file, not --nproc.")
 
 
 def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:

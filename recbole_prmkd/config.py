@@ -135,7 +135,14 @@ def with_absolute_paths(settings: Mapping[str, Any], base: Config) -> dict[str, 
 
 def user_setting(key: str, config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None) -> Any:
     """What the user has set for one key in files, dict or command line; None where nothing."""
-    return _read_settings(config_file_list, config_dict).external_config_dict.get(key)
+    return user_settings(config_file_list, config_dict).get(key)
+
+
+def user_settings(
+    config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that the user has set in files, dict and command line."""
+    return _read_settings(config_file_list, config_dict).external_config_dict
 
 
 def datasets_to_pretrain_on(

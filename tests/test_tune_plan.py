@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import nullcontext
 from unittest import mock
 
@@ -10,6 +11,7 @@ import ray
 import yaml
 from conftest import write_tiny
 
+import run_recbole_prmkd as command_line
 from recbole_prmkd import UserError, atomic
 from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
@@ -133,3 +135,38 @@ def test_a_sweep_whose_data_are_gone_says_so(begun):
     shutil.rmtree(data)
     with pytest.raises(UserError, match=r"no .*tiny.inter: put"):
         resumed(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"trials": 9}, "--tune_trials"),
+        ({"model": "SASRec"}, "--model"),
+        ({"config_dict": {"epochs": 2, "kd_output_dir": "elsewhere"}}, "so --epochs would"),
+    ],
+)
+def test_a_resumed_sweep_hears_no_options_and_says_so(given, sentence, begun):
+    named = {"model": None, "dataset": None, "config_file_list": None, "config_dict": None, "sweep_file": None}
+    with pytest.raises(UserError, match=sentence):
+        plan_and_folder(**{**named, **given}, resume=str(begun[0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tune=sweep.yaml", "--nproc=2"], "not --nproc"),
+        (["--tune_resume=sweep", "--nproc=2"], "not --nproc"),
+        (["--tune="], "--tune= is empty"),
+        (["--tune_resume="], "--tune_resume= is empty"),
+        (["--compare="], "--compare= is empty"),
+    ],
+)
+def test_options_that_would_not_be_heard(options, sentence, monkeypatch):
+    def begun(*_, **__):
+        raise AssertionError("a run began")
+
+    monkeypatch.setattr(sys, "argv", ["run_recbole_prmkd.py", "--model=BPR", "--dataset=tiny", *options])
+    monkeypatch.setattr(command_line, "run_recbole_prmkd", begun)
+    monkeypatch.setattr("recbole_prmkd.tune.run_sweep", begun)
+    with pytest.raises(SystemExit, match=sentence):
+        command_line.main()

@@ -99,15 +99,16 @@ def _tune(content: Mapping[str, Any], folder: Path) -> None:
     """The sweep of one student and way, or what is left of it."""
     sweep, file = folder / SWEEP, folder / SWEEP_FILE
     file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
-    begun = (sweep / PLAN).is_file()
+    if (sweep / PLAN).is_file():
+        run_sweep(resume=str(sweep), ray_address=content["ray_address"])
+        return
     run_sweep(
         content["model"],
         content["dataset"],
         None,
         {**content["settings"], "kd_output_dir": str(sweep)},
-        sweep_file=None if begun else str(file),
+        sweep_file=str(file),
         ray_address=content["ray_address"],
-        resume=str(sweep) if begun else None,
     )
 
 

@@ -21,7 +21,7 @@ from recbole.config import Config
 from recbole.utils import init_seed, set_color
 
 from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import user_setting
+from recbole_prmkd.config import user_setting, user_settings
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.host import no_command_line, run_logging
 from recbole_prmkd.peers.ensemble import ENSEMBLE
@@ -117,7 +117,10 @@ def plan_and_folder(
     if resume:
         folder = _resumed_folder(resume, config_file_list, config_dict)
         plan = read_plan(folder)
-        if sweep_file is not None:
+        if sweep_file is None:
+            beside = {"model": model, "dataset": dataset, **user_settings(config_file_list, config_dict)}
+            _refuse_beside({**beside, "tune_trials": trials, "kd_output_dir": None}, folder)
+        else:
             sweep = read_sweep(Path(sweep_file), trials)
             changed = differing(make_plan(model, dataset, config_file_list, config_dict, sweep), plan)
             if changed:
@@ -154,6 +157,16 @@ def _check_run(plan: Plan, folder: Path) -> None:
     config = _widest(plan)
     config["kd_loss"] = "kl"  # checked with the other values of the space, of which the first need not fit together
     check_run(config, folder)
+
+
+def _refuse_beside(given: Mapping[str, Any], folder: Path) -> None:
+    """Refuse settings that a resumed sweep would not hear."""
+    named = [f"--{key}" for key, value in given.items() if value is not None]
+    if named:
+        raise UserError(
+            f"The sweep in {folder} goes on with its own settings, so {', '.join(named)} would change nothing: use "
+            f"--tune_resume={folder} alone, or start another sweep."
+        )
 
 
 def _resumed_folder(
