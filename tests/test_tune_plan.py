@@ -170,3 +170,43 @@ def test_options_that_would_not_be_heard(options, sentence, monkeypatch):
     monkeypatch.setattr("recbole_prmkd.tune.run_sweep", begun)
     with pytest.raises(SystemExit, match=sentence):
         command_line.main()
+
+
+RANDOM = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "full"}
+IN_ORDER = {**RANDOM, "order": "TO"}
+TIMED = {"inter": ["user_id", "item_id", "timestamp"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ({"kd": "none"}, True),  # RecBole's own split of a general model
+        ({"kd": "none", "eval_args": RANDOM}, True),
+        ({"kd": "none", "eval_args": IN_ORDER, "load_col": TIMED}, False),
+        ({"kd": "none", "kd_protocol": "ranking"}, False),
+        ({"kd": "prmkd"}, False),
+    ],
+)
+def test_a_seed_that_would_change_the_split_is_not_searched(more, refused, planned):
+    with pytest.raises(UserError, match=r"seed cannot.*order: RO.*kd_protocol=ranking") if refused else nullcontext():
+        planned({"seed": {"choice": [1, 2]}}, "BPR", **more)
+
+
+@pytest.mark.parametrize(
+    ("space", "refused"),
+    [
+        ({"learning_rate": {"choice": [0.1]}, "kd_weight": {"choice": [1, 2]}}, "kd_weight would change nothing"),
+        ({"kd": {"choice": ["none"]}, "kd_dropout": {"choice": [0, 1]}}, "kd_dropout would change nothing"),
+        ({"kd": {"choice": ["none", "mean"]}, "kd_weight": {"choice": [1, 2]}}, None),
+        ({"kd_item_init": {"choice": ["none", "UniSRec"]}, "kd_item_init_std": {"choice": [0.1, 0.2]}}, None),
+        ({"kd_shared_prefixes": {"choice": [True, False]}}, None),
+    ],
+)
+def test_keys_of_distillation_are_not_searched_without_it(space, refused, planned):
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        planned(space)
+
+
+def test_trials_without_an_epoch_are_refused(planned):
+    with pytest.raises(UserError, match="epochs to 1 or more"):
+        planned({"kd_weight": {"choice": [1, 2]}}, kd="prmkd", epochs=0)

@@ -65,3 +65,8 @@ def test_a_trial_without_a_loss_fails_with_the_sentence_of_a_plain_run(trial):
     trial.plan.settings.update(kd="prmkd", kd_loss="rd")
     with pytest.raises(UserError, match="kd_loss=rd learns"):
         trial()
+
+
+def test_a_trial_shorter_than_a_validation_step_is_validated_at_its_end(trial):
+    trial.plan.settings.update(eval_step=10)
+    assert [report["epoch"] for report in trial()] == [1]

@@ -9,6 +9,8 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.space import Domain
 
+# What a student without teachers has.
+_ALONE = {"kd_item_init", "kd_item_init_std", "kd_shared_prefixes"}
 # What decides whether there is a loss to distil with.
 _LOSS = {"kd", "kd_loss", "kd_candidates", "kd_rank_by_position", "kd_rank_by_confidence", "kd_rank_by_consistency"}
 
@@ -19,6 +21,21 @@ def check_together(plan: Plan) -> None:
     Raises:
         UserError: the key is named.
     """
+    base = plan.config(plan.first)
+    searched = [domain.key for domain in plan.sweep.domains]
+    if min(plan.values("epochs")) < 1:
+        raise UserError("A sweep compares trials by validation: set epochs to 1 or more.")
+    if "seed" in searched and base["eval_args"]["order"] == "RO" and not base["benchmark_filename"]:
+        raise UserError(
+            "seed cannot be searched: eval_args splits at random (order: RO), and all trials share the split of one "
+            "seed, which best.yaml would not have; use --kd_protocol=ranking or order: TO, or run one sweep per seed."
+        )
+    unheard = [key for key in searched if key.startswith("kd_") and key not in _ALONE]
+    if unheard and not {*plan.values("kd")} - {"none", None}:
+        raise UserError(
+            f"{', '.join(unheard)} would change nothing, since kd is none: add --kd=prmkd, or take out of the "
+            "space what starts with kd_."
+        )
     _check_losses(plan)
 
 
