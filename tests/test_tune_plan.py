@@ -1,6 +1,7 @@
 """What all trials of a sweep share, settled and checked before Ray starts."""
 
 import json
+import os
 import shutil
 import sys
 from contextlib import nullcontext
@@ -22,11 +23,11 @@ def planned(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.chdir(tmp_path)
 
-    def plan(space, model="SASRec", sweep=None, **more):
+    def plan(space, model="SASRec", sweep=None, start=plan_and_folder, **more):
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump({"space": space, **(sweep or {})}))
         fixed = {key: value for key, value in settings(**more).items() if key not in space}
-        return plan_and_folder(model, "tiny", None, fixed, str(file))
+        return start(model, "tiny", None, fixed, str(file))
 
     return plan
 
@@ -210,3 +211,24 @@ def test_keys_of_distillation_are_not_searched_without_it(space, refused, planne
 def test_trials_without_an_epoch_are_refused(planned):
     with pytest.raises(UserError, match="epochs to 1 or more"):
         planned({"kd_weight": {"choice": [1, 2]}}, kd="prmkd", epochs=0)
+
+
+@pytest.mark.parametrize("visible", [None, "0,1", "2"])
+@pytest.mark.parametrize("named", [None, "1"])
+def test_ray_lends_all_gpus_but_where_gpu_id_names_some(named, visible, planned, monkeypatch):
+    seen = []
+
+    def started(*_, **__):
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9")  # put back at the end
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("recbole_prmkd.tune.sweep.cluster", started)
+    space, sweep = {"kd_weight": {"choice": [1, 2]}}, {"resources": {"gpu": 0.5}}
+    with pytest.raises(KeyboardInterrupt):
+        planned(space, sweep=sweep, start=run_sweep, kd="prmkd", **({"gpu_id": named} if named else {}))
+    assert seen == [named or visible]

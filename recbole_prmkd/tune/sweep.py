@@ -6,6 +6,7 @@ Trials see the validation rows only; the test rows are ranked once, by the plain
 """
 
 import itertools
+import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from recbole_prmkd.tune.trial import Job, run_trial
 from recbole_prmkd.warm_start import source_of
 
 WINNER_RUN = "winner"
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _RAY = "ray"  # Ray's own folder inside the sweep's
 
 
@@ -71,9 +73,13 @@ def run_sweep(
     Raises:
         UserError: bad input, in one sentence, before Ray starts; or it was interrupted, or every trial failed.
     """
+    gpus = os.environ.get(_GPUS)  # RecBole puts its default in, the first GPU alone
     check_address(ray_address)
     plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
     base = _widest(plan)
+    if "gpu_id" not in plan.settings:
+        os.environ.pop(_GPUS, None)
+        os.environ.update({} if gpus is None else {_GPUS: gpus})  # Ray lends what it sees
     with ExitStack() as stack:
         try:
             stack.enter_context(cluster(ray_address))
