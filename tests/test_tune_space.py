@@ -111,6 +111,24 @@ def test_a_wrong_space_is_refused_by_name(space, sentence, planned):
         planned({"space": space})
 
 
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [("FEARec", "spatial_ratio"), ("DCN", "reg_weight"), ("SimpleX", "negative_weight"), ("NNCF", "resolution")],
+)
+def test_a_whole_default_of_a_real_number_takes_others(model, key, planned):
+    """RecBole writes them as 0, 2, 10 and 1."""
+    plan, _ = planned({"space": {key: {"uniform": [0.5, 1.5]}}}, model)
+    assert plan.config({key: 0.75})[key] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("model", "key"), [("FEARec", "n_layers"), ("NAIS", "weight_size"), ("DCN", "cross_layer_num")]
+)
+def test_counts_take_whole_numbers_alone(model, key, planned):
+    with pytest.raises(UserError, match=f"{key} is a whole number"):
+        planned({"space": {key: {"uniform": [1, 3]}}}, model)
+
+
 @pytest.mark.parametrize("scheduler", ["none", "asha", "median", "pbt", {"name": "asha", "grace": 40, "reduction": 2}])
 @pytest.mark.parametrize("search", ["random", "optuna"])
 def test_search_and_scheduler_are_rays(search, scheduler, planned):

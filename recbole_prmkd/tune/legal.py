@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import recbole
 from recbole.utils import argument_list as host
 
 from recbole_prmkd import keys
@@ -23,6 +25,8 @@ _DATA = {
 }
 _METRIC = {"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"}
 _RUN = {"model", "gpu_id", "use_gpu", "worker", "state", "show_progress", "reproducibility", "device", "checkpoint_dir"}
+_PROPERTIES = Path(recbole.__file__).parent / "properties"
+_REAL = re.compile(r"(weight|ratio|w_max|w_min)$")
 
 
 def check_space(domains: Sequence[Domain], view: HostView) -> None:
@@ -43,7 +47,7 @@ def check_space(domains: Sequence[Domain], view: HostView) -> None:
             if domain.key == "kd" or domain.key.startswith("kd_"):
                 _check_kd(domain.key, value)
             else:
-                _check_type(domain.key, value, view.stock.get(domain.key))
+                _check_type(domain.key, value, _default(domain.key, view))
 
 
 def _check_key(key: str, stock: Mapping[str, Any]) -> None:
@@ -68,6 +72,20 @@ def _check_kd(key: str, value: Any) -> None:
         keys.checked({key: value}, TEACHERS)
     except UserError as error:
         raise UserError(f"The search space of {key} is not legal: {error}") from error
+
+
+def _default(key: str, view: HostView) -> Any:
+    """RecBole's own default; as a float where it is written as a whole number and takes others.
+
+    What RecBole's note beside it calls a float does, and so do weights and ratios, whatever it says (DCN's reg_weight).
+    """
+    default = view.stock.get(key)
+    if not isinstance(default, int) or isinstance(default, bool):
+        return default
+    note = re.compile(rf"^{re.escape(key)}\s*:.*#\s*\(float\)", re.MULTILINE)
+    files = [_PROPERTIES / "overall.yaml", _PROPERTIES / "model" / f"{view.model}.yaml"]
+    noted = any(note.search(file.read_text(encoding="utf-8")) for file in files if file.is_file())
+    return float(default) if noted or _REAL.search(key) else default
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
