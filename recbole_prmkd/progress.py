@@ -1,8 +1,10 @@
 """Where a training stands between two epochs: enough to go on in another process as if it had never stopped.
 
 The student, every optimizer, RecBole's counters and best score, and all random states: Python's, numpy's, torch's,
-the loaders' own and that of the objective's candidates. What the curriculum shows is a pure function of seed and
-epoch and needs no state. The file holds tensors and plain values only and is read with `weights_only=True`.
+the loaders' own and that of the objective's candidates. Beside its weights a student may hold numbers and arrays that
+change (a counter of steps, a shuffled list): of these, what has changed since `begin`. What the curriculum shows is a
+pure function of seed and epoch and needs no state. The file holds tensors and plain values only and is read with
+`weights_only=True`.
 """
 
 import random
@@ -13,11 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.dataloader import AbstractDataLoader
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recbole_prmkd.artifacts import digest
 from recbole_prmkd.prefixes import WindowLoader
 
 FILE = "progress.pt"
+
+
+def begin(trainer: Any) -> None:
+    """Note what the student holds beside its weights, before the first epoch or `restore`."""
+    trainer.held_at_start = {key: _mark(value) for key, value in _held(trainer.model)}
 
 
 def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
@@ -30,7 +39,12 @@ def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
         "train_losses": {number: float(loss) for number, loss in trainer.train_loss_dict.items()},
         "history": getattr(trainer, "history", []),
         "student": trainer.model.state_dict(),
-        "other_parameter": trainer.model.other_parameter(),
+        # Modules among them (DIN's) have their weights in the student's.
+        "other_parameter": {
+            name: value for name, value in trainer.model.other_parameter().items() if not isinstance(value, nn.Module)
+        },
+        "held": [[*key, _kept(value)] for key, value in _held(trainer.model) if _changed(trainer, key, value)],
+        "scorer": objective.scorer.settled if (objective := getattr(trainer, "objective", None)) else None,
         "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(trainer)},
         "random": _random_states(),
         "generators": {name: generator.get_state() for name, generator in _generators(trainer, train_data)},
@@ -41,8 +55,14 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     """Put the state into a trainer of the same student; the settings in force (learning rate...) are the trainer's."""
     trainer.model.load_state_dict(state["student"])
     trainer.model.load_other_parameter(state["other_parameter"])
-    for name, optimizer in _optimizers(trainer):
-        optimizer.load_state_dict(state["optimizers"][name])
+    for module, name, value in state.get("held", []):
+        _hold(trainer.model.get_submodule(module), name, value)
+    objective = getattr(trainer, "objective", None)
+    if objective is not None and state.get("scorer"):
+        objective.scorer.settled = state["scorer"]
+    for name, kept in state["optimizers"].items():
+        optimizer = getattr(trainer, name)
+        optimizer.load_state_dict(kept)
         for group in optimizer.param_groups:
             group["lr"] = trainer.learning_rate
             if "weight_decay" in group:
@@ -74,7 +94,49 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def _optimizers(trainer: Any) -> list[tuple[str, Optimizer]]:
-    return [(name, value) for name, value in sorted(vars(trainer).items()) if isinstance(value, Optimizer)]
+    """Each once: RecVAE's trainer calls the one in use `optimizer` too, which is another at the start."""
+    named = {id(value): (name, value) for name, value in sorted(vars(trainer).items()) if isinstance(value, Optimizer)}
+    return list(named.values())
+
+
+def _held(model: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Numbers, tensors and arrays on the student's modules that its state_dict lacks, by module and name."""
+    elsewhere = getattr(model, "other_parameter_name", [])
+    for module, part in model.named_modules():
+        for name, value in vars(part).items():
+            plain = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+            if (plain or (isinstance(value, np.ndarray) and value.dtype != object)) and name not in elsewhere:
+                yield (module, name), value
+
+
+def _mark(value: Any) -> Any:
+    """By which a later change of a value is known, its tensor's own count of changes included."""
+    if isinstance(value, Tensor):
+        return value, value._version
+    return digest([value]) if isinstance(value, np.ndarray) else value
+
+
+def _changed(trainer: Any, key: tuple[str, str], value: Any) -> bool:
+    before, now = trainer.held_at_start.get(key), _mark(value)
+    if isinstance(value, Tensor):
+        return before is None or before[0] is not value or before[1] != now[1]
+    return before != now
+
+
+def _kept(value: Any) -> Any:
+    """A value as the file holds it; an array is a list of one tensor."""
+    if isinstance(value, np.ndarray):
+        return [torch.from_numpy(value.copy())]
+    if isinstance(value, Tensor):
+        return value.detach()
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _hold(module: nn.Module, name: str, kept: Any) -> None:
+    before = vars(module).get(name)
+    if isinstance(kept, Tensor):
+        kept = kept.to(before.device) if isinstance(before, Tensor) else kept
+    setattr(module, name, kept[0].numpy() if isinstance(kept, list) else kept)
 
 
 def _generators(trainer: Any, train_data: Any) -> Iterator[tuple[str, torch.Generator]]:

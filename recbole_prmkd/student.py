@@ -11,6 +11,7 @@ All share the step's own forward pass where the model makes the same one again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from logging import getLogger
 from typing import Any
 
@@ -55,6 +56,19 @@ class StudentScorer:
         self._logits_rank = False  # whether they are the scores of all items
         self._scores: Tensor | None = None
         self._passes: list[tuple[tuple[Any, ...], Any]] = []
+
+    @property
+    def settled(self) -> dict[str, Any] | None:
+        """What the first batch has settled, for a training that goes on: to probe again may draw random numbers."""
+        if self.path is None:
+            return None
+        known = {"path": self.path, "shares_pass": self.shares_pass, "logits_rank": self._logits_rank}
+        return {**known, "usual": list(astuple(self.usual))}
+
+    @settled.setter
+    def settled(self, known: dict[str, Any]) -> None:
+        self.path, self.shares_pass, self._logits_rank = (known[k] for k in ("path", "shares_pass", "logits_rank"))
+        self.usual = Usual(*known["usual"])
 
     @contextmanager
     def watching(self) -> Iterator[None]:

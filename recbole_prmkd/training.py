@@ -71,6 +71,7 @@ def train(
         train_data = _training_data(config, prepared.split, trainer.model, stack)
         if prepared.knowledge is not None:
             _distil(config, prepared.split, prepared.knowledge, trainer.model, trainer)
+        progress.begin(trainer)
         if state is not None:
             progress.restore(state, trainer, train_data)
 

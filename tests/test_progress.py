@@ -16,12 +16,24 @@ STUDENTS = {  # shared prefixes with dropout; negatives, and candidates of pairs
     "DeepFM": {"dropout_prob": 0.3},
     "LightGCN": {},
     "GRU4Rec": {"kd_shared_prefixes": False, "dropout_prob": 0.3},
+    # Modules among the other parameters; an optimizer of two names; counters; a history of losses; a shuffled list;
+    # graphs that are drawn whenever the student is told to train.
+    "DIN": {},
+    "DIEN": {},
+    "RecVAE": {},
+    "MultiVAE": {},
+    "MacridVAE": {},
+    "DiffRec": {},
+    "LDiffRec": {},
+    "LINE": {},
+    "SGL": {},
 }
 
 
+@pytest.mark.parametrize("kd", ["prmkd", "none"])
 @pytest.mark.parametrize("model", STUDENTS)
-def test_a_resumed_training_equals_an_uninterrupted_one(model, settings, tmp_path):
-    more = {"kd": "prmkd", "epochs": 5, "kd_pacing_length": 3, **STUDENTS[model]}
+def test_a_resumed_training_equals_an_uninterrupted_one(model, kd, settings, tmp_path):
+    more = {"kd": kd, "kd_protocol": "ranking", "epochs": 5, "kd_pacing_length": 3, **STUDENTS[model]}
     config = load_config(model, "tiny", config_dict=settings(**more))
     prepared = prepare(config, Steps())
     content = packed(prepared.split)
@@ -53,7 +65,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(model, settings, tmp_pat
     for other in (whole, resumed):
         assert other.model.state_dict().keys() == weights.keys()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in other.model.state_dict().items())
-        assert other.history == plain.history and other.train_loss_dict == plain.train_loss_dict
+        assert kd == "none" or other.history == plain.history
+        assert other.train_loss_dict == plain.train_loss_dict
         assert other.best_valid_score == plain.best_valid_score
         assert dict(other.best_valid_result) == dict(plain.best_valid_result)
 
