@@ -232,3 +232,21 @@ def test_ray_lends_all_gpus_but_where_gpu_id_names_some(named, visible, planned,
     with pytest.raises(KeyboardInterrupt):
         planned(space, sweep=sweep, start=run_sweep, kd="prmkd", **({"gpu_id": named} if named else {}))
     assert seen == [named or visible]
+
+
+def test_an_empty_folder_is_taken_and_one_with_other_files_is_not(planned, tmp_path):
+    space, folder = {"kd_weight": {"choice": [1, 2]}}, tmp_path / "sweep"
+    folder.mkdir()
+    assert planned(space, kd="prmkd", kd_output_dir=str(folder))[1] == folder
+    with pytest.raises(UserError, match=f"already: go on with --tune_resume={folder}"):
+        planned(space, kd="prmkd", kd_output_dir=str(folder))
+    with pytest.raises(UserError, match="already: name another"):  # there is no sweep to go on with
+        planned(space, kd="prmkd", kd_output_dir=str(tmp_path))
+
+
+def test_the_file_of_an_earlier_stage_is_found_from_any_folder(planned, tmp_path):
+    (tmp_path / "stage.pth").touch()
+    more = {"kd": "prmkd", "train_stage": "finetune", "pre_model_path": "stage.pth"}
+    assert planned({"kd_weight": {"choice": [1, 2]}}, "S3Rec", **more)[0].settings["pre_model_path"] == str(
+        tmp_path / "stage.pth"
+    )

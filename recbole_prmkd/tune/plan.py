@@ -88,6 +88,8 @@ def make_plan(
     if _some_distil(sweep) and base["kd_protocol"] == "auto":
         settings["kd_protocol"] = "ranking"  # auto would rank the students alone on another split
     settings = with_absolute_paths(settings, base)
+    if base["pre_model_path"]:  # of a student that learns in stages
+        settings["pre_model_path"] = str(Path(base["pre_model_path"]).resolve())
     if not sweep.resources.gpu:
         settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
         settings["gpu_id"] = ""
@@ -103,7 +105,15 @@ def _some_distil(sweep: SweepSettings) -> bool:
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Keep the plan in the sweep's folder."""
+    """Keep the plan in the sweep's folder, which is made, or empty.
+
+    Raises:
+        UserError: it holds something.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        way = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
+        raise UserError(f"{folder} is there already: {way} another --kd_output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / FILE, plan.as_json())
 
 

@@ -86,7 +86,7 @@ def run_sweep(
             check_room(plan.sweep.resources.cpu, plan.sweep.resources.gpu)
         except UserError:
             if not resume:
-                shutil.rmtree(folder)  # nothing was started
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was started
             raise
         stack.enter_context(run_logging(base, folder))
         ended = _trials(plan, base, folder, distributed=ray_address is not None)
@@ -148,12 +148,6 @@ def plan_and_folder(
     if isinstance(plan.sweep.scheduler, Pbt):
         check_population(plan)
     plan = plan.with_data()
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(
-            f"{folder} is there already: go on with --tune_resume={folder}, or name another --kd_output_dir."
-        ) from error
     write_plan(plan, folder)
     return plan, folder
 
