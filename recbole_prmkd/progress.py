@@ -26,6 +26,7 @@ FILE = "progress.pt"
 
 def begin(trainer: Any) -> None:
     """Note what the student holds beside its weights, before the first epoch or `restore`."""
+    trainer.others_at_start = trainer.model.other_parameter()
     trainer.held_at_start = {key: _mark(value) for key, value in _held(trainer.model)}
 
 
@@ -39,9 +40,11 @@ def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
         "train_losses": {number: float(loss) for number, loss in trainer.train_loss_dict.items()},
         "history": getattr(trainer, "history", []),
         "student": trainer.model.state_dict(),
-        # Modules among them (DIN's) have their weights in the student's.
+        # Without what it was built with: modules (DIN's), whose weights are the student's, and tables (RippleNet's).
         "other_parameter": {
-            name: value for name, value in trainer.model.other_parameter().items() if not isinstance(value, nn.Module)
+            name: value
+            for name, value in trainer.model.other_parameter().items()
+            if isinstance(value, Tensor) or value is not trainer.others_at_start.get(name)
         },
         "held": [[*key, _kept(value)] for key, value in _held(trainer.model) if _changed(trainer, key, value)],
         "scorer": objective.scorer.settled if (objective := getattr(trainer, "objective", None)) else None,
@@ -56,7 +59,7 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     trainer.model.load_state_dict(state["student"])
     trainer.model.load_other_parameter(state["other_parameter"])
     for module, name, value in state.get("held", []):
-        _hold(trainer.model.get_submodule(module), name, value)
+        _hold(trainer.model.get_submodule(module), name, value, trainer.device)
     objective = getattr(trainer, "objective", None)
     if objective is not None and state.get("scorer"):
         objective.scorer.settled = state["scorer"]
@@ -118,9 +121,9 @@ def _mark(value: Any) -> Any:
 
 def _changed(trainer: Any, key: tuple[str, str], value: Any) -> bool:
     before, now = trainer.held_at_start.get(key), _mark(value)
-    if isinstance(value, Tensor):
-        return before is None or before[0] is not value or before[1] != now[1]
-    return before != now
+    if isinstance(before, tuple) and isinstance(now, tuple):
+        return before[0] is not now[0] or before[1] != now[1]
+    return type(before) is not type(now) or before != now  # RaCT's number becomes a tensor
 
 
 def _kept(value: Any) -> Any:
@@ -132,10 +135,10 @@ def _kept(value: Any) -> Any:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _hold(module: nn.Module, name: str, kept: Any) -> None:
+def _hold(module: nn.Module, name: str, kept: Any, device: torch.device) -> None:
     before = vars(module).get(name)
     if isinstance(kept, Tensor):
-        kept = kept.to(before.device) if isinstance(before, Tensor) else kept
+        kept = kept.to(before.device if isinstance(before, Tensor) else device)
     setattr(module, name, kept[0].numpy() if isinstance(kept, list) else kept)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,3 +97,30 @@ def test_early_stopping_holds_after_a_resume(settings, tmp_path):
     second = make_trainer(config, prepared, tmp_path)
     score, _, _ = train(config, prepared, second, saved=False, state=state)
     assert second.train_loss_dict == first.train_loss_dict and score == first.best_valid_score
+
+
+def test_what_a_student_was_built_with_is_not_kept(settings, tmp_path):
+    """Kept is what has changed since: other settings of a population stay, and a file holds plain values alone."""
+    config = load_config("BPR", "tiny", config_dict=settings())
+    prepared = prepare(config, Steps())
+
+    def built(weight):
+        trainer = make_trainer(config, prepared, tmp_path)
+        vars(trainer.model).update(weight=weight, steps=0, best=0.0, order=np.arange(5), graph=torch.zeros(3))
+        vars(trainer.model).update(table={1: object()}, cache=None, other_parameter_name=["table", "cache"])
+        progress.begin(trainer)
+        return trainer
+
+    first, second = built(weight=1), built(weight=2)
+    first.model.steps, first.model.best = 7, torch.tensor(0.5)
+    first.model.cache = torch.ones(2)
+    np.random.shuffle(first.model.order)
+    first.model.graph[1] = 4
+    state = progress.captured(first, prepared.split.train_data, 0)
+    assert [name for _, name, _ in state["held"]] == ["steps", "best", "order", "graph"]
+    progress.save(state, tmp_path)
+    progress.restore(progress.load(tmp_path), second, prepared.split.train_data)
+    assert second.model.weight == 2 and second.model.steps == 7 and second.model.best == 0.5
+    assert (second.model.order == first.model.order).all() and isinstance(second.model.order, np.ndarray)
+    assert torch.equal(second.model.graph, first.model.graph) and torch.equal(second.model.cache, torch.ones(2))
+    assert second.model.table is not first.model.table
