@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from recbole_prmkd.compare import run
+from recbole_prmkd.compare import run, work
 from recbole_prmkd.compare.grid import Cell, make_grid, open_folder
 from recbole_prmkd.compare.tuning import (
     check_tuning,
@@ -118,3 +118,17 @@ def test_another_search_is_another_comparison(grid, tmp_path):
     open_folder(grid(SPACE), tmp_path / "out")
     with pytest.raises(UserError, match="--tune"):
         open_folder(grid(SPACE, trials=5), tmp_path / "out")
+
+
+def test_a_sweep_that_has_begun_is_resumed_alone(tmp_path, monkeypatch):
+    """With its settings beside it, a resume would be refused."""
+    calls = []
+    monkeypatch.setattr(work, "run_sweep", lambda *given, **named: calls.append((given, named)))
+    content = {"model": "BPR", "dataset": "tiny", "settings": {"seed": 1}}
+    content |= {"sweep": {"space": {}}, "ray_address": None}
+    work.WORK["tune"](content, tmp_path)
+    assert calls[0][0][:2] == ("BPR", "tiny") and calls[0][1]["sweep_file"] == str(tmp_path / "sweep.yaml")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").touch()
+    work.WORK["tune"](content, tmp_path)
+    assert calls[1] == ((), {"resume": str(tmp_path / "sweep"), "ray_address": None})
