@@ -4,6 +4,9 @@ from pathlib import Path
 
 from recbole_prmkd import artifacts
 
+# RecBole's, and those of UniSRec's processed folders.
+_READ = {".inter", ".item", ".user", ".kg", ".link", ".net", ".text", ".item2index", ".feat1CLS"}
+
 
 def columns(file: Path, separator: str | None, encoding: str | None) -> dict[str, str]:
     """Type of each column by its name, in the file's order; '' where the header gives none.
@@ -20,5 +23,5 @@ def columns(file: Path, separator: str | None, encoding: str | None) -> dict[str
 
 def digest(folder: Path, dataset: str) -> str:
     """sha256 (hex) of the names and bytes of a data set's files: interactions and side information."""
-    files = sorted(folder.glob(f"{dataset}.*"))
+    files = sorted(file for file in folder.glob(f"{dataset}.*") if file.suffix in _READ and file.is_file())
     return artifacts.digest([(file.name, artifacts.file_digest(file)) for file in files])

@@ -203,20 +203,15 @@ class Objective:
         knows_row = number.squeeze(-1) > 0  # [T, B]
         # Of few candidates each is more probable than of many: so a teacher's probabilities sum to the share it knows.
         share = number / mask.sum(-1, keepdim=True).clamp(min=1)
-        soft = soft_targets(scores, knowledge.temperature, mask).mul_(share)  # [T, B, C]
+        soft = soft_targets(scores, knowledge.temperature, mask)  # [T, B, C]
+        agreed = agreement(soft, knows_row)  # [B]
+        soft.mul_(share)
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, knows_row, knowledge.validation)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, known, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], known, mask)
         weight = weights.sum(-1).T  # [B, T]
         shares = weight / weight.sum(1, keepdim=True).clamp(min=1)  # its candidates that a teacher knows count 1 each
-        return (
-            target,
-            known.amax(0) > 0,
-            shares,
-            (known - marks).sum((0, 2)),
-            known.sum((0, 2)),
-            agreement(soft, knows_row),
-        )
+        return target, known.amax(0) > 0, shares, (known - marks).sum((0, 2)), known.sum((0, 2)), agreed
 
     def _ranked_first(self, interaction: Interaction, places: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates of each row for each source of `kd_candidates`: items [B, M], their cosines [T, B, M]."""

@@ -99,6 +99,9 @@ def test_other_data_are_another_comparison(settings, tmp_path):
     more = make_grid("none", "BPR", "tiny,other", "2", None, given).with_data()
     assert open_folder(more, tmp_path / "out").data == more.data and set(more.data) == {"tiny", "other"}
     assert more.data["tiny"] == begun.data["tiny"] != more.data["other"]
+    (tmp_path / "data" / "tiny" / "tiny.images").mkdir()  # what no run reads there changes nothing
+    (tmp_path / "data" / "tiny" / "tiny.inter.bak").write_text("old")
+    assert more.with_data().data == more.data
     file = tmp_path / "data" / "tiny" / "tiny.inter"
     file.write_text(file.read_text().rstrip("\n").rpartition("\n")[0] + "\n")
     before = (tmp_path / "out" / "comparison.json").read_text()
@@ -114,6 +117,11 @@ def test_the_same_command_finds_its_folder_again(settings):
     assert folder() == folder() == folder(kds="none,prmkd", seeds="3")  # these join it
     assert folder().parent.name == "runs" and folder().name.startswith("compare-BPR+SASRec-tiny-")
     assert len({folder(), folder(epochs=7), folder(seeds="5,")}) == 3  # other settings or teachers
+    many = [
+        usual_folder(make_grid("none", f"BPR,SASRec,LightGCN,{last}", "tiny", "2", None, settings()))
+        for last in ("GRU4Rec", "NeuMF")
+    ]
+    assert many[0] != many[1]  # though the name does not hold the fourth
 
 
 @pytest.fixture
@@ -252,7 +260,7 @@ def test_teachers_are_rebuilt_before_the_first_cell_and_never_after(settings, tm
     assert not any(job.settings["kd_rebuild"] for job in jobs)
     made = run.preparations(grid, list(jobs), tmp_path)
     assert [job.settings["kd_rebuild"] for job in made] == [True, False]
-    again = run.preparations(grid, jobs[1:], tmp_path)  # a cell has ended: the others go on with its teachers
+    again = run.preparations(grid, jobs[1:], tmp_path, {"tiny"})  # a cell has ended: the others go on with its teachers
     assert [job.settings["kd_rebuild"] for job in again] == [False, False]
 
 

@@ -231,6 +231,11 @@ def test_the_page_says_how_rows_were_split(comparison):
     write_report(grid, folder)
     page = html.unescape((folder / "report.html").read_text())
     assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and usual not in page
+    for cell, made in gather(grid, folder).runs.items():
+        made.config["benchmark_filename"] = ["train", "valid", "test"]
+        results.write(cell.folder(folder), made)
+    write_report(grid, folder)
+    assert "the same split (pre-split files)" in (folder / "report.html").read_text()
 
 
 def test_two_seeds_have_no_stars(comparison):

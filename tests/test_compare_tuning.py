@@ -73,6 +73,8 @@ def test_a_grid_gives_none_more_trials_than_the_others(grid):
         check_tuning(uneven)
     check_tuning(both)  # drawn, as many for each
     check_tuning(replace(uneven, tune={**uneven.tune, "space": {"learning_rate": lists["learning_rate"]}}))
+    own = {"learning_rate": lists["learning_rate"], "n_layers": {"choice": [1, 2]}}  # SASRec has more, each way as many
+    check_tuning(replace(uneven, models=("SASRec", "BPR"), tune={**uneven.tune, "space": own}))
 
 
 def test_cells_are_checked_with_the_settings_that_were_found(grid, settings, tmp_path, monkeypatch):

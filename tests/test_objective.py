@@ -142,6 +142,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     mask = candidate_mask(items, targets, made.later.history_pairs(BATCH))
     scores, known = made.knowledge.scores(BATCH, items)
     soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
+    agreed = agreement(soft, known.any(-1)).sum().item()
     soft = soft * ((known & mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)  # the share of the candidates that it knows
     trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)
     marks = CONSISTENCY[consistency](soft, known, mask)
@@ -158,7 +159,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
             "kd_loss": expected.item(),
             "rows_without_knowledge": (target.sum(-1) == 0).float().mean().item(),
             "inconsistent": (known & mask & ~marks).sum().item() / (known & mask).sum().item(),
-            "agreement": agreement(soft, known.any(-1)).sum().item() / taught,
+            "agreement": agreed / taught,
             **{f"weight_T{k}": share for k, share in enumerate(shares.tolist())},
         },
         rel=1e-6,
@@ -199,6 +200,12 @@ def test_few_teachers_have_little_to_weigh() -> None:
 def test_users_without_training_rows_are_not_taught_anothers() -> None:
     drawn = UserRows(objective(False).train).draw(torch.tensor([9, 10, 25]), torch.Generator())
     assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
+
+
+def test_one_teacher_agrees_with_itself_whatever_it_knows() -> None:
+    made = objective(True)
+    made.knowledge = Knowledge(made.knowledge.teachers[:1], torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    assert step(made)[2]["agreement"] == pytest.approx(1)
 
 
 def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:

@@ -70,6 +70,8 @@ GAMMAS = {f"kd_rank_by_{part}": 0 for part in ("confidence", "consistency")}
         ({"kd": {"choice": ["none", "mean", "rd"]}}, {}, None),
         ({"kd_rank_by_position": {"choice": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, "kd_rank_by_position holds 0,"),
         ({"kd_rank_by_position": {"uniform": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, None),
+        # A student alone uses no loss, so it does not make this one usable.
+        ({"kd": {"choice": ["none", "prmkd"]}, "kd_loss": {"choice": ["kl", "rd"]}}, {}, 'kd_loss holds "rd"'),
     ],
 )
 def test_values_that_make_no_loss_are_refused(space, more, sentence, planned):

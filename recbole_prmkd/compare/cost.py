@@ -194,16 +194,16 @@ def _histories(teacher: FittedTeacher, data: TeacherData) -> Served:
 
 def _pass_of(served: Sequence[Served]) -> tuple[Pass, int]:
     """A pass over the users that all of these have, and how many they are: one teacher, or several as an ensemble."""
-    number = min(len(one.batches) for one in served)
+    batches = min(len(one.batches) for one in served)
 
     @torch.no_grad()
     def rank_all() -> None:
-        for batch in range(number):
+        for batch in range(batches):
             alone = len(served) == 1
             scores = served[0].scores(batch) if alone else mean_scores(one.encoded(batch) for one in served)
             torch.topk(scores, min(_TOP, scores.shape[1]), dim=-1).indices.cpu()
 
-    return rank_all, sum(map(len, served[0].batches[:number]))
+    return rank_all, sum(map(len, served[0].batches[:batches]))
 
 
 def _of_ensemble(

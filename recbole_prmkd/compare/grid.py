@@ -209,8 +209,8 @@ def usual_folder(grid: Grid) -> Path:
     def few(names: Sequence[str]) -> str:
         return "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
 
-    lists = f"{few(grid.models)}-{few(grid.datasets)}"
-    return (Path("runs") / f"compare-{lists}-{artifacts.digest([lists, grid.alike()])[:8]}").resolve()
+    own = artifacts.digest([grid.models, grid.datasets, grid.alike()])[:8]
+    return (Path("runs") / f"compare-{few(grid.models)}-{few(grid.datasets)}-{own}").resolve()
 
 
 def read_grid(folder: Path) -> Grid:

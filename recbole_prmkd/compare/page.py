@@ -83,7 +83,9 @@ def _split(runs: Sequence[RunResult]) -> str:
     told = []
     for run in runs:
         own = run.config.get("eval_args") or RANKING_ARGS
-        if (own["split"], own["order"]) == usual:
+        if run.config.get("benchmark_filename"):
+            told.append("pre-split files")
+        elif (own["split"], own["order"]) == usual:
             told.append("last interaction for test, last but one for validation, in time order")
         else:
             told.append(f"split {own['split']}, order {own['order']}")

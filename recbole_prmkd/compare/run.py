@@ -7,7 +7,7 @@ Cells that have ended with these settings are not run again, so the same command
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +115,8 @@ def run_comparison(
         grid = with_winners(grid, folder)
         cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells() if is_tuned(grid, cell)}
         left = [job for cell, job in cells.items() if not is_finished(cell, job)]
-        todo = [*preparations(grid, left, folder), *left]
+        begun = {cell.dataset for cell in whole.cells() if (cell.folder(folder) / results.RESULT).is_file()}
+        todo = [*preparations(grid, left, folder, begun), *left]
         if todo:
             failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left))
         measured = cost_jobs(with_winners(whole, folder), folder)
@@ -185,18 +186,17 @@ def check_finished(grid: Grid, folder: Path) -> None:
                 )
 
 
-def preparations(grid: Grid, left: Sequence[Job], folder: Path) -> list[Job]:
+def preparations(grid: Grid, left: Sequence[Job], folder: Path, begun: Collection[str] = ()) -> list[Job]:
     """A job for each data set and student with cells left that need teachers: these are made once, by one process.
 
     Those of a data set follow one another, since all its students learn from the same teachers. `left` is changed:
-    its jobs wait for their preparation. `kd_rebuild` holds for the first one of a data set without a finished cell,
-    since others learn, or have learnt, from what that makes.
+    its jobs wait for their preparation. `kd_rebuild` holds for the first one of a data set that has not `begun`, of
+    which no cell is finished, since others learn, or have learnt, from what that makes.
     """
     made: list[Job] = []
     for dataset in grid.datasets:
         before: Path | None = None
-        whole = len(grid.models) * len(grid.kds) * len(grid.seeds)
-        fresh = sum(job.dataset == dataset for job in left) == whole and grid.settings.get("kd_rebuild", False)
+        fresh = dataset not in begun and grid.settings.get("kd_rebuild", False)
         for model in grid.models:
             mine = [job for job in left if (job.dataset, job.model) == (dataset, model) and _needs_teachers(job)]
             if mine:

@@ -42,7 +42,7 @@ def check_tuning(grid: Grid) -> None:
         UserError: the key or the student is named.
     """
     used: set[str] = set()
-    sizes: dict[int, str] = {}  # of a grid, each with one of those that have it
+    sizes: dict[tuple[str, str], dict[int, str]] = {}  # of each student's grids, with one way that has each
     for cell in _first_cells(grid):
         view = _view(grid, cell)
         space = space_of(grid, cell, view)
@@ -53,10 +53,15 @@ def check_tuning(grid: Grid) -> None:
                 "learning_rate, so that the student alone is searched too."
             )
         check_space(read_space(space), view)
-        sizes[math.prod(len(domain.values) for domain in read_space(space))] = f"{cell.model}, {cell.kd}"
-    if grid.tune and grid.tune["search"] == "grid" and len(sizes) > 1:
-        told = " and ".join(f"{number} settings for {name}" for number, name in list(sizes.items())[:2])
-        raise UserError(f"--tune with search: grid would try {told}: use random or optuna, which try as many for each.")
+        size = math.prod(len(domain.values) for domain in read_space(space))
+        sizes.setdefault((cell.dataset, cell.model), {})[size] = cell.kd
+    if grid.tune and grid.tune["search"] == "grid":
+        for (_, model), own in sizes.items():
+            if len(own) > 1:
+                told = " and ".join(f"{number} settings for {model}, {kd}" for number, kd in list(own.items())[:2])
+                raise UserError(
+                    f"--tune with search: grid would try {told}: use random or optuna, which try as many for each."
+                )
     if grid.tune:
         for key in sorted(grid.tune["space"].keys() - used):
             check_space(read_space({key: grid.tune["space"][key]}), _view(grid, grid.cells()[0]))
