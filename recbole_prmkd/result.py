@@ -178,13 +178,15 @@ def _move_out(work: Path, path: Path) -> None:
 
 
 def _remove_old(path: Path) -> None:
-    """Take away an older run's result and the files that it names, but not its logs."""
+    """Take away an older run's result, the files that it names and its curves, but not its logs."""
     try:
         checkpoint = read(path).student.checkpoint
     except UserError:
         checkpoint = None
     for name in (RESULT, CURVES, RANKS, *([checkpoint] if checkpoint else [])):
         (path / name).unlink(missing_ok=True)
+    for file in (path / "tensorboard").glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one
+        file.unlink()
 
 
 def _move(item: Path, target: Path) -> None:

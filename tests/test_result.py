@@ -34,6 +34,8 @@ def test_what_is_not_the_runs_own_stays(tmp_path, made_up_run):
     results.write(tmp_path, made)
     (tmp_path / "log" / "BPR").mkdir(parents=True)
     (tmp_path / "log" / "BPR" / "mine.log").write_text("mine")
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.host.2.0").write_text("old")
     with results.output_folder(tmp_path) as work:
         (work / "log" / "BPR").mkdir(parents=True)
         (work / "log" / "BPR" / "new.log").write_text("new")
