@@ -68,8 +68,9 @@ def unseen_loader(config: Config, dataset: Dataset, rows: Rows) -> FullSortEvalD
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         return UnseenEvalDataLoader(config, dataset, rows)
     earlier: defaultdict[int | None, set[int]] = defaultdict(set)
-    for row in range(len(rows)):
-        earlier[int(rows.users[row])].update(rows.items[int(rows.start[row]) : int(rows.stop[row])].tolist())
+    row, item = rows.history_pairs(torch.arange(len(rows)))  # [P] both
+    for user, its_item in zip(rows.users[row].tolist(), item.tolist(), strict=True):
+        earlier[user].add(its_item)
     return FullSortEvalDataLoader(config, dataset, SimpleNamespace(used_ids=earlier))  # in place of its sampler
 
 

@@ -58,7 +58,7 @@ def keys_of_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str,
     kd_<kind>_<key> is a key of the teacher `<Kind>`, kd_<kind>_<word>_<key> of the further one `<Kind>_<word>`.
     """
     proper = {kind.lower(): kind for kind in kinds}
-    own = _teacher_keys(kinds)
+    own = _teacher_keys(tuple(proper.values()))
     pattern = re.compile(rf"(kd_({'|'.join(proper)})_)([a-z0-9]+)_(\w+)")
     found = {}
     for key in settings:
@@ -104,7 +104,7 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         UserError: unknown key (names the nearest legal one), wrong type, out of range, unknown teacher.
     """
     names = list(teachers)
-    legal = {**key_table(), **_teacher_keys(names)}
+    legal = {**key_table(), **_teacher_keys(tuple(names))}
     for key, (teacher, of_kind) in keys_of_teachers(settings, names).items():
         _check_name(teacher, names, f"of {key}")
         legal[key] = legal[of_kind]
@@ -144,7 +144,8 @@ def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
         )
 
 
-def _teacher_keys(teachers: Iterable[str]) -> dict[str, dict[str, Any]]:
+@cache
+def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     ranges = read_yaml(properties_dir() / "ranges.yaml")
     for teacher in teachers:

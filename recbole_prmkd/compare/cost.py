@@ -184,9 +184,7 @@ def _histories(teacher: FittedTeacher, data: TeacherData) -> Served:
     served, spent = Served(teacher, teacher.model.encode_items(), []), 0.0
     for index in torch.arange(min(_USERS, len(data.test))).split(_BATCH):
         served.batches.append(rows[index].to(teacher.config["device"]))
-        begin = time.perf_counter()
-        served.scores(-1)
-        spent += time.perf_counter() - begin
+        spent += _seconds(lambda: served.scores(-1))
         if spent > _LONGEST:
             break
     return served
