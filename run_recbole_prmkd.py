@@ -12,9 +12,9 @@ import argparse
 import sys
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
-from recbole_prmkd.config import datasets_to_pretrain_on, user_setting
-from recbole_prmkd.launch import run_on_ranks
-from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.launch import run_processes
+from recbole_prmkd.recbole_host.config import datasets_to_pretrain_on, user_setting
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
 
 
 def main() -> None:
@@ -71,16 +71,16 @@ def main() -> None:
         elif arguments.nproc > 1 or arguments.world_size > 0:
             given = vars(arguments)
             sys.argv[1:] = others  # RecBole reads what is left as settings
-            run_on_ranks(
+            run_processes(
                 arguments.model,
                 arguments.dataset,
                 files,
                 **{name: given[name] for name in ("nproc", "world_size", "ip", "port", "group_offset")},
             )
         elif arguments.ray_address:
-            from recbole_prmkd.tune import passes_on
+            from recbole_prmkd.tune import encode_on
 
-            with passes_on(arguments.ray_address):
+            with encode_on(arguments.ray_address):
                 run_recbole_prmkd(arguments.model, arguments.dataset, files)
         else:
             run_recbole_prmkd(arguments.model, arguments.dataset, files)

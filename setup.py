@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 REQUIRED = [
     "recbole==1.2.0",  # the host; 1.2.1 demands ray<=2.6.3, which no maintained ray satisfies
@@ -53,16 +53,8 @@ setup(
     python_requires=">=3.10,<3.14",
     py_modules=["run_recbole_prmkd"],
     packages=[
-        "recbole_prmkd",
-        "recbole_prmkd.compare",
-        "recbole_prmkd.peers",
-        "recbole_prmkd.students",
-        "recbole_prmkd.teachers",
-        "recbole_prmkd.tune",
-        "recbole_prmkd.properties",
-        "recbole_prmkd.properties.model",
-        "recbole_prmkd.properties.preset",
-        "recbole_prmkd.properties.pretrain",
+        *find_packages(include=["recbole_prmkd", "recbole_prmkd.*"]),
+        *(f"recbole_prmkd.{name}" for name in find_namespace_packages(include=["properties", "properties.*"])),
     ],
     package_dir={"recbole_prmkd.properties": "properties"},
     package_data={"": ["*.yaml", "*.html", "py.typed"]},

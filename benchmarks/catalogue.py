@@ -22,12 +22,12 @@ from measure import collect, device_name, in_turns, report, table
 from recbole.utils import get_model, init_seed
 from synthetic import random_knowledge
 
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.memory import keep_freed_memory
-from recbole_prmkd.objective import Objective
-from recbole_prmkd.student import StudentScorer
-from recbole_prmkd.trainer import with_kd
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.trainer import with_kd
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.students.adapter import StudentAdapter
 
 PER_USER, WIDTHS = 12, (64, 64, 64)
 STUDENTS: dict[str, dict[str, Any]] = {"BPR": {}, "LightGCN": {}, "SASRec": {"loss_type": "BPR"}}
@@ -74,8 +74,8 @@ def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> 
     net = get_model(model)(config, split.train_data._dataset).to(config["device"])
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)  # any: it is part of both
     knowledge = random_knowledge(len(split.item_tokens) + 1, len(split.train), WIDTHS, config["device"])
-    scorer = StudentScorer(net, config, split.train_data._dataset, split.train)
-    objective = Objective(config, knowledge, split.train, split.later, scorer)
+    scorer = StudentAdapter(net, config, split.train_data._dataset, split.train)
+    objective = Objective(config, knowledge, split.train, split.future, scorer)
     batches = [batch.to(config["device"]) for batch, _ in zip(split.train_data, range(number), strict=False)]
 
     def steps(calculate_loss: Callable[[Any], Any]) -> Callable[[], None]:

@@ -17,16 +17,16 @@ from measure import device_name, in_turns, report, table
 from recbole.config import Config
 from recbole.utils import init_seed
 
-from recbole_prmkd import passes
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.encoder import encode, load_encoder
-from recbole_prmkd.knowledge import encode_rows
-from recbole_prmkd.memory import keep_freed_memory
-from recbole_prmkd.rows import Rows
+from recbole_prmkd.data.encoder import encode, load_encoder
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.data.text import as_sentence, item_texts
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.teacher_cache import encoding_jobs
+from recbole_prmkd.teacher_cache.scores import encode_examples
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
-from recbole_prmkd.text import as_sentence, item_texts
 
 TOLERANCE = 1e-4
 BATCH = 64
@@ -80,7 +80,7 @@ def main() -> None:
     print(table())
 
 
-def sample(rows: Rows, number: int) -> Rows:
+def sample(rows: Examples, number: int) -> Examples:
     """All rows of some random users, about `number`, in the order of the data."""
     users = torch.unique(rows.users)
     share = min(1.0, number / len(rows))
@@ -110,7 +110,7 @@ def texts(config: Config, tokens: list[str], runs: int) -> None:
     def ours() -> np.ndarray:
         with (
             tempfile.TemporaryDirectory() as folder,
-            passes.resumable(Path(folder), "text", {}, len(sentences), label="texts") as work,
+            encoding_jobs.resumable(Path(folder), "text", {}, len(sentences), label="texts") as work,
         ):
             return np.array(encode(sentences, config, work))
 
@@ -138,9 +138,9 @@ def recformer_items(model: Teacher, number: int, runs: int) -> None:
     report("items", "Recformer", *in_turns(plain, ours, runs, device), len(items), "items", device=device_name(device))
 
 
-def histories(name: str, model: Teacher, config: Config, rows: Rows, runs: int) -> None:
+def histories(name: str, model: Teacher, config: Config, rows: Examples, runs: int) -> None:
     """The vectors of training rows' histories."""
-    device, longest = config["device"], config["MAX_ITEM_LIST_LENGTH"]
+    device, max_length = config["device"], config["MAX_ITEM_LIST_LENGTH"]
     with torch.no_grad():  # Recformer reads histories as text, without the items' vectors
         items = torch.zeros(1, 1) if name.startswith("Recformer") else model.encode_items()
     index = torch.arange(len(rows))
@@ -149,20 +149,20 @@ def histories(name: str, model: Teacher, config: Config, rows: Rows, runs: int) 
     def plain() -> np.ndarray:
         vectors = []
         for part in index.split(BATCH):
-            item_seq, length = (each.to(device) for each in rows.histories(part, longest))
+            item_seq, length = (each.to(device) for each in rows.histories(part, max_length))
             if name.startswith("Recformer"):
                 vectors.append(padded(model, item_seq, length, model.item_tokens.max_tokens))
             else:
-                item_seq = torch.nn.functional.pad(item_seq, (0, longest - item_seq.shape[1]))
+                item_seq = torch.nn.functional.pad(item_seq, (0, max_length - item_seq.shape[1]))
                 vectors.append(model.encode_histories(item_seq, length, items))
         return unit(torch.cat(vectors))
 
     def ours() -> np.ndarray:
         with (
             tempfile.TemporaryDirectory() as folder,
-            passes.resumable(Path(folder), "rows", {}, len(rows), label=name, dtype=np.float32) as work,
+            encoding_jobs.resumable(Path(folder), "rows", {}, len(rows), label=name, dtype=np.float32) as work,
         ):
-            return np.array(encode_rows(model, config, rows, items, work))
+            return np.array(encode_examples(model, config, rows, items, work))
 
     agree(plain(), ours())
     report("histories", name, *in_turns(plain, ours, runs, device), len(rows), "sequences", device=device_name(device))

@@ -24,19 +24,23 @@ from recbole.config import Config
 from recbole.utils import ModelType, get_model, get_trainer, init_seed
 from synthetic import random_knowledge
 
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Split, load_split
-from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.knowledge import Knowledge
-from recbole_prmkd.memory import keep_freed_memory
-from recbole_prmkd.objective import Objective
-from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
-from recbole_prmkd.rows import ROW
-from recbole_prmkd.student import StudentScorer
-from recbole_prmkd.trainer import distillation_trainer
+from recbole_prmkd.data.examples import EXAMPLE
+from recbole_prmkd.data.split import Split, load_split
+from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.trainer import distillation_trainer
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 
 WIDTHS = (300, 384, 300)  # UniSRec, Recformer from MiniLM, UniM2Rec
-PARTS = {"cosines": (Knowledge, "cosines"), "weighting": (Objective, "_fused"), "student": (StudentScorer, "scores")}
+PARTS = {
+    "cosines": (TeacherCache, "cosines"),
+    "weighting": (Objective, "_fused"),
+    "student": (StudentAdapter, "scores"),
+}
 
 
 def main() -> None:
@@ -96,7 +100,7 @@ class First:
     def __iter__(self) -> Iterator[Any]:
         self.rows = 0
         for batch in itertools.islice(self.loader, self.number):
-            self.rows += len(torch.unique(batch[ROW]))
+            self.rows += len(torch.unique(batch[EXAMPLE]))
             yield batch
 
 
@@ -112,8 +116,8 @@ def trainer_of(config: Config, split: Split, folder: Path, distilled: bool) -> A
 def distil(trainer: Any, config: Config, split: Split) -> Any:
     """The trainer with kd_loss from random teachers."""
     knowledge = random_knowledge(len(split.item_tokens) + 1, len(split.train), WIDTHS, config["device"])
-    scorer = StudentScorer(trainer.model, config, split.train_data._dataset, split.train)
-    trainer.distil(Objective(config, knowledge, split.train, split.later, scorer), None)
+    scorer = StudentAdapter(trainer.model, config, split.train_data._dataset, split.train)
+    trainer.distil(Objective(config, knowledge, split.train, split.future, scorer), None)
     return trainer
 
 

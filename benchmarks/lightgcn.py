@@ -17,10 +17,10 @@ from measure import device_name, in_turns, report, table
 from recbole.config import Config
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Split, load_split
-from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.data.split import Split, load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
 
 TOLERANCE = 1e-6
 

@@ -26,10 +26,10 @@ from recbole.utils import ModelType
 
 from recbole_prmkd.compare.grid import parse_seeds
 from recbole_prmkd.compare.schedule import visible_gpus, workers_here
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Split, load_split
-from recbole_prmkd.keys import kind_of
-from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.data.split import Split, load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.keys import kind_of
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
 
 HOME = Path(__file__).resolve().parent
 BATCHES = 4  # of a sequential epoch that are timed

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 
 
-def random_knowledge(n_items: int, rows: int, widths: Sequence[int], device: torch.device) -> Knowledge:
+def random_knowledge(n_items: int, rows: int, widths: Sequence[int], device: torch.device) -> TeacherCache:
     """A teacher of each width, for items in their own numbering and training rows, as the cache would hold them."""
     rng = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def random_knowledge(n_items: int, rows: int, widths: Sequence[int], device: tor
         return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
 
     teachers = [
-        TeacherKnowledge(f"T{i}", 0.07, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(rows, width))
+        CachedTeacher(f"T{i}", 0.07, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(rows, width))
         for i, width in enumerate(widths)
     ]
-    return Knowledge(teachers, torch.arange(n_items), device)
+    return TeacherCache(teachers, torch.arange(n_items), device)

@@ -8,12 +8,12 @@ The package reads as the data flows:
 - `dataset`, `rows`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
 - `text`, `encoder`, `images`, `vectors_file`: item text, images and their vectors, by a side channel
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
-- `artifacts`, `passes`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
+- `store`, `encoding_jobs`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
 - `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
 - `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
 - `students`: models of our own to distil into, beside RecBole's
 - `student`, `factorised`, `logits`, `positives`: the student's own scores, cheaply, on one scale; a batch's rows
-- `usual`: how much of a kd_loss, by the kind of student
+- `student_defaults`: how much of a kd_loss, by the kind of student
 - `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding
 - `warm_start`, `dropout`: where a student's items start, its dropout while it is distilled
 - `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
@@ -23,12 +23,12 @@ The package reads as the data flows:
 - `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
 """
 
-from recbole_prmkd import compat  # isort: skip  # first: RecBole does not start without it
-from recbole_prmkd import registry  # isort: skip
+from recbole_prmkd.recbole_host import compat  # isort: skip  # first: RecBole does not start without it
+from recbole_prmkd.recbole_host import registry  # isort: skip
+from recbole_prmkd.distil.trainer import PRMKDTrainer
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrain import pretrain
-from recbole_prmkd.trainer import PRMKDTrainer
 
 __all__ = ["TEACHERS", "PRMKDTrainer", "UserError", "compat", "pretrain", "registry", "run_recbole_prmkd"]

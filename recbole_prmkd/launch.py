@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import distributed, multiprocessing
 
-from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import load_config
-from recbole_prmkd.host import run_logging
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import output_dir, run_recbole_prmkd
+from recbole_prmkd.recbole_host.checks import check_run
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.run_files import run_logging
 
 
-def run_on_ranks(
+def run_processes(
     model: str | None,
     dataset: str | None,
     config_file_list: Sequence[str] | None = None,

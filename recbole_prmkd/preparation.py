@@ -14,16 +14,16 @@ from recbole.config import Config
 from recbole.utils import set_color
 from torch import Tensor
 
-from recbole_prmkd.artifacts import Folder
-from recbole_prmkd.dataset import Split, load_split
-from recbole_prmkd.keys import keys_of_teachers
-from recbole_prmkd.knowledge import Knowledge, build_or_load, open_knowledge, unit_items
-from recbole_prmkd.result import StepResult
+from recbole_prmkd.data.split import Split, load_split
+from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
+from recbole_prmkd.recbole_host.keys import keys_of_teachers
+from recbole_prmkd.results.result import StepResult
+from recbole_prmkd.students.warm_start import source_of
+from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
+from recbole_prmkd.teacher_cache.store import StoredFolder
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
-from recbole_prmkd.text import item_text_vectors, prepare_item_text
-from recbole_prmkd.warm_start import source_of
 
 
 class Steps:
@@ -53,9 +53,9 @@ class Prepared:
     """
 
     split: Split
-    knowledge: Knowledge | None = None
+    knowledge: TeacherCache | None = None
     teachers: list[FittedTeacher] = field(default_factory=list)
-    folders: list[Folder] = field(default_factory=list)
+    folders: list[StoredFolder] = field(default_factory=list)
     start_vectors: Tensor | None = None
 
 
@@ -65,7 +65,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     with steps("data"):
         split = load_split(config)
     teachers: list[FittedTeacher] = []
-    folders: list[Folder] = []
+    folders: list[StoredFolder] = []
     knowledge = None
     if config["kd"] != "none":
         teachers, folders, knowledge = _knowledge(config, split, steps)
@@ -73,7 +73,9 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     return Prepared(split, knowledge, teachers, folders, vectors)
 
 
-def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedTeacher], list[Folder], Knowledge]:
+def _knowledge(
+    config: Config, split: Split, steps: Steps
+) -> tuple[list[FittedTeacher], list[StoredFolder], TeacherCache]:
     """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
@@ -81,7 +83,7 @@ def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedT
             state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
     data: TeacherData = teacher_data(split, config["kd_teacher_seed"])
     teachers: list[FittedTeacher] = []
-    folders: list[Folder] = []
+    folders: list[StoredFolder] = []
     for name in config["kd_teachers"]:
         with steps(f"teacher {name}") as state:
             teacher = fit_or_load(name, config, data)
@@ -92,7 +94,7 @@ def _knowledge(config: Config, split: Split, steps: Steps) -> tuple[list[FittedT
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_unknown(name, stored.notes, split)
-    knowledge = open_knowledge(teachers, folders, data, config)
+    knowledge = open_cache(teachers, folders, data, config)
     return teachers, folders, knowledge
 
 

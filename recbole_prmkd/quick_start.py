@@ -19,19 +19,19 @@ from recbole.config import Config
 from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
 
-from recbole_prmkd import result as results
-from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Split
-from recbole_prmkd.evaluation import evaluate_unseen, plain
-from recbole_prmkd.host import run_logging
-from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
-from recbole_prmkd.peers.ensemble import ENSEMBLE, serve
-from recbole_prmkd.plots import draw_distillation
+from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
-from recbole_prmkd.ranks import save_ranks
-from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
-from recbole_prmkd.student import clear_graph_cache
+from recbole_prmkd.recbole_host.checks import check_run
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
+from recbole_prmkd.recbole_host.run_files import run_logging
+from recbole_prmkd.results import result as results
+from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.results.plots import draw_distillation
+from recbole_prmkd.results.result import RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.target_ranks import save_ranks
+from recbole_prmkd.students.adapter import clear_graph_cache
+from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
 from recbole_prmkd.teachers.fit import FittedTeacher
 from recbole_prmkd.training import distils, make_trainer, ranking, train
 

@@ -16,20 +16,20 @@ from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType, get_flops, get_model, get_trainer, init_seed
 
-from recbole_prmkd import progress
-from recbole_prmkd.dataset import Split
-from recbole_prmkd.dropout import scale_dropout
-from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.knowledge import Knowledge
-from recbole_prmkd.objective import Objective
-from recbole_prmkd.padding import without_padding
-from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.data.split import Split
+from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.trainer import Curriculum, distillation_trainer
 from recbole_prmkd.preparation import Prepared
-from recbole_prmkd.student import StudentScorer
+from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.students.dropout import scale_dropout
+from recbole_prmkd.students.padding import without_padding
+from recbole_prmkd.students.warm_start import warm_start
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.fit import start
-from recbole_prmkd.trainer import Curriculum, distillation_trainer
-from recbole_prmkd.warm_start import warm_start
 
 # Called after each validation with the trainer, its training loader, the epoch and the validation score.
 AfterEpoch = Callable[[Any, Any, int, float], None]
@@ -136,12 +136,12 @@ def _training_data(config: Config, split: Split, student: AbstractRecommender, s
     return WindowLoader(config, split.train_data._dataset, split.train)
 
 
-def _distil(config: Config, split: Split, knowledge: Knowledge, student: AbstractRecommender, trainer: Any) -> None:
+def _distil(config: Config, split: Split, knowledge: TeacherCache, student: AbstractRecommender, trainer: Any) -> None:
     if not distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return
-    scorer = StudentScorer(student, config, split.train_data._dataset, split.train)
-    objective = Objective(config, knowledge, split.train, split.later, scorer)
+    scorer = StudentAdapter(student, config, split.train_data._dataset, split.train)
+    objective = Objective(config, knowledge, split.train, split.future, scorer)
     if config["kd_curriculum"] != "none" and config["epochs"] <= config["kd_pacing_length"]:
         getLogger().warning(
             f"kd_pacing_length is {config['kd_pacing_length']} and epochs {config['epochs']}: training ends before the "

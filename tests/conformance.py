@@ -18,10 +18,10 @@ from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 
 from recbole_prmkd import preparation, run_recbole_prmkd
+from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
-from recbole_prmkd.objective import Objective
-from recbole_prmkd.student import clear_graph_cache
+from recbole_prmkd.students.adapter import clear_graph_cache
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 
 FAMILIES = ("general", "sequential", "context_aware", "knowledge_aware", "exlib")
 USERS, ITEMS, ENTITIES = 60, 40, 55
@@ -110,7 +110,7 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
-def synthetic(split, device) -> Knowledge:
+def synthetic(split, device) -> TeacherCache:
     """Two teachers of random vectors, of 8 and 12 numbers."""
     rng = np.random.default_rng(1)
 
@@ -120,12 +120,12 @@ def synthetic(split, device) -> Knowledge:
 
     n_items = len(split.item_tokens) + 1
     teachers = [
-        TeacherKnowledge(
+        CachedTeacher(
             f"T{width}", 0.1, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(len(split.train), width)
         )
         for width in (8, 12)
     ]
-    return Knowledge(teachers, torch.arange(n_items), device)
+    return TeacherCache(teachers, torch.arange(n_items), device)
 
 
 def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str, str]:

@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 torch.set_num_threads(1)
 
 import recbole_prmkd  # noqa: E402, F401
-from recbole_prmkd.encoder import DEFAULT_ENCODER, encoder_folder  # noqa: E402
+from recbole_prmkd.data.encoder import DEFAULT_ENCODER, encoder_folder  # noqa: E402
 
 USERS, ITEMS = 40, 30
 
@@ -130,7 +130,7 @@ def tiny_encoder(minilm, tmp_path_factory):
 @pytest.fixture
 def made_up_run():
     """Results with chosen numbers, for what is made from many of them."""
-    from recbole_prmkd.result import RunResult, StudentResult, TeacherResult
+    from recbole_prmkd.results.result import RunResult, StudentResult, TeacherResult
 
     def metrics(ndcg):
         return {"ndcg@10": ndcg, "recall@10": 2 * ndcg}

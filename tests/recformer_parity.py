@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LongformerConfig, LongformerModel
 
-from recbole_prmkd.keys import pretraining_properties
+from recbole_prmkd.recbole_host.keys import pretraining_properties
 from recbole_prmkd.teachers import recformer
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.recformer_text import TokenBatch

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_prmkd import artifacts
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teacher_cache import store
 
 IDENTITY = {"rows": "abc", "text": "def"}
 
@@ -16,11 +16,11 @@ IDENTITY = {"rows": "abc", "text": "def"}
 @pytest.fixture
 def stored(tmp_path):
     files = {"items": np.arange(6.0).reshape(2, 3), "weights": {"w": torch.ones(2)}}
-    return artifacts.save(tmp_path, "knowledge-A", IDENTITY, files, {"seconds": 1})
+    return store.save(tmp_path, "knowledge-A", IDENTITY, files, {"seconds": 1})
 
 
 def test_round_trip(stored, tmp_path):
-    found = artifacts.find(tmp_path, "knowledge-A", IDENTITY)
+    found = store.find(tmp_path, "knowledge-A", IDENTITY)
     assert np.array_equal(found.array("items"), np.arange(6.0).reshape(2, 3))
     assert torch.equal(found.weights("weights")["w"], torch.ones(2)) and found.notes == {"seconds": 1}
     assert isinstance(found.array("items"), np.memmap) and not found.array("items").flags.writeable
@@ -28,9 +28,9 @@ def test_round_trip(stored, tmp_path):
 
 def test_what_differs_is_said(stored, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        assert artifacts.find(tmp_path, "knowledge-A", {**IDENTITY, "text": "new"}) is None
+        assert store.find(tmp_path, "knowledge-A", {**IDENTITY, "text": "new"}) is None
     assert "differs in text" in caplog.text
-    assert artifacts.find(tmp_path, "knowledge-B", IDENTITY) is None
+    assert store.find(tmp_path, "knowledge-B", IDENTITY) is None
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest", "identity"])
@@ -45,26 +45,26 @@ def test_a_harmed_folder_is_refused_with_the_reason(harm, stored, tmp_path, capl
     elif harm == "remove":
         file.unlink()
     elif harm == "manifest":
-        (stored.path / artifacts.MANIFEST).write_text("{")
+        (stored.path / store.MANIFEST).write_text("{")
     else:
-        manifest = (stored.path / artifacts.MANIFEST).read_text()
-        (stored.path / artifacts.MANIFEST).write_text(manifest.replace("abc", "xyz"))
-    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY) is None
+        manifest = (stored.path / store.MANIFEST).read_text()
+        (stored.path / store.MANIFEST).write_text(manifest.replace("abc", "xyz"))
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
     assert "made anew" in caplog.text
-    artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
-    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY).array("items").shape == (1,)
+    store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert store.find(tmp_path, "knowledge-A", IDENTITY).array("items").shape == (1,)
 
 
 def test_a_killed_write_leaves_nothing_to_trust(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts, "_swap_in", killed)
+    monkeypatch.setattr(store, "_swap_in", killed)
     with pytest.raises(KeyboardInterrupt):
-        artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
-    assert artifacts.find(tmp_path, "knowledge-A", IDENTITY) is None
+        store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
     monkeypatch.undo()
-    assert artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)}).path.is_dir()
+    assert store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)}).path.is_dir()
 
 
 def test_two_processes_at_once(stored, tmp_path, monkeypatch):
@@ -75,11 +75,11 @@ def test_two_processes_at_once(stored, tmp_path, monkeypatch):
         replace(source, target)
         if str(target).endswith("-old"):
             monkeypatch.setattr(os, "replace", replace)
-            artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": other}, {"seconds": 2})
+            store.save(tmp_path, "knowledge-A", IDENTITY, {"items": other}, {"seconds": 2})
 
     monkeypatch.setattr(os, "replace", racing)
     monkeypatch.setattr(os, "getpid", iter([1, 1, 2, 2, 1, 1]).__next__)
-    made = artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros((2, 3))}, {"seconds": 3})
+    made = store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros((2, 3))}, {"seconds": 3})
     assert np.array_equal(made.array("items"), other) and made.notes == {"seconds": 2}  # the folder as it is
     assert [path.name for path in tmp_path.iterdir()] == [made.path.name]
 
@@ -90,10 +90,10 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        artifacts.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+        store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_digest_tells_apart():
-    assert artifacts.digest(["a", "b"]) != artifacts.digest(["ab"]) != artifacts.digest(["b", "a"])
-    assert artifacts.digest([torch.zeros(2)]) != artifacts.digest([torch.zeros(1, 2)])
+    assert store.digest(["a", "b"]) != store.digest(["ab"]) != store.digest(["b", "a"])
+    assert store.digest([torch.zeros(2)]) != store.digest([torch.zeros(1, 2)])

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates, sample, sampled_candidates, target_columns
+from recbole_prmkd.distil.candidates import (
+    candidate_mask,
+    in_batch_candidates,
+    sample,
+    sampled_candidates,
+    target_columns,
+)
 
 
 def randint(high: int, shape: tuple[int, ...], seed: int) -> Tensor:

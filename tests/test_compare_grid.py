@@ -8,12 +8,12 @@ import yaml
 from conftest import write_tiny
 
 import run_recbole_prmkd as command_line
-from recbole_prmkd import keys
-from recbole_prmkd import result as results
 from recbole_prmkd.compare import run, schedule
 from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid, usual_folder
 from recbole_prmkd.compare.job import Job
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host import keys
+from recbole_prmkd.results import result as results
 
 
 @pytest.mark.parametrize(

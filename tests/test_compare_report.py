@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from recbole_prmkd import result as results
 from recbole_prmkd.compare import figures, statistics
 from recbole_prmkd.compare.gather import gather
 from recbole_prmkd.compare.grid import Cell, Grid, open_folder
 from recbole_prmkd.compare.groups import gain_by_group, group_bounds
 from recbole_prmkd.compare.page import users_table, write_report
 from recbole_prmkd.compare.tables import _escaped, cell_text, headline, headline_table, label, number, paired_table
-from recbole_prmkd.keys import key_table
+from recbole_prmkd.recbole_host.keys import key_table
+from recbole_prmkd.results import result as results
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -223,14 +223,14 @@ def test_the_page_says_how_many_settings_were_tried(sweep, words, comparison):
 def test_the_page_says_how_rows_were_split(comparison):
     grid, folder = comparison
     write_report(grid, folder)
-    usual = "the same split (last interaction for test, last but one for validation, in time order)"
-    assert usual in (folder / "report.html").read_text()
+    student_defaults = "the same split (last interaction for test, last but one for validation, in time order)"
+    assert student_defaults in (folder / "report.html").read_text()
     for cell, made in gather(grid, folder).runs.items():
         made.config["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
         results.write(cell.folder(folder), made)
     write_report(grid, folder)
     page = html.unescape((folder / "report.html").read_text())
-    assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and usual not in page
+    assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and student_defaults not in page
     for cell, made in gather(grid, folder).runs.items():
         made.config["benchmark_filename"] = ["train", "valid", "test"]
         results.write(cell.folder(folder), made)

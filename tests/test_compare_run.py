@@ -16,7 +16,7 @@ import recbole_prmkd
 from recbole_prmkd import quick_start, run_recbole_prmkd
 from recbole_prmkd.compare import cost
 from recbole_prmkd.compare.statistics import ndcg_of_ranks
-from recbole_prmkd.config import load_config
+from recbole_prmkd.recbole_host.config import load_config
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "LightGCN", "DeepFM"])

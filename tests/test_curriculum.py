@@ -7,7 +7,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from recbole_prmkd.curriculum import ORDERS, PACING, difficulty, scheduled_rows
+from recbole_prmkd.distil.curriculum import ORDERS, PACING, difficulty, scheduled_examples
 
 
 def rows_of(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def test_pacing_half_way(name: str, half_way: float) -> None:
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 def test_full_share_is_every_row(order: str) -> None:
-    assert scheduled_rows(difficulty(*rows_of(57), 0.5), 1.0, order, seed=3).tolist() == list(range(57))
+    assert scheduled_examples(difficulty(*rows_of(57), 0.5), 1.0, order, seed=3).tolist() == list(range(57))
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
@@ -81,7 +81,7 @@ def test_rows_are_ascending_and_nested_as_the_share_grows(name: str, order: str)
     before: set[int] = set()
     for epoch in range(9):
         share = PACING[name](epoch, 0.05, 8)
-        rows = scheduled_rows(hard, share, order, seed=3).tolist()
+        rows = scheduled_examples(hard, share, order, seed=3).tolist()
         assert rows == sorted(set(rows)) and len(rows) == round(share * 101)
         assert before <= set(rows)
         before = set(rows)
@@ -90,32 +90,32 @@ def test_rows_are_ascending_and_nested_as_the_share_grows(name: str, order: str)
 
 def test_easy_takes_the_easiest_and_hard_the_hardest_with_ties_by_index() -> None:
     values = torch.tensor([0.5, 0.1, 0.5, 0.9, 0.5, 0.1])
-    assert scheduled_rows(values, 0.5, "easy", seed=0).tolist() == [0, 1, 5]
-    assert scheduled_rows(values, 0.5, "hard", seed=0).tolist() == [0, 2, 3]
-    assert scheduled_rows(values, 1e-6, "easy", seed=0).tolist() == [1]  # never none
+    assert scheduled_examples(values, 0.5, "easy", seed=0).tolist() == [0, 1, 5]
+    assert scheduled_examples(values, 0.5, "hard", seed=0).tolist() == [0, 2, 3]
+    assert scheduled_examples(values, 1e-6, "easy", seed=0).tolist() == [1]  # never none
 
 
 def test_ties_go_by_index_in_a_long_list_too() -> None:
     same = torch.full((5000,), 0.5)
     for order in ("easy", "hard"):
-        assert torch.equal(scheduled_rows(same, 0.1, order, seed=0), torch.arange(500))
+        assert torch.equal(scheduled_examples(same, 0.1, order, seed=0), torch.arange(500))
 
 
 def test_random_follows_the_seed_alone() -> None:
     hard = difficulty(*rows_of(300), 0.5)
-    rows = [scheduled_rows(hard, 0.3, "random", seed=seed) for seed in (1, 1, 2)]
+    rows = [scheduled_examples(hard, 0.3, "random", seed=seed) for seed in (1, 1, 2)]
     state = torch.get_rng_state()  # the global state plays no part and is not touched
-    again = scheduled_rows(hard.flip(0), 0.3, "random", seed=1)
+    again = scheduled_examples(hard.flip(0), 0.3, "random", seed=1)
     assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], again) and not torch.equal(rows[0], rows[2])
     assert torch.equal(torch.get_rng_state(), state)
-    easiest = scheduled_rows(hard, 0.3, "easy", seed=1)
+    easiest = scheduled_examples(hard, 0.3, "easy", seed=1)
     assert abs(len(set(rows[0].tolist()) & set(easiest.tolist())) - 27) < 20  # chance: 90 * 0.3, deviation 3.6
 
 
 @pytest.mark.parametrize("order", ["easy", "hard"])
 def test_the_other_orders_do_not_use_the_seed(order: str) -> None:
     hard = difficulty(*rows_of(60), 0.5)
-    assert torch.equal(scheduled_rows(hard, 0.4, order, seed=1), scheduled_rows(hard, 0.4, order, seed=2))
+    assert torch.equal(scheduled_examples(hard, 0.4, order, seed=1), scheduled_examples(hard, 0.4, order, seed=2))
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -127,11 +127,11 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         difficulty(one, one * torch.nan, 0.5)
     with pytest.raises(ValueError, match="share"):
-        scheduled_rows(one, 0.0, "easy", seed=0)
+        scheduled_examples(one, 0.0, "easy", seed=0)
     with pytest.raises(ValueError, match=r"\[N\]"):
-        scheduled_rows(torch.ones(2, 2), 0.5, "easy", seed=0)
+        scheduled_examples(torch.ones(2, 2), 0.5, "easy", seed=0)
     with pytest.raises(KeyError):
-        scheduled_rows(one, 0.5, "unknown", seed=0)
+        scheduled_examples(one, 0.5, "unknown", seed=0)
     for epoch, start, length in [(-1, 0.5, 3), (0, 0.0, 3), (0, 1.1, 3), (0, 0.5, -1)]:
         for pacing in PACING.values():
             with pytest.raises(ValueError, match="Need epoch"):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import write_tiny
 
-from recbole_prmkd import checks
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.rows import ROW, Rows
+from recbole_prmkd.data.examples import EXAMPLE, Examples
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host import checks
+from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
 
@@ -18,17 +18,17 @@ def split_of(settings, model="SASRec", **more):
     return load_split(load_config(model, "tiny", config_dict=settings(kd="mean", **more)))
 
 
-def as_sets(rows, split, longest=100):
+def as_sets(rows, split, max_length=100):
     """Rows as a set of (user, history, target) in external tokens."""
     items, users = ["", *split.item_tokens], ["", *split.user_tokens]
-    seq, length = rows.histories(torch.arange(len(rows)), longest)
+    seq, length = rows.histories(torch.arange(len(rows)), max_length)
     return {
         (users[u], tuple(items[i] for i in seq[n, : length[n]]), items[t])
         for n, (u, t) in enumerate(zip(rows.users.tolist(), rows.targets.tolist(), strict=True))
     }
 
 
-EXAMPLE = Rows(
+SAMPLE = Examples(
     users=torch.tensor([1, 1, 1, 2]),
     targets=torch.tensor([3, 9, 4, 7]),
     start=torch.tensor([0, 0, 0, 4]),
@@ -38,28 +38,28 @@ EXAMPLE = Rows(
 
 
 def test_histories_of_the_documented_example():
-    seq, length = EXAMPLE.histories(torch.tensor([2, 0, 3]), longest=2)
+    seq, length = SAMPLE.histories(torch.tensor([2, 0, 3]), max_length=2)
     assert seq.tolist() == [[3, 9], [7, 0], [5, 0]] and length.tolist() == [2, 1, 1]
 
 
 def test_pairs_hold_each_history_without_padding():
-    place, item = EXAMPLE.history_pairs(torch.tensor([2, 0, 3]))
-    whole, _ = EXAMPLE.histories(torch.tensor([2, 0, 3]), longest=9)
+    place, item = SAMPLE.history_pairs(torch.tensor([2, 0, 3]))
+    whole, _ = SAMPLE.histories(torch.tensor([2, 0, 3]), max_length=9)
     assert [item[place == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
-    assert EXAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
+    assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
     among = torch.tensor([5, 99, 3])
-    for got, every in zip(EXAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (place, item), strict=True):
+    for got, every in zip(SAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (place, item), strict=True):
         assert got.tolist() == every[torch.isin(item, among)].tolist() != []
-    assert EXAMPLE.history_pairs(torch.tensor([], dtype=torch.int64), among)[0].tolist() == []
+    assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64), among)[0].tolist() == []
 
 
 def test_compact_keeps_every_history_and_digest_sees_them_alone():
     order = torch.tensor([3, 0, 1, 2])
-    compact = EXAMPLE.select(order).compact()
-    assert torch.equal(compact.histories(torch.arange(4), 9)[0], EXAMPLE.histories(order, 9)[0])
+    compact = SAMPLE.select(order).compact()
+    assert torch.equal(compact.histories(torch.arange(4), 9)[0], SAMPLE.histories(order, 9)[0])
     assert compact.items.tolist() == [5, 7, 3, 9]
-    other_users = Rows(EXAMPLE.users + 5, EXAMPLE.targets, EXAMPLE.start, EXAMPLE.stop, EXAMPLE.items)
-    assert other_users.digest() == EXAMPLE.digest() != EXAMPLE.select(order).digest()
+    other_users = Examples(SAMPLE.users + 5, SAMPLE.targets, SAMPLE.start, SAMPLE.stop, SAMPLE.items)
+    assert other_users.digest() == SAMPLE.digest() != SAMPLE.select(order).digest()
 
 
 def test_all_kinds_of_student_have_the_same_rows(settings):
@@ -79,14 +79,14 @@ def test_sequential_histories_are_longer_than_the_student_sees(settings):
     seq, length = split.train.histories(torch.arange(len(split.train)), 3)
     inter = split.train_data._dataset.inter_feat
     assert torch.equal(seq, inter["item_id_list"]) and torch.equal(length, inter["item_length"])
-    assert torch.equal(inter[ROW], torch.arange(len(inter)))
+    assert torch.equal(inter[EXAMPLE], torch.arange(len(inter)))
 
 
 def test_later_items_are_the_rest_of_the_training_split(settings):
     split = split_of(settings, "LightGCN")
     for n in range(0, len(split.train), 7):
         before = split.train.histories(torch.tensor([n]), 99)[0][0].tolist()
-        after = split.later.histories(torch.tensor([n]), 99)[0][0].tolist()
+        after = split.future.histories(torch.tensor([n]), 99)[0][0].tolist()
         mine = split.train.targets[split.train.users == split.train.users[n]].tolist()
         assert [i for i in [*before, int(split.train.targets[n]), *after] if i] == mine
 
@@ -212,4 +212,4 @@ def test_rows_that_stand_in_any_order_are_rebuilt(settings, tmp_path):
     files = {"train": ["a\tx y\tz", "b\tz\tx", "a\tx\ty"], "valid": ["a\tx y z\ty"], "test": ["b\tz x\ty"]}
     split = pre_split(settings, tmp_path, files)
     assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("x",), "y")}
-    assert ("a", ("z",), "y") in as_sets(split.later, split)  # so what came after them is known
+    assert ("a", ("z",), "y") in as_sets(split.future, split)  # so what came after them is known

@@ -8,8 +8,8 @@ import torch
 
 from recbole_prmkd.compare import job as jobs
 from recbole_prmkd.compare import work
-from recbole_prmkd.config import load_config
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.config import load_config
 
 
 @pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
@@ -35,7 +35,7 @@ seen = []
 torch.cuda.is_available = lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or False
 torch.cuda.device_count = lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or 0
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.config import load_config
+from recbole_prmkd.recbole_host.config import load_config
 load_config("SASRec", "ml-100k", config_dict={"gpu_id": "1", "kd": "prmkd"})
 sys.exit(not seen or set(seen) != {"1"})
 """

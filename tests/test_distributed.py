@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.distributed import share_of
-from recbole_prmkd.launch import run_on_ranks
+from recbole_prmkd.launch import run_processes
+from recbole_prmkd.recbole_host.processes import share_of
 
 SAME = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "metric_decimal_place": 6}
 
@@ -24,7 +24,7 @@ def test_two_processes_equal_one(kd, cpu_settings, tmp_path):
     """Shared prefixes, curriculum and all: the same global batches give the same weights and losses."""
     more = {**SAME, "kd": kd, "kd_protocol": "ranking", "kd_shared_prefixes": True, "train_batch_size": 64}
     alone = run_recbole_prmkd("SASRec", "tiny", config_dict=cpu_settings(**more))
-    two = run_on_ranks(
+    two = run_processes(
         "SASRec",
         "tiny",
         config_dict=cpu_settings(**more, kd_output_dir=str(tmp_path / "two")),
@@ -49,23 +49,23 @@ def test_two_processes_equal_one(kd, cpu_settings, tmp_path):
 @pytest.mark.parametrize("model", ["LightGCN", "DeepFM"])
 def test_other_students_train_on_two_processes(model, cpu_settings):
     """RecBole's own loaders, cut by its sampler, under a curriculum."""
-    returned = run_on_ranks(model, "tiny", config_dict=cpu_settings(kd="prmkd"), nproc=2, port=free_port())
+    returned = run_processes(model, "tiny", config_dict=cpu_settings(kd="prmkd"), nproc=2, port=free_port())
     epochs = returned["result"]["distillation"]
     assert [epoch["share"] for epoch in epochs] == pytest.approx([0.2, 0.482], abs=1e-3)
     assert all(np.isfinite(epoch["kd_loss"]) and epoch["rec_loss"] > 0 for epoch in epochs)
 
 
 def test_shares_cover_the_batch_and_their_weighted_means_are_its_mean():
-    places = torch.arange(7)
+    positions = torch.arange(7)
     parts = [
-        share_of(places, {"single_spec": False, "local_rank": rank, "offset": 1, "world_size": 3})
+        share_of(positions, {"single_spec": False, "local_rank": rank, "offset": 1, "world_size": 3})
         for rank in (-1, 0, 1)
     ]
-    assert torch.equal(torch.cat([part for part, _ in parts]), places)
+    assert torch.equal(torch.cat([part for part, _ in parts]), positions)
     mean = sum(part.float().mean() * weight for part, weight in parts) / 3
     assert mean.item() == pytest.approx(3)
-    assert share_of(places[:2], {"single_spec": False, "local_rank": 0, "offset": 0, "world_size": 3}) == (
-        pytest.approx(places[:2]),
+    assert share_of(positions[:2], {"single_spec": False, "local_rank": 0, "offset": 0, "world_size": 3}) == (
+        pytest.approx(positions[:2]),
         1.0,
     )
-    assert share_of(places, {"single_spec": True})[0] is places
+    assert share_of(positions, {"single_spec": True})[0] is positions

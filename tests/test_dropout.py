@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from recbole_prmkd import run_recbole_prmkd, training
-from recbole_prmkd.dropout import scale_dropout
+from recbole_prmkd.students.dropout import scale_dropout
 
 
 def test_every_layer_is_scaled():

@@ -6,11 +6,11 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.peers.ensemble import Ensemble, newest, serve
-from recbole_prmkd.result import read
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.results.result import read
 from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.ensemble import Ensemble, newest, serve
 from recbole_prmkd.teachers.fit import fit_or_load
 
 WIDTH = 5
@@ -61,11 +61,11 @@ def test_one_teacher_or_twice_the_same_gives_its_own_metrics(name, times, fitted
 
 def test_scores_are_the_mean_softmax_of_those_that_know_the_user(fitted):
     _, split, data, teachers = fitted("UniSRec", "Vectors")
-    longest = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
-    model = Ensemble(longest, data.dataset(longest, data.test), teachers).eval()
+    max_length = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    model = Ensemble(max_length, data.dataset(max_length, data.test), teachers).eval()
     rows = torch.arange(len(data.test))
     with torch.no_grad():
-        scores = model.full_sort_predict(data.dataset(longest, data.test)[rows])
+        scores = model.full_sort_predict(data.dataset(max_length, data.test)[rows])
         own = [t.model.full_sort_predict(data.dataset(t.config, data.test)[rows]) for t in teachers]
     soft = [(cosine / t.model.temperature).softmax(-1) for cosine, t in zip(own, teachers, strict=True)]
     unknown = (

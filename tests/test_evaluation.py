@@ -5,10 +5,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer
 
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.evaluation import evaluate_unseen
-from recbole_prmkd.host import quiet_trainer
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.results.evaluation import evaluate_unseen
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import encoded_once, fit_or_load
 

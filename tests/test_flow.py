@@ -12,7 +12,7 @@ from conftest import write_tiny
 from recbole.quick_start import run_recbole
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.result import RunResult, read
+from recbole_prmkd.results.result import RunResult, read
 
 STUDENTS = ["SASRec", "DeepFM", "LightGCN"]
 

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from recbole_prmkd.config import load_config
 from recbole_prmkd.preparation import Steps, prepare
-from recbole_prmkd.tune import handover
-from recbole_prmkd.tune.handover import HandedTeacher, Handover, packed
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.tune import trial_inputs
+from recbole_prmkd.tune.trial_inputs import HandedTeacher, TrialInputs, packed
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_knowledge_is_that_of_a_plain_run(shuffled, settings, monkeypatch):
-    monkeypatch.setattr(handover.ray, "get", lambda stored: stored)
+    monkeypatch.setattr(trial_inputs.ray, "get", lambda stored: stored)
     prepared = prepare(load_config("BPR", "tiny", config_dict=settings(kd="mean")), Steps())
     (teacher,), (folder,) = prepared.teachers, prepared.folders
     handed = HandedTeacher(teacher.model.temperature, teacher.holdout, folder.path, arrays=None)
     config = load_config("BPR", "tiny", config_dict=settings(kd="mean", kd_shuffled_teachers=shuffled))
-    trial = Handover(packed(prepared.split), {teacher.name: handed}, {}).prepared(config)
+    trial = TrialInputs(packed(prepared.split), {teacher.name: handed}, {}).prepared(config)
     plain = prepare(config, Steps())
     rows, items = torch.arange(len(plain.split.train)), torch.arange(1, plain.knowledge.n_items)
     for given, expected in zip(trial.knowledge.scores(rows, items), plain.knowledge.scores(rows, items), strict=True):

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from recbole_prmkd import images, passes
+from recbole_prmkd.data import images
+from recbole_prmkd.data.images import check_images, item_image_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.images import check_images, item_image_vectors
+from recbole_prmkd.teacher_cache import encoding_jobs
 
 POSTERS = Path(__file__).parents[2] / "shared" / "data" / "ml-100k-posters" / "ml-100k.image.npz"
 TOKENS = ["[PAD]", "b", "a", "7", "none"]
@@ -165,7 +166,7 @@ def test_untrained_pooling_is_not_used(folder):
     assert torch.equal(torch.get_rng_state(), state)
     encoder = Path(folder["kd_image_encoder"])
     files = [Path(folder["kd_item_images"]) / "b.jpg"]
-    with passes.resumable(encoder, "images", {}, 1, label="Item images") as work:
+    with encoding_jobs.resumable(encoder, "images", {}, 1, label="Item images") as work:
         again = images.encode_images(files, encoder, folder, work)  # loaded again: the pooling layer is another one
         np.testing.assert_allclose(vectors[1].numpy(), again[0], rtol=1e-4, atol=1e-5)
 

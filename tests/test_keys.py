@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from recbole_prmkd import keys
-from recbole_prmkd.curriculum import ORDERS, PACING
+from recbole_prmkd.distil.baselines import BASELINES
+from recbole_prmkd.distil.curriculum import ORDERS, PACING
+from recbole_prmkd.distil.losses import LOSSES
+from recbole_prmkd.distil.objective import CONFIDENCE, CONSISTENCY
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.losses import LOSSES
-from recbole_prmkd.objective import CONFIDENCE, CONSISTENCY
-from recbole_prmkd.peers import PEERS
+from recbole_prmkd.recbole_host import keys
 from recbole_prmkd.teachers import TEACHERS
 
 
@@ -24,7 +24,7 @@ def test_choices_are_those_of_the_code():
     assert set(table["kd_consistency"]["choices"]) == set(CONSISTENCY)
     assert set(table["kd_pacing"]["choices"]) == set(PACING)
     assert set(table["kd_curriculum"]["choices"]) == {"none", *ORDERS}
-    assert set(table["kd_loss"]["choices"]) == {*LOSSES, *PEERS}
+    assert set(table["kd_loss"]["choices"]) == {*LOSSES, *BASELINES}
 
 
 @pytest.mark.parametrize("kd", [kd for kd in keys.key_table()["kd"]["choices"] if kd not in {"none", "ensemble"}])

@@ -8,22 +8,22 @@ import torch
 from conftest import write_tiny
 from torch.nn import functional
 
-from recbole_prmkd import knowledge as module
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.knowledge import build_or_load, open_knowledge
-from recbole_prmkd.objective import Objective
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.preparation import Steps, prepare
-from recbole_prmkd.rows import Rows
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students.defaults import StudentDefaults
+from recbole_prmkd.teacher_cache import scores as module
+from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
-from recbole_prmkd.usual import Usual
 
 
 class GivenScores:
     """A student whose scores are a parameter [n_rows, n_items]."""
 
-    by_pairs, usual = False, Usual()
+    scores_pairs, student_defaults = False, StudentDefaults()
 
     def __init__(self, split):
         self.table = torch.randn(len(split.train), len(split.item_tokens) + 1, requires_grad=True)
@@ -32,10 +32,10 @@ class GivenScores:
         pass
 
     def positives(self, interaction, generator):
-        return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
+        return torch.arange(len(interaction["kd_example"])), interaction["kd_example"]
 
-    def scores(self, interaction, places, candidates):
-        return self.table[interaction["kd_row"]][:, candidates]
+    def scores(self, interaction, positions, candidates):
+        return self.table[interaction["kd_example"]][:, candidates]
 
     def release(self):
         pass
@@ -49,18 +49,18 @@ def built(cpu_settings):
         data = teacher_data(split, config["seed"])
         teachers = [fit_or_load(name, config, data) for name in config["kd_teachers"]]
         folders = [build_or_load(teacher, data, config)[0] for teacher in teachers]
-        return config, split, data, teachers, open_knowledge(teachers, folders, data, config)
+        return config, split, data, teachers, open_cache(teachers, folders, data, config)
 
     return make
 
 
 def test_scores_are_the_live_teachers(built):
     config, split, data, (teacher,), knowledge = built()
-    longest = teacher.config["MAX_ITEM_LIST_LENGTH"]
-    rows = torch.nonzero((split.train.lengths > 0) & (split.train.lengths <= longest)).squeeze(1)[::3]
+    max_length = teacher.config["MAX_ITEM_LIST_LENGTH"]
+    rows = torch.nonzero((split.train.lengths > 0) & (split.train.lengths <= max_length)).squeeze(1)[::3]
     candidates = torch.arange(1, len(split.item_tokens) + 1)
     scores, known = knowledge.scores(rows, candidates)
-    seq, length = data.train.histories(rows, longest)
+    seq, length = data.train.histories(rows, max_length)
     items = teacher.model.encode_items()
     history = functional.normalize(teacher.model.encode_histories(seq, length, items), dim=-1)
     live = history @ functional.normalize(items, dim=-1)[data.canonical[candidates]].T
@@ -105,9 +105,9 @@ def test_unknown_rows_and_items_have_no_weight(built, tmp_path):
     without_text = split.item_tokens.index("i7")
     assert not known[0, :, without_text].any()
     assert torch.equal(known[0].any(1), split.train.lengths > 0)
-    objective = Objective(config, knowledge, split.train, split.later, GivenScores(split))
+    objective = Objective(config, knowledge, split.train, split.future, GivenScores(split))
     rows = torch.nonzero(split.train.lengths == 0).squeeze(1)[:2]
-    batch = {"kd_row": rows, "item_id": split.train.targets[rows]}
+    batch = {"kd_example": rows, "item_id": split.train.targets[rows]}
     loss = objective(batch)
     assert loss.item() == 0 and objective.epoch_means()["rows_without_knowledge"] == 1
 
@@ -116,14 +116,14 @@ def test_objective_by_hand(built):
     """One teacher: KL of its masked softmax at its own temperature against the student's."""
     config, split, _, (teacher,), knowledge = built(kd_confidence="probability", kd_consistency="std")
     scorer = GivenScores(split)
-    objective = Objective(config, knowledge, split.train, split.later, scorer)
+    objective = Objective(config, knowledge, split.train, split.future, scorer)
     rows = torch.nonzero(split.train.lengths > 0).squeeze(1)[:40:4]
-    batch = {"kd_row": rows, "item_id": split.train.targets[rows]}
+    batch = {"kd_example": rows, "item_id": split.train.targets[rows]}
     loss = objective(batch)
     items = torch.unique(batch["item_id"])
     total = 0.0
     for n, row in enumerate(rows.tolist()):
-        theirs = [part.histories(torch.tensor([row]), 99)[0][0] for part in (split.later, split.train)]
+        theirs = [part.histories(torch.tensor([row]), 99)[0][0] for part in (split.future, split.train)]
         others = set(torch.cat(theirs).tolist()) - {int(batch["item_id"][n])}  # this student knows no order
         mine = torch.tensor([item for item in items.tolist() if item not in others])
         target = (knowledge.scores(rows[n : n + 1], mine)[0][0, 0] / teacher.model.temperature).softmax(0)
@@ -177,8 +177,8 @@ def test_row_by_row_each_history_is_encoded_once(encoded, monkeypatch):
     assert sum(map(len, seen)) == len(distinct) < len(usable) and len(seen) == -(-len(distinct) // 40)
     assert max(len(batch) for batch in seen) == 40
     for batch in seen:
-        assert torch.equal(batch["user_id"], train.users[batch["kd_row"]])
-        assert torch.equal(batch["item_id"], train.targets[batch["kd_row"]])
+        assert torch.equal(batch["user_id"], train.users[batch["kd_example"]])
+        assert torch.equal(batch["item_id"], train.targets[batch["kd_example"]])
     items = teacher.model.encode_items()
     live = functional.normalize(teacher.model.encode_histories(item_seq, item_seq_len, items), dim=-1)
     rows = torch.from_numpy(np.array(folder.array("rows")))
@@ -190,7 +190,7 @@ def test_a_teacher_that_reads_rows_gets_them_all(encoded, monkeypatch):
     row_by_row(monkeypatch)
 
     def prepare(model):
-        model.reads_rows = True
+        model.reads_examples = True
         model.encode_batch = lambda batch, items: items[batch["item_id"]]
 
     folder, teacher, train = encoded("reads", prepare)
@@ -209,7 +209,7 @@ def test_a_stopped_pass_resumes(windows, encoded, monkeypatch):
         encoded("resumed", lambda model: watch(model, [], after), kd_unisrec_train_batch_size=64)
     resumed = encoded("resumed", lambda model: watch(model, parts), kd_unisrec_train_batch_size=64)[0]
     assert len(parts) == len(whole) - after > 0
-    assert [len(batch["kd_row"]) for batch in parts] == [len(batch["kd_row"]) for batch in whole[after:]]
+    assert [len(batch["kd_example"]) for batch in parts] == [len(batch["kd_example"]) for batch in whole[after:]]
     assert np.array(resumed.array("rows")).tobytes() == np.array(expected.array("rows")).tobytes()
     assert list(resumed.path.parent.glob(".*")) == []
 
@@ -222,14 +222,14 @@ def test_half_precision_is_close_and_stored_apart(encoded):
     assert torch.equal(half.any(dim=1), known)
     first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
     # What was stored before there was a choice of precision stays valid.
-    assert set(first) == {"teacher", "id_map", "rows", "longest", "context"}
+    assert set(first) == {"teacher", "id_map", "rows", "max_length", "context"}
     assert second["precision"] == "bfloat16" and first["rows"] == second["rows"]
 
 
 def test_equal_histories_have_equal_numbers():
     items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
     start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
-    rows = Rows(torch.ones(6), torch.ones(6), start, stop, items)
+    rows = Examples(torch.ones(6), torch.ones(6), start, stop, items)
     # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
     assert module._history_numbers(rows, 2).tolist() == [1, 2, 1, 2, 0, 0]
     assert module._history_numbers(rows, 3).tolist() == [2, 3, 1, 3, 0, 0]

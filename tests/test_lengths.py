@@ -5,8 +5,8 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 
-from recbole_prmkd import lengths as module
-from recbole_prmkd.lengths import least_padding
+from recbole_prmkd.students import bucketing as module
+from recbole_prmkd.students.bucketing import least_padding
 
 
 @pytest.mark.parametrize(("step", "more", "wanted"), [(0, 0, 8), (8, 128, 2), (2, 20, 4), (0, 10**6, 1)])

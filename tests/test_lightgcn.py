@@ -12,8 +12,8 @@ from recbole.quick_start import run_recbole
 from recbole.utils import get_model
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students import STUDENTS
 
 STOCK_AND_OURS = ["LightGCN", "PyGLightGCN"]

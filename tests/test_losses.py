@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recbole_prmkd.losses import LOSSES, kd_loss
+from recbole_prmkd.distil.losses import LOSSES, kd_loss
 
 KINDS = sorted(LOSSES)
 NEG = -torch.inf

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
 print(keep_freed_memory())
 torch.set_num_threads(1)
 for _ in range(3):
@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 PEAK = """
 import torch
-from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
+from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 cpu = torch.device("cpu")
 print(peak_memory_mb(cpu))
 block = torch.ones(1 << 26)  # 256 MiB

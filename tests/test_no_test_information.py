@@ -6,8 +6,8 @@ import torch
 from conftest import write_tiny
 
 from recbole_prmkd import preparation, quick_start, run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.tune import run_sweep
 
 # Everything that chooses: when teachers and student stop, confidence by validation, difficulty and popularity, the

@@ -10,20 +10,20 @@ from recbole.utils import ModelType
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_prmkd import objective as module
-from recbole_prmkd.candidates import candidate_mask, in_batch_candidates
-from recbole_prmkd.keys import defaults
-from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
-from recbole_prmkd.losses import kd_loss
-from recbole_prmkd.objective import Objective
-from recbole_prmkd.peers import WITHOUT_TARGET, RankSettings
-from recbole_prmkd.peers.teachers_list import teachers_list
-from recbole_prmkd.positives import UserRows
-from recbole_prmkd.rows import Rows
-from recbole_prmkd.top_items import teachers_first
-from recbole_prmkd.trainer import with_kd
-from recbole_prmkd.usual import Usual
-from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.distil import objective as module
+from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
+from recbole_prmkd.distil.baselines.teachers_list import teachers_list
+from recbole_prmkd.distil.candidates import candidate_mask, in_batch_candidates
+from recbole_prmkd.distil.losses import kd_loss
+from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.top_items import teachers_first
+from recbole_prmkd.distil.trainer import with_kd
+from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
+from recbole_prmkd.recbole_host.keys import defaults
+from recbole_prmkd.students.defaults import StudentDefaults
+from recbole_prmkd.students.positives import UserExamples
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 
 N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
@@ -58,7 +58,7 @@ CONFIG = {
 class Scorer:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    by_pairs, usual = False, Usual()
+    scores_pairs, student_defaults = False, StudentDefaults()
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
@@ -70,10 +70,10 @@ class Scorer:
         pass
 
     def positives(self, interaction, generator):
-        return torch.arange(len(interaction["kd_row"])), interaction["kd_row"]
+        return torch.arange(len(interaction["kd_example"])), interaction["kd_example"]
 
-    def scores(self, interaction, places, candidates):
-        scores = self.table[interaction["kd_row"][places]]
+    def scores(self, interaction, positions, candidates):
+        scores = self.table[interaction["kd_example"][positions]]
         return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
 
 
@@ -89,25 +89,25 @@ def knowledge(gaps, widths=(12, 12, 7)):
         return table
 
     teachers = [
-        TeacherKnowledge(f"T{k}", 0.1 + 0.2 * k, 0.1 + k, vectors(ITEMS, width), vectors(N, width).numpy())
+        CachedTeacher(f"T{k}", 0.1 + 0.2 * k, 0.1 + k, vectors(ITEMS, width), vectors(N, width).numpy())
         for k, width in enumerate(widths)
     ]
-    return Knowledge(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    return TeacherCache(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
 
 
-def objective(gaps, by_pairs=False, **more):
+def objective(gaps, scores_pairs=False, **more):
     items = torch.randint(1, ITEMS, (N,), generator=torch.Generator().manual_seed(3))
     first = torch.arange(N) // PER_USER * PER_USER
-    train = Rows(torch.arange(N) // PER_USER, items, first, torch.arange(N), items)
-    later = Rows(train.users, items, torch.arange(N) + 1, first + PER_USER, items)
-    made = Objective({**CONFIG, **more}, knowledge(gaps), train, later, Scorer())
-    made.scorer.by_pairs = by_pairs
+    train = Examples(torch.arange(N) // PER_USER, items, first, torch.arange(N), items)
+    future = Examples(train.users, items, torch.arange(N) + 1, first + PER_USER, items)
+    made = Objective({**CONFIG, **more}, knowledge(gaps), train, future, Scorer())
+    made.scorer.scores_pairs = scores_pairs
     return made
 
 
 def step(made: Objective) -> tuple[Tensor, Tensor, dict[str, float]]:
     """kd_loss, its gradient and the means after a batch."""
-    loss = made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
+    loss = made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     loss.backward()
     return loss.detach(), made.scorer.table.grad, made.epoch_means()
 
@@ -139,7 +139,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     loss, gradient, means = step(made)
     targets = made.train.targets[BATCH]
     items, columns = in_batch_candidates(targets)
-    mask = candidate_mask(items, targets, made.later.history_pairs(BATCH))
+    mask = candidate_mask(items, targets, made.future.history_pairs(BATCH))
     scores, known = made.knowledge.scores(BATCH, items)
     soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
     agreed = agreement(soft, known.any(-1)).sum().item()
@@ -175,7 +175,7 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
     unknown = made.train.targets[BATCH[0]]
     for teacher in made.knowledge.teachers:
         teacher.items[ITEMS - 1 - unknown] = 0
-    made.knowledge = Knowledge(made.knowledge.teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    made.knowledge = TeacherCache(made.knowledge.teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
     gradient = step(made)[1]
     assert not gradient[:, unknown].any()
     assert gradient[BATCH].abs().sum(1).gt(0).all()  # all other candidates are
@@ -198,13 +198,13 @@ def test_few_teachers_have_little_to_weigh() -> None:
 
 
 def test_users_without_training_rows_are_not_taught_anothers() -> None:
-    drawn = UserRows(objective(False).train).draw(torch.tensor([9, 10, 25]), torch.Generator())
+    drawn = UserExamples(objective(False).train).draw(torch.tensor([9, 10, 25]), torch.Generator())
     assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
 
 
 def test_one_teacher_agrees_with_itself_whatever_it_knows() -> None:
     made = objective(True)
-    made.knowledge = Knowledge(made.knowledge.teachers[:1], torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    made.knowledge = TeacherCache(made.knowledge.teachers[:1], torch.arange(ITEMS).flip(0), torch.device("cpu"))
     assert step(made)[2]["agreement"] == pytest.approx(1)
 
 
@@ -224,7 +224,7 @@ def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("more", [{}, {"by_pairs": True}, {"kd_candidates": "teacher_top"}])
+@pytest.mark.parametrize("more", [{}, {"scores_pairs": True}, {"kd_candidates": "teacher_top"}])
 @pytest.mark.parametrize("size", [1, 500])  # row by row, and blocks of a few
 def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, monkeypatch) -> None:
     loss, gradient, means = step(objective(gaps, **more))
@@ -238,7 +238,7 @@ def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, mon
 @pytest.mark.parametrize("gaps", [False, True])
 def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) -> None:
     shared = step(objective(gaps, kd_max_candidates=4))
-    by_row = step(objective(gaps, by_pairs=True))  # the same draw of 4, a list for each row
+    by_row = step(objective(gaps, scores_pairs=True))  # the same draw of 4, a list for each row
     torch.testing.assert_close(shared[0], by_row[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(shared[1], by_row[1], rtol=1e-5, atol=1e-8)
     assert shared[2] == pytest.approx(by_row[2], rel=1e-6)
@@ -246,15 +246,15 @@ def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) 
     assert torch.equal(everything[0], capped[0])
 
 
-@pytest.mark.parametrize("by_pairs", [False, True])
-def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
-    settings = {"by_pairs": by_pairs, "kd_pair_candidates": ITEMS}
+@pytest.mark.parametrize("scores_pairs", [False, True])
+def test_a_few_rows_have_the_mean_loss_of_all(scores_pairs: bool) -> None:
+    settings = {"scores_pairs": scores_pairs, "kd_pair_candidates": ITEMS}
     everything = step(objective(gaps=False, **settings))[0]
     made = objective(gaps=False, kd_max_rows=5, **settings)
     losses, taught = [], []
     for _ in range(200):
         made.scorer.table.grad = None
-        losses.append(made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]}))
+        losses.append(made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]}))
         losses[-1].backward()
         taught.append(tuple(torch.nonzero(made.scorer.table.grad.abs().sum(1)).squeeze(1).tolist()))
     spread = torch.stack(losses).std() / 200**0.5
@@ -263,8 +263,8 @@ def test_a_few_rows_have_the_mean_loss_of_all(by_pairs: bool) -> None:
 
 
 def test_a_student_has_its_usual_rows_unless_told_otherwise(monkeypatch) -> None:
-    def taught(usual: int | None, **settings: object) -> int:
-        monkeypatch.setattr(Scorer, "usual", Usual(rows=usual))
+    def taught(student_defaults: int | None, **settings: object) -> int:
+        monkeypatch.setattr(Scorer, "student_defaults", StudentDefaults(rows=student_defaults))
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
     assert taught(None) == taught(5, kd_max_rows=None) == taught(5, kd_max_rows=10**6) == len(BATCH)
@@ -275,13 +275,13 @@ def test_a_student_has_its_usual_rows_unless_told_otherwise(monkeypatch) -> None
 @pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 2)])
 def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int) -> None:
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
-    batch = {"kd_row": BATCH, "item_id": made.train.targets[BATCH]}
+    batch = {"kd_example": BATCH, "item_id": made.train.targets[BATCH]}
     alone = objective(gaps=False)(batch).item()
     student = with_kd(lambda interaction: torch.tensor(0.5), made)
     in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made)
     made.scorer.watching = nullcontext
-    made.scorer.usual = Usual(rows=2, every=1)  # until the first batch is seen
-    made.scorer.prepare = lambda interaction: setattr(made.scorer, "usual", Usual(every=4))
+    made.scorer.student_defaults = StudentDefaults(rows=2, every=1)  # until the first batch is seen
+    made.scorer.prepare = lambda interaction: setattr(made.scorer, "student_defaults", StudentDefaults(every=4))
     for loss in (student, student, in_parts):  # each epoch anew
         made.begin(0, batches)
         made.epoch_means()
@@ -304,9 +304,9 @@ def test_each_pass_of_an_epoch_has_its_kd_loss() -> None:
 
 
 def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
-    def due(usual: int, **settings: object) -> list[int]:
+    def due(student_defaults: int, **settings: object) -> list[int]:
         made = objective(gaps=False, **settings)
-        made.scorer.usual = Usual(every=usual)
+        made.scorer.student_defaults = StudentDefaults(every=student_defaults)
         made.begin(0, 20)
         return [number for number in range(20) if made.due()]
 
@@ -317,7 +317,7 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
 
 def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
     made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
-    made.scorer.usual = peer.scorer.usual = Usual(weight=0.1)
+    made.scorer.student_defaults = peer.scorer.student_defaults = StudentDefaults(weight=0.1)
     assert made.weight == pytest.approx(0.5) and peer.weight == 5
     assert str(made).startswith("loss = rec_loss + 0.5 x kl(")
 
@@ -325,7 +325,7 @@ def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
     def loss(own: float, **settings: object) -> Tensor:
         made = objective(gaps=False, **settings)
-        made.scorer.usual = Usual(temperature=own)
+        made.scorer.student_defaults = StudentDefaults(temperature=own)
         return step(made)[0]
 
     assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))
@@ -336,7 +336,7 @@ def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
 
 def test_means_are_over_the_batches_and_hold_no_graph() -> None:
     made = objective(gaps=True)
-    losses = [made({"kd_row": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
+    losses = [made({"kd_example": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
     assert not any(total.requires_grad for total, _ in made._sums.values())
     means = made.epoch_means()
     assert means["kd_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-6)
@@ -344,8 +344,8 @@ def test_means_are_over_the_batches_and_hold_no_graph() -> None:
 
 def test_a_batch_without_rows_has_its_own_loss_only() -> None:
     made = objective(gaps=False)
-    first = made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
-    none = made({"kd_row": BATCH[:0], "item_id": made.train.targets[:0]})
+    first = made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
+    none = made({"kd_example": BATCH[:0], "item_id": made.train.targets[:0]})
     assert none.item() == 0 and made.epoch_means()["kd_loss"] == pytest.approx(first.item(), rel=1e-6)
 
 
@@ -353,11 +353,11 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
     row = torch.tensor([4])
     for kind, mask, earlier in [("SEQUENTIAL", False, False), ("SEQUENTIAL", True, True), ("GENERAL", False, True)]:
         made = objective(gaps=False, MODEL_TYPE=ModelType[kind], kd_history_mask=mask)
-        places, items = made._excluded(row)
-        wanted = {*made.later.history_pairs(row)[1].tolist()}
+        positions, items = made._excluded(row)
+        wanted = {*made.future.history_pairs(row)[1].tolist()}
         history = {*made.train.history_pairs(row)[1].tolist()}
         assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
-        assert set(places.tolist()) == {0}
+        assert set(positions.tolist()) == {0}
         some = torch.tensor([*history, 0])
         assert set(made._excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
 
@@ -383,24 +383,24 @@ def test_the_first_batch_says_what_is_minimised(caplog) -> None:
 
 def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
     made = objective(gaps=False)
-    loss = made({"kd_row": torch.tensor([7]), "item_id": made.train.targets[7:8]})
+    loss = made({"kd_example": torch.tensor([7]), "item_id": made.train.targets[7:8]})
     means = made.epoch_means()
     assert loss.item() == 0 and means["inconsistent"] == means["rows_without_knowledge"] == 0
     assert sum(value for name, value in means.items() if name.startswith("weight_")) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["rd", "rrd", "dllm2rec"])
-@pytest.mark.parametrize("by_pairs", [False, True])
-def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, by_pairs: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("scores_pairs", [False, True])
+def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, scores_pairs: bool, monkeypatch) -> None:
     """With one teacher: the list is the teacher's own, without items of the user and, but for dllm2rec, the target."""
     given = []
     monkeypatch.setattr(module, "kd_loss", lambda *parts: given.append(parts) or kd_loss(*parts))
     only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
-    made = objective(gaps=False, by_pairs=by_pairs, kd_confidence="uniform", kd_consistency="none", **only)
+    made = objective(gaps=False, scores_pairs=scores_pairs, kd_confidence="uniform", kd_consistency="none", **only)
     made.knowledge = knowledge(gaps=False, widths=(12,))
     made._first = teachers_first(made.knowledge, N, 6, made._excluded)
     made.scorer.scores = _item_numbers(made.scorer)
-    made({"kd_row": BATCH, "item_id": made.train.targets[BATCH]})
+    made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given
     columns, listed = teachers_list(target, mask, 6)
     cosines = made.knowledge.cosines(BATCH, torch.arange(1, ITEMS))[0]
@@ -416,8 +416,8 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, by
 def _item_numbers(scorer: Scorer):
     """A scorer's `scores` that gives the candidates' own numbers."""
 
-    def numbers(interaction, places, candidates):
-        return candidates.expand(len(places), -1).float().requires_grad_()
+    def numbers(interaction, positions, candidates):
+        return candidates.expand(len(positions), -1).float().requires_grad_()
 
     return numbers
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from recbole.utils import get_model
 
-from recbole_prmkd import padding
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.padding import without_padding
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students import padding
+from recbole_prmkd.students.padding import without_padding
 from recbole_prmkd.training import ranking
 
 

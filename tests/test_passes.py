@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_prmkd import artifacts, passes
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teacher_cache import encoding_jobs, store
 
 ROWS, IDENTITY = 20, {"text": "abc"}
 BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # rows 18 and 19 are in none
@@ -27,13 +27,13 @@ def vectors_of(index):
 def run(root, seen=None, stop_at=None, batches=BATCHES, rows=ROWS, identity=IDENTITY, **more):
     """One whole pass, saved as an artifact; `seen` gets the batches that were encoded, number `stop_at` raises."""
     seen = [] if seen is None else seen
-    with passes.resumable(root, "text", identity, rows, label="Item texts", **more) as work:
+    with encoding_jobs.resumable(root, "text", identity, rows, label="Item texts", **more) as work:
         for index in work.pending(batches):
             if len(seen) == stop_at:
                 raise KeyboardInterrupt
             seen.append(index.tolist())
             work.write(index, vectors_of(index))
-        return np.array(artifacts.save(root, "text", identity, {"vectors": work.array}).array("vectors"))
+        return np.array(store.save(root, "text", identity, {"vectors": work.array}).array("vectors"))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_stopped_twice(whole, tmp_path):
 
 def test_a_finished_pass_that_was_not_saved_encodes_nothing(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "save", None)
+        patch.setattr(store, "save", None)
         with pytest.raises(TypeError):
             run(tmp_path)
     seen = []
@@ -95,7 +95,7 @@ import os, signal, sys
 sys.path[:0] = {[os.path.dirname(__file__)]!r}
 from pathlib import Path
 import test_passes
-test_passes.passes._EVERY = {every}
+test_passes.encoding_jobs._EVERY = {every}
 def vectors_of(index, given=test_passes.vectors_of):
     if index.tolist() == {BATCHES[4].tolist()}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -113,8 +113,8 @@ test_passes.run(Path({str(tmp_path / "killed")!r}))
 
 def test_small_batches_are_counted_seldom(tmp_path, monkeypatch):
     counts = []
-    monkeypatch.setattr(artifacts, "write_json", lambda path, content: counts.append(content))
-    with passes.resumable(tmp_path, "text", IDENTITY, 1000, label="Item texts") as work:
+    monkeypatch.setattr(store, "write_json", lambda path, content: counts.append(content))
+    with encoding_jobs.resumable(tmp_path, "text", IDENTITY, 1000, label="Item texts") as work:
         for index in work.pending(torch.arange(1000).split(1)):
             work.write(index, vectors_of(index))
     assert [count["done"] for count in counts] == [1000]
@@ -172,7 +172,7 @@ def test_two_identities_and_rebuild(whole, tmp_path):
 
 
 def test_the_second_of_two_works_by_itself(whole, tmp_path, caplog):
-    with passes.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work:
+    with encoding_jobs.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work:
         for number, index in enumerate(work.pending(BATCHES)):
             if number == 2:
                 with caplog.at_level(logging.INFO):
@@ -212,7 +212,7 @@ def test_stale_passes_are_removed(tmp_path):
 
 
 def test_nothing_to_encode(tmp_path):
-    with passes.resumable(tmp_path, "text", IDENTITY, 3, label="Item texts") as work:
+    with encoding_jobs.resumable(tmp_path, "text", IDENTITY, 3, label="Item texts") as work:
         assert list(work.pending([])) == [] and work.array.shape == (3, 0)
     assert left(tmp_path) == []
 
@@ -230,30 +230,33 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 def test_vectors_of_another_shape_are_refused(tmp_path):
     with (
         pytest.raises(ValueError, match="were wanted"),
-        passes.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work,
+        encoding_jobs.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work,
     ):
         for index in work.pending(BATCHES):
             work.write(index, np.ones((1, 4), dtype=np.float32))
 
 
 def test_equal_numbers_share_a_batch():
-    batches = passes.equal_together(torch.tensor([3, 0, -1, 1, 0, 2, 3, 3]), 2)
+    batches = encoding_jobs.equal_together(torch.tensor([3, 0, -1, 1, 0, 2, 3, 3]), 2)
     assert [index.tolist() for index in batches] == [[1, 4, 3], [5, 0, 6, 7]]
-    assert passes.equal_together(torch.tensor([], dtype=torch.int64), 2) == []
+    assert encoding_jobs.equal_together(torch.tensor([], dtype=torch.int64), 2) == []
 
 
 def test_precision(monkeypatch):
     def of(wanted, device):
         return {"kd_encode_precision": wanted, "device": torch.device(device)}
 
-    assert passes.precision(of("auto", "cpu")) == "float32" and passes.precision_entry(of("auto", "cpu")) == {}
-    assert passes.precision_entry(of("bfloat16", "cpu")) == {"precision": "bfloat16"}
+    assert (
+        encoding_jobs.precision(of("auto", "cpu")) == "float32"
+        and encoding_jobs.precision_entry(of("auto", "cpu")) == {}
+    )
+    assert encoding_jobs.precision_entry(of("bfloat16", "cpu")) == {"precision": "bfloat16"}
     for supported, name in ((True, "bfloat16"), (False, "float16")):
         monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_bf16_supported=lambda s=supported, **_: s))
-        assert passes.precision(of("auto", "cuda")) == name
-        assert passes.precision(of("float32", "cuda")) == "float32"
+        assert encoding_jobs.precision(of("auto", "cuda")) == name
+        assert encoding_jobs.precision(of("float32", "cuda")) == "float32"
     linear = torch.nn.Linear(4, 4)
-    with passes.autocast(of("bfloat16", "cpu")):
+    with encoding_jobs.autocast(of("bfloat16", "cpu")):
         assert linear(torch.ones(1, 4)).dtype == torch.bfloat16
-    with passes.autocast(of("auto", "cpu")):
+    with encoding_jobs.autocast(of("auto", "cpu")):
         assert linear(torch.ones(1, 4)).dtype == torch.float32

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from recbole_prmkd.losses import kd_loss
-from recbole_prmkd.peers import PEERS, RankSettings
-from recbole_prmkd.peers.dllm2rec import importance
-from recbole_prmkd.peers.rd import rd_weights
-from recbole_prmkd.peers.teachers_list import by_position, teachers_list
+from recbole_prmkd.distil.baselines import BASELINES, RankSettings
+from recbole_prmkd.distil.baselines.dllm2rec import importance
+from recbole_prmkd.distil.baselines.rd import rd_weights
+from recbole_prmkd.distil.baselines.teachers_list import by_position, teachers_list
+from recbole_prmkd.distil.losses import kd_loss
 
-KINDS = sorted(PEERS)
+KINDS = sorted(BASELINES)
 NEG = -torch.inf
 PLAIN = RankSettings(items=3, position=1.0, discrepancy=0.5, by_position=0.3, by_confidence=0.5, by_consistency=0.1)
 EQUAL = replace(PLAIN, position=1e12, discrepancy=0.0)
@@ -83,12 +83,12 @@ def test_rd_with_equal_weights_is_the_mean_log_sigmoid(seed: int) -> None:
 
 def test_rrd_by_hand() -> None:
     two, zero, three, one = (math.exp(score) for score in (1.0, 0.5, -1.0, 2.0))
-    places = [
+    positions = [
         two / (two + zero + three + one),
         zero / (zero + three + one),
         three / (three + one),
     ]
-    expected = -sum(map(math.log, places)) / 3
+    expected = -sum(map(math.log, positions)) / 3
     assert loss_of("rrd", SCORES, TARGET, ALL).item() == pytest.approx(expected, rel=1e-6)
 
 

@@ -3,8 +3,8 @@
 from xml.etree import ElementTree
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.plots import draw_distillation
-from recbole_prmkd.result import CURVES
+from recbole_prmkd.results.plots import draw_distillation
+from recbole_prmkd.results.result import CURVES
 
 
 def test_figure_stands_beside_the_result(settings, tmp_path):

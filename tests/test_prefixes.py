@@ -5,11 +5,12 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model
 
-from recbole_prmkd import lengths, prefixes
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared, windows
-from recbole_prmkd.rows import ROW, Rows
+from recbole_prmkd.data.examples import EXAMPLE, Examples
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students import bucketing as lengths
+from recbole_prmkd.students import windows as prefixes
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared, windows
 
 
 @pytest.fixture
@@ -22,20 +23,20 @@ def student(cpu_settings):
     return make
 
 
-@pytest.mark.parametrize(("longest", "context"), [(50, 0.5), (50, 0.9), (7, 0.0), (3, 0.67), (1, 0.5)])
-def test_windows_hold_each_row_with_enough_context(longest, context):
+@pytest.mark.parametrize(("max_length", "context"), [(50, 0.5), (50, 0.9), (7, 0.0), (3, 0.67), (1, 0.5)])
+def test_windows_hold_each_row_with_enough_context(max_length, context):
     sizes = [1, 2, 40, 51, 52, 333]
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     start = torch.cat([torch.full((size,), int(offset)) for size, offset in zip(sizes, offsets, strict=False)])
     stop = torch.cat([offset + 1 + torch.arange(size) for size, offset in zip(sizes, offsets, strict=False)])
-    rows = Rows(start, start, start, stop, torch.arange(int(offsets[-1])))
-    tiles = windows(rows, longest, context)
+    rows = Examples(start, start, start, stop, torch.arange(int(offsets[-1])))
+    tiles = windows(rows, max_length, context)
     first, last = tiles.start[tiles.window], tiles.start[tiles.window] + tiles.offset
     assert torch.equal(last, rows.stop - 1)  # the place of the newest history item
-    assert bool((first >= rows.start).all()) and int(tiles.length.max()) <= longest
+    assert bool((first >= rows.start).all()) and int(tiles.length.max()) <= max_length
     assert bool((tiles.offset < tiles.length[tiles.window]).all())
     seen = tiles.offset + 1
-    assert bool((seen >= torch.minimum(rows.lengths, torch.tensor(int(longest * context) or 1))).all())
+    assert bool((seen >= torch.minimum(rows.lengths, torch.tensor(int(max_length * context) or 1))).all())
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -52,7 +53,7 @@ def test_loss_and_scores_equal_the_models_own(model, together, student, monkeypa
     encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape[1]))
     short = split.train.lengths <= config["MAX_ITEM_LIST_LENGTH"]
     for batch in loader:
-        index = batch[ROW]
+        index = batch[EXAMPLE]
         seq, length = split.train.histories(index, config["MAX_ITEM_LIST_LENGTH"])
         own = Interaction({"item_id_list": seq, "item_length": length, "item_id": split.train.targets[index]})
         expected = net.full_sort_predict(own)
@@ -72,21 +73,21 @@ def test_loss_and_scores_equal_the_models_own(model, together, student, monkeypa
 def test_each_row_comes_once_an_epoch_and_a_pure_function_of_it(student):
     _, config, split = student("SASRec")
     loader = WindowLoader(config, split.train_data._dataset, split.train)
-    first = [batch[ROW].tolist() for batch in loader]
+    first = [batch[EXAMPLE].tolist() for batch in loader]
     assert sorted(sum(first, [])) == list(range(len(split.train))) and len(first) == len(loader)
-    second = [batch[ROW].tolist() for batch in loader]
+    second = [batch[EXAMPLE].tolist() for batch in loader]
     assert first != second
     loader.epoch = 0
-    assert [batch[ROW].tolist() for batch in loader] == first
+    assert [batch[EXAMPLE].tolist() for batch in loader] == first
     loader.schedule(torch.arange(5, 50))
-    assert sorted(sum((batch[ROW].tolist() for batch in loader), [])) == list(range(5, 50))
+    assert sorted(sum((batch[EXAMPLE].tolist() for batch in loader), [])) == list(range(5, 50))
 
 
 def test_windows_stay_in_their_order_without_shuffle(student):
     _, config, split = student("SASRec", shuffle=False)
     loader = WindowLoader(config, split.train_data._dataset, split.train)
-    first = [batch[ROW].tolist() for batch in loader]
-    assert first == [batch[ROW].tolist() for batch in loader] and sum(first, []) == list(range(len(split.train)))
+    first = [batch[EXAMPLE].tolist() for batch in loader]
+    assert first == [batch[EXAMPLE].tolist() for batch in loader] and sum(first, []) == list(range(len(split.train)))
 
 
 @pytest.mark.parametrize("model", ["BERT4Rec", "NARM", "STAMP", "Caser"])
@@ -107,7 +108,7 @@ def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):
     net, config, split = student("SASRec")
     mask = net.get_attention_mask
     monkeypatch.setattr(net, "get_attention_mask", lambda item_seq: mask(item_seq, bidirectional=True))
-    ahead = "its state at a position depends on later items"
+    ahead = "its state at a position depends on future items"
     assert why_not_shared(net, config, split.train) == ahead
     # Users with a single row show nothing of it: others are asked, and without others nothing is shared.
     monkeypatch.setattr(prefixes, "_PROBED", 8)

@@ -12,11 +12,12 @@ from conftest import write_tiny
 from safetensors.torch import load_file, save_file
 
 import run_recbole_prmkd as command_line
-from recbole_prmkd import UserError, artifacts, pretrain, run_recbole_prmkd
-from recbole_prmkd.config import load_config, with_absolute_paths
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.prefixes import WindowLoader
-from recbole_prmkd.rows import Rows
+from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
+from recbole_prmkd.students.windows import WindowLoader
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.causal import FirstView
@@ -84,7 +85,7 @@ def test_windows_give_the_vectors_of_rows(small):
     dataset = data.dataset(config, short)
     for batch in WindowLoader(config, dataset, short):
         histories, targets = model.pretrain_vectors(batch)
-        rows, same = model.pretrain_vectors(dataset[batch["kd_row"]])
+        rows, same = model.pretrain_vectors(dataset[batch["kd_example"]])
         torch.testing.assert_close(histories, rows, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(targets, same)
 
@@ -150,8 +151,8 @@ def test_a_zero_vector_spoils_neither_cosines_nor_gradients(dtype):
 def test_second_half():
     lengths = torch.tensor([1, 2, 3, 4, 1, 2])
     start = torch.tensor([0, 0, 0, 0, 9, 9])
-    rows = Rows(start, torch.arange(6), start, start + lengths, torch.arange(20))
-    # Users of 5 and 3 items: targets at places 3, 4 of 0..4 and at 2 of 0..2.
+    rows = Examples(start, torch.arange(6), start, start + lengths, torch.arange(20))
+    # Users of 5 and 3 items: targets at positions 3, 4 of 0..4 and at 2 of 0..2.
     assert second_half(rows).targets.tolist() == [2, 3, 5]
 
 
@@ -175,7 +176,7 @@ def test_command_line_then_fine_tuning(teacher, small, settings, tmp_path, monke
     command_line.main()
     folder = tmp_path / "pretrained"
     file, card = folder / f"{teacher}.safetensors", json.loads((folder / f"{teacher}.json").read_text())
-    assert card["sha256"] == artifacts.file_digest(file) and card["epochs"] == 2
+    assert card["sha256"] == store.file_digest(file) and card["epochs"] == 2
     assert sorted(path.name for path in folder.iterdir()) == [f"{teacher}-pretraining", card_name(file), file.name]
 
     # Again: nothing is trained.
@@ -236,7 +237,7 @@ def test_test_and_validation_items_change_nothing(small, tmp_path):
         for name in DATASETS:
             write_tiny(data, name, swap=swap)
         given = small(f"folder{n}", data_path=str(data), kd_cache_dir=str(tmp_path / f"cache{n}"))
-        made.append(artifacts.file_digest(pretrain_file(given)))
+        made.append(store.file_digest(pretrain_file(given)))
     assert made[0] == made[1] == made[2]
 
 
@@ -246,10 +247,10 @@ def pretrain_file(given):
 
 def test_another_teacher_in_the_folder_is_not_lost(small):
     made = pretrain("UniSRec", DATASETS, config_dict=small())
-    before = artifacts.file_digest(pretrain_file(small()))
+    before = store.file_digest(pretrain_file(small()))
     with pytest.raises(UserError, match=r"made from other data or settings .*settings.*--kd_rebuild"):
         pretrain("UniSRec", DATASETS, config_dict=small(seq_seq_weight=0.5))
-    assert artifacts.file_digest(pretrain_file(small())) == before
+    assert store.file_digest(pretrain_file(small())) == before
     again = pretrain("UniSRec", DATASETS, config_dict=small(seq_seq_weight=0.5, kd_rebuild=True))
     assert again["card"]["settings"]["seq_seq_weight"] == 0.5 and again["checkpoint"] == made["checkpoint"]
 
@@ -275,7 +276,7 @@ def test_an_encoder_is_known_by_its_content(small, settings, tiny_encoder, tmp_p
     monkeypatch.chdir(tiny_encoder.parent)
     made = pretrain("UniSRec", DATASETS, config_dict=small(kd_text_encoder=tiny_encoder.name))
     again = pretrain("UniSRec", DATASETS, config_dict=small(kd_text_encoder=str(tiny_encoder)))
-    assert again["card"]["sha256"] == artifacts.file_digest(Path(made["checkpoint"]))  # reused
+    assert again["card"]["sha256"] == store.file_digest(Path(made["checkpoint"]))  # reused
     assert again["card"]["text_encoder"] == made["card"]["text_encoder"]
     config = load_config(
         "BPR",

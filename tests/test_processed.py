@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import ITEMS, USERS
 
-from recbole_prmkd import UserError, processed, run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.data import processed
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.data.text import item_text_vectors, item_texts
+from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.teachers.data import teacher_data
-from recbole_prmkd.text import item_text_vectors, item_texts
 
 WIDTH = 12
 

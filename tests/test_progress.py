@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_prmkd import preparation, progress
-from recbole_prmkd.config import load_config
+from recbole_prmkd import preparation
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.training import make_trainer, train
-from recbole_prmkd.tune.handover import packed, unpacked
+from recbole_prmkd.tune.trial_inputs import packed, unpacked
 from tests import conformance
 
 # Not trained by gradient, with a stage before, and one that RecBole breaks.

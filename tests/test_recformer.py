@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import defaults, properties_dir, read_yaml
-from recbole_prmkd.lengths import by_length
+from recbole_prmkd.recbole_host.keys import defaults, properties_dir, read_yaml
+from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.teachers import recformer
 from recbole_prmkd.teachers.checkpoints import read_encoder
 from recbole_prmkd.teachers.longformer import RecformerModel
@@ -52,11 +52,11 @@ def build(folder, texts=TEXTS, **changes):
     return build_model(texts, folder, **settings(folder, **changes)).train()
 
 
-def histories(number=20, longest=9):
-    """Random histories of every length from 0 to `longest`."""
-    lengths = torch.arange(number) % (longest + 1)
-    items = torch.randint(1, len(TEXTS) + 1, (number, longest), generator=torch.Generator().manual_seed(2))
-    return items * (torch.arange(longest) < lengths[:, None]), lengths
+def histories(number=20, max_length=9):
+    """Random histories of every length from 0 to `max_length`."""
+    lengths = torch.arange(number) % (max_length + 1)
+    items = torch.randint(1, len(TEXTS) + 1, (number, max_length), generator=torch.Generator().manual_seed(2))
+    return items * (torch.arange(max_length) < lengths[:, None]), lengths
 
 
 def test_converted_minilm_gives_berts_own_output(minilm):
@@ -139,7 +139,7 @@ def test_batching_and_padding_change_nothing(pooler, tiny_encoder):
 
 def test_items_without_text_are_not_known(tiny_encoder):
     model = build(tiny_encoder, texts=[{"title": "pen"}, {"title": ""}, {"title": "cup"}])
-    assert model.known_items().tolist() == [False, True, False, True]
+    assert model.covered_items().tolist() == [False, True, False, True]
 
 
 def test_table_is_encoded_once_and_anew_after_a_checkpoint(tiny_encoder, tmp_path):
@@ -314,9 +314,9 @@ def test_one_random_row_of_each_user(run):
     _, (train, _, _) = run()
     users = train._dataset.inter_feat["user_id"]
     some, every = SampledRows(train, "user_id", True, 0), SampledRows(train, "user_id", False, 0)
-    passes = [torch.cat([batch["user_id"] for batch in some]) for _ in range(2)]
-    assert all(sorted(p.tolist()) == sorted(set(users.tolist())) for p in passes)
-    assert not torch.equal(*passes)
+    encoding_jobs = [torch.cat([batch["user_id"] for batch in some]) for _ in range(2)]
+    assert all(sorted(p.tolist()) == sorted(set(users.tolist())) for p in encoding_jobs)
+    assert not torch.equal(*encoding_jobs)
     assert len(list(some)) == len(some) == -(-len(set(users.tolist())) // 8)
     assert sorted(torch.cat([batch["user_id"] for batch in every]).tolist()) == sorted(users.tolist())
     some.lengths = torch.arange(len(some.users)) % 11

@@ -138,7 +138,7 @@ def continues():
 
 
 def words(batch, continues):
-    """Of each row, the places of each word's tokens."""
+    """Of each row, the positions of each word's tokens."""
     rows = []
     for ids, length in zip(batch.input_ids.tolist(), batch.attention_mask.sum(1).tolist(), strict=True):
         row = []
@@ -163,10 +163,10 @@ def test_whole_words_and_nothing_else(continues):
         assert torch.equal(masked.labels[chosen], batch.input_ids[chosen])
         assert torch.equal(masked.input_ids[~chosen], batch.input_ids[~chosen])
         assert not chosen[:, 0].any() and not chosen[~batch.attention_mask.bool()].any()
-        for row, places in zip(chosen.tolist(), words(batch, continues), strict=True):
-            whole = [{row[place] for place in word} for word in places]
+        for row, positions in zip(chosen.tolist(), words(batch, continues), strict=True):
+            whole = [{row[place] for place in word} for word in positions]
             assert all(len(state) == 1 for state in whole)
-            assert {True} in whole or not places
+            assert {True} in whole or not positions
     assert all(torch.equal(a, b) for a, b in zip(batch, before, strict=True))
 
 
@@ -176,9 +176,9 @@ def test_share_of_the_real_tokens(continues, probability):
     batch = tokens([80 + row for row in range(200)], width=600)
     chosen = (masks(batch, continues, probability=probability).labels != NOT_MASKED).sum(1)
     share = probability * (batch.attention_mask.sum(1) - 1)
-    longest = torch.tensor([max(map(len, row)) for row in words(batch, continues)])
-    assert (longest <= 2 * share).all()
-    assert ((chosen - share).abs() <= longest / 2).all()
+    max_length = torch.tensor([max(map(len, row)) for row in words(batch, continues)])
+    assert (max_length <= 2 * share).all()
+    assert ((chosen - share).abs() <= max_length / 2).all()
     assert abs(chosen.sum() / share.sum() - 1) < 0.01
 
 
@@ -203,8 +203,8 @@ def test_words_beyond_the_share():
     batch.input_ids[3, 1] = 200  # the first token begins a word though it is one that continues
     for seed in range(5):
         labels = masks(batch, continues, seed).labels
-        places = [torch.nonzero(row != NOT_MASKED).flatten().tolist() for row in labels]
-        assert places == [[10], list(range(1, 10)), [6, 7, 8, 9], [10]]
+        positions = [torch.nonzero(row != NOT_MASKED).flatten().tolist() for row in labels]
+        assert positions == [[10], list(range(1, 10)), [6, 7, 8, 9], [10]]
 
 
 def test_eighty_ten_ten(continues):
@@ -303,13 +303,13 @@ def test_head_starts_from_the_word_embeddings(build):
 
 
 def test_four_passes_or_two(build):
-    passes = []
+    encoding_jobs = []
     for weight in (0.1, 0):
         model = build(mlm_weight=weight)
-        model.longformer.register_forward_hook(lambda *_: passes.append(1))
+        model.longformer.register_forward_hook(lambda *_: encoding_jobs.append(1))
         loss = model.calculate_loss(ROWS)
-        assert len(passes) == (4 if weight else 2)
-        passes.clear()
+        assert len(encoding_jobs) == (4 if weight else 2)
+        encoding_jobs.clear()
     assert model.lm_head is None
     scores = in_batch_scores(*model.pretrain_vectors(ROWS), model.temperature)
     torch.testing.assert_close(loss, info_nce(scores, ROWS["item_id"], "keep"))

@@ -8,9 +8,9 @@ from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_prmkd
-from recbole_prmkd import compat
+from recbole_prmkd.distil.trainer import DistillationMixin, distillation_trainer
+from recbole_prmkd.recbole_host import compat
 from recbole_prmkd.teachers import TEACHERS
-from recbole_prmkd.trainer import DistillationMixin, distillation_trainer
 
 
 @pytest.mark.parametrize("name", ["UniSRec", "Recformer", "UniM2Rec"])

@@ -4,7 +4,7 @@ import pytest
 
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.report import table
+from recbole_prmkd.results.report import table
 
 
 def test_table_of_two_runs(settings, tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from recbole_prmkd import result as results
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.results import result as results
 
 
 def test_content_moves_out_at_the_end(tmp_path):

@@ -7,11 +7,11 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, init_seed
 
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.rows import ROW
-from recbole_prmkd.student import StudentScorer
-from recbole_prmkd.usual import Usual
+from recbole_prmkd.data.examples import EXAMPLE
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.students.defaults import StudentDefaults
 
 LABELS = {  # in place of drawn negatives
     "threshold": {"rating": 4},
@@ -27,7 +27,7 @@ def scorer_of(cpu_settings):
         split = load_split(config)
         net = get_model(model)(config, split.train_data._dataset)
         return (
-            StudentScorer(net, config, split.train_data._dataset, split.train),
+            StudentAdapter(net, config, split.train_data._dataset, split.train),
             net,
             next(iter(split.train_data)),
             split,
@@ -58,21 +58,21 @@ def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
         net.calculate_loss(batch)
     scorer.prepare(batch)
     assert scorer.path == path
-    places, _ = scorer.positives(batch, torch.Generator())
+    positions, _ = scorer.positives(batch, torch.Generator())
     candidates = torch.tensor([1, 5, 9])
-    wanted = candidates.expand(len(places), -1) if scorer.by_pairs else candidates
-    scores = scorer.scores(batch, places, wanted)  # [B, C]
-    assert scores.requires_grad and scores.shape == (len(places), 3)
+    wanted = candidates.expand(len(positions), -1) if scorer.scores_pairs else candidates
+    scores = scorer.scores(batch, positions, wanted)  # [B, C]
+    assert scores.requires_grad and scores.shape == (len(positions), 3)
     for column, item in enumerate(candidates.tolist()):
-        row = {name: batch[name][places] for name in batch.columns}
-        row["item_id"] = torch.full((len(places),), item)
+        row = {name: batch[name][positions] for name in batch.columns}
+        row["item_id"] = torch.full((len(positions),), item)
         own = net.predict(Interaction(row))
         ours = scores[:, column]
-        torch.testing.assert_close(ours.sigmoid() if scorer.by_pairs else ours, own, rtol=1e-4, atol=1e-5)
-    if not scorer.by_pairs:
-        own = torch.stack([candidates.roll(place) for place in range(len(places))])  # [B, C] of each row
-        columns = torch.stack([torch.arange(3).roll(place) for place in range(len(places))])
-        torch.testing.assert_close(scorer.scores(batch, places, own), scores.gather(1, columns))
+        torch.testing.assert_close(ours.sigmoid() if scorer.scores_pairs else ours, own, rtol=1e-4, atol=1e-5)
+    if not scorer.scores_pairs:
+        own = torch.stack([candidates.roll(place) for place in range(len(positions))])  # [B, C] of each row
+        columns = torch.stack([torch.arange(3).roll(place) for place in range(len(positions))])
+        torch.testing.assert_close(scorer.scores(batch, positions, own), scores.gather(1, columns))
     scores.sum().backward()
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())
     scorer.release()
@@ -87,8 +87,8 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
         net.calculate_loss(batch)
     scorer.prepare(batch)
     assert scorer.path == "loss"
-    places, candidates = torch.arange(len(batch)), torch.tensor([1, 5, 9])
-    assert torch.equal(scorer.scores(batch, places, candidates), scorer._logits[:, candidates])
+    positions, candidates = torch.arange(len(batch)), torch.tensor([1, 5, 9])
+    assert torch.equal(scorer.scores(batch, positions, candidates), scorer._logits[:, candidates])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, mo
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    assert scorer.usual == Usual(rows, every, temperature, weight)
+    assert scorer.student_defaults == StudentDefaults(rows, every, temperature, weight)
 
 
 @pytest.mark.parametrize(
@@ -140,25 +140,27 @@ def test_rows_are_scored_alone_where_the_loss_has_not_passed_them(model, shares_
     scorer.prepare(batch)
     assert scorer.shares_pass == shares_pass
     everything, _ = scorer.positives(batch, torch.Generator())
-    places, candidates = everything[2:9:3], torch.tensor([1, 5, 9])
+    positions, candidates = everything[2:9:3], torch.tensor([1, 5, 9])
 
-    def scores(places):
+    def scores(positions):
         scorer._scores = None  # as in another step
-        return scorer.scores(batch, places, candidates.expand(len(places), -1) if scorer.by_pairs else candidates)
+        return scorer.scores(
+            batch, positions, candidates.expand(len(positions), -1) if scorer.scores_pairs else candidates
+        )
 
-    torch.testing.assert_close(scores(places), scores(everything)[2:9:3], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores(positions), scores(everything)[2:9:3], rtol=1e-4, atol=1e-6)
     if shares_pass or model == "BERT4Rec":
         passed, forward = [], net.forward
         net.forward = lambda *inputs: passed.append(len(inputs[0])) or forward(*inputs)
-        scores(places)
-        assert passed == ([] if shares_pass else [len(places)])
+        scores(positions)
+        assert passed == ([] if shares_pass else [len(positions)])
 
 
 def test_positive_rows_once_each(scorer_of):
     scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    places, _ = scorer.positives(batch, torch.Generator())
-    assert bool((batch["label"][places] == 1).all())
-    assert len(torch.unique(batch[ROW][places])) == len(places) == len(batch) // 4
+    positions, _ = scorer.positives(batch, torch.Generator())
+    assert bool((batch["label"][positions] == 1).all())
+    assert len(torch.unique(batch[EXAMPLE][positions])) == len(positions) == len(batch) // 4
     scorer, _, batch, _ = scorer_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
     assert len(scorer.positives(batch, torch.Generator())[0]) == len(batch) // 3
 
@@ -195,8 +197,8 @@ def test_probabilities_are_made_logits(activation, wanted, scorer_of):
     with scorer.watching():
         net.calculate_loss(batch)
     scorer.prepare(batch)
-    places, _ = scorer.positives(batch, torch.Generator())
-    scores = scorer.scores(batch, places, torch.tensor([1, 2]))
+    positions, _ = scorer.positives(batch, torch.Generator())
+    scores = scorer.scores(batch, positions, torch.tensor([1, 2]))
     torch.testing.assert_close(scores, torch.full_like(scores, wanted))
 
 
@@ -204,12 +206,12 @@ def test_whole_users_come_with_one_of_their_rows_each(scorer_of):
     scorer, _, batch, split = scorer_of("MultiVAE", train_neg_sample_args=None)
     seen, generator = [], torch.Generator()
     for _ in range(20):
-        places, rows = scorer.positives(batch, generator)
-        torch.testing.assert_close(batch["user_id"][places], split.train.users[rows])
+        positions, rows = scorer.positives(batch, generator)
+        torch.testing.assert_close(batch["user_id"][positions], split.train.users[rows])
         assert bool((split.train.lengths[rows] > 0).all())
         seen.append(rows)
     with_history = torch.unique(split.train.users[split.train.lengths > 0])
     torch.testing.assert_close(
-        batch["user_id"][places].sort().values, with_history[torch.isin(with_history, batch["user_id"])]
+        batch["user_id"][positions].sort().values, with_history[torch.isin(with_history, batch["user_id"])]
     )
-    assert len(torch.unique(torch.cat(seen))) > 2 * len(places)
+    assert len(torch.unique(torch.cat(seen))) > 2 * len(positions)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import write_tiny
 
-from recbole_prmkd import encoder, text
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd.data import encoder, text
+from recbole_prmkd.data.split import load_split
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.config import load_config
 
 
 def config_of(cpu_settings, **more):

@@ -6,11 +6,11 @@ import torch
 from recbole.utils import get_model
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.knowledge import Knowledge, TeacherKnowledge
-from recbole_prmkd.student import StudentScorer
-from recbole_prmkd.top_items import distinct, first_of, teachers_first
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.distil.top_items import distinct, first_of, teachers_first
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 
 N, ITEMS, D = 7, 12, 4
 
@@ -24,9 +24,9 @@ def knowledge():
         items, rows = torch.randn(ITEMS, D), torch.randn(N, D)
         items = torch.nn.functional.normalize(items, dim=1)
         items[canonical[[0, *unknown]]] = 0
-        return TeacherKnowledge(name, 0.07, 0.5, items.half(), rows.numpy().astype(np.float16))
+        return CachedTeacher(name, 0.07, 0.5, items.half(), rows.numpy().astype(np.float16))
 
-    return Knowledge([teacher("A"), teacher("B", [3])], canonical, torch.device("cpu"))
+    return TeacherCache([teacher("A"), teacher("B", [3])], canonical, torch.device("cpu"))
 
 
 def test_teachers_first_items(knowledge):
@@ -79,18 +79,18 @@ def test_scores_of_own_candidates_are_the_students(settings):
     config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
     split = load_split(config)
     model = get_model("SASRec")(config, split.train_data._dataset).eval()
-    scorer = StudentScorer(model, config, split.train_data._dataset, split.train)
+    scorer = StudentAdapter(model, config, split.train_data._dataset, split.train)
     batch = next(iter(split.train_data))
     with scorer.watching():
         model.calculate_loss(batch)
     scorer.prepare(batch)
-    places, _ = scorer.positives(batch, torch.Generator())
-    everything = model.full_sort_predict(batch)[places]
-    own = torch.randint(1, everything.shape[1], (len(places), 3))
-    torch.testing.assert_close(scorer.scores(batch, places, own), everything.gather(1, own))
-    history = batch["item_id_list"][places]
-    rows = torch.arange(len(places)).repeat_interleave(history.shape[1])
-    first = scorer.first(batch, places, 5, (rows, history.flatten()))
+    positions, _ = scorer.positives(batch, torch.Generator())
+    everything = model.full_sort_predict(batch)[positions]
+    own = torch.randint(1, everything.shape[1], (len(positions), 3))
+    torch.testing.assert_close(scorer.scores(batch, positions, own), everything.gather(1, own))
+    history = batch["item_id_list"][positions]
+    rows = torch.arange(len(positions)).repeat_interleave(history.shape[1])
+    first = scorer.first(batch, positions, 5, (rows, history.flatten()))
     allowed = everything.scatter(1, history, -torch.inf)
     allowed[:, 0] = -torch.inf
     torch.testing.assert_close(first, allowed.topk(5, dim=1).indices)

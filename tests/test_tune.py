@@ -17,11 +17,12 @@ import yaml
 from conftest import write_tiny
 from ray.cluster_utils import Cluster
 
-from recbole_prmkd import UserError, passes, run_recbole_prmkd
-from recbole_prmkd.config import load_config
+from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.preparation import Steps, prepare
-from recbole_prmkd.result import read
-from recbole_prmkd.tune import handover, passes_on, run_sweep
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.results.result import read
+from recbole_prmkd.teacher_cache import encoding_jobs
+from recbole_prmkd.tune import encode_on, run_sweep, trial_inputs
 
 ROOT = Path(__file__).parent.parent
 SPACE = {"kd_weight": {"loguniform": [0.5, 20]}, "learning_rate": {"loguniform": [0.0005, 0.02]}}
@@ -116,7 +117,7 @@ def test_asha_and_a_node_killed_in_the_middle(model, settings, sweep_file, two_n
     DeepFM's trials take the knowledge from the object store, as where nodes share no storage.
     """
     if model == "DeepFM":
-        monkeypatch.setattr(handover, "_seen_everywhere", lambda files: False)
+        monkeypatch.setattr(trial_inputs, "_seen_everywhere", lambda files: False)
     file = sweep_file(trials=6, scheduler={"name": "asha", "grace": 2, "reduction": 2}, search="optuna", seed=1)
     fixed = settings(kd="prmkd", epochs=24, stopping_step=50)
     folder = Path(fixed["kd_output_dir"])
@@ -249,7 +250,7 @@ def test_the_cache_from_ray_data_equals_the_local_one(teacher, settings, tmp_pat
                 **more,
             ),
         )
-        with passes_on(address):
+        with encode_on(address):
             prepare(config, Steps())
         made.append(cache_of(folder))
     local, spread = made
@@ -281,8 +282,8 @@ def test_a_lost_worker_costs_only_its_shard(tmp_path, two_nodes):
         return np.stack([index.numpy(), index.numpy() ** 2], axis=1)
 
     with (
-        passes_on(two_nodes.address),
-        passes.resumable(tmp_path / "cache", "numbers", {}, 160, label="Numbers", dtype=np.int64) as work,
+        encode_on(two_nodes.address),
+        encoding_jobs.resumable(tmp_path / "cache", "numbers", {}, 160, label="Numbers", dtype=np.int64) as work,
     ):
         array = np.array(work.fill(batches, encode))
     assert died.exists() and (array == np.stack([np.arange(160), np.arange(160) ** 2], axis=1)).all()

@@ -13,7 +13,8 @@ import yaml
 from conftest import write_tiny
 
 import run_recbole_prmkd as command_line
-from recbole_prmkd import UserError, atomic
+from recbole_prmkd import UserError
+from recbole_prmkd.data import atomic_files
 from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
 
@@ -122,7 +123,7 @@ def resumed(folder):
 def test_a_sweep_goes_on_with_its_own_data_alone(begun):
     folder, data = begun
     plan, _ = resumed(folder)
-    assert plan.data == atomic.digest(data, "tiny")
+    assert plan.data == atomic_files.digest(data, "tiny")
     with (data / "tiny.item").open("a") as file:
         file.write("i99\tanother thing\tb1\n")
     with pytest.raises(UserError, match="files of tiny have changed"):

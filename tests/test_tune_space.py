@@ -136,7 +136,7 @@ def test_search_and_scheduler_are_rays(search, scheduler, planned):
         search = "random"
     space = {"kd_weight": {"loguniform": [0.5, 20]}, "kd_curriculum": {"choice": ["none", "easy"]}}
     plan, _ = planned({"space": space, "search": search, "scheduler": scheduler, "trials": 4, "max_concurrent": 2})
-    made = tune_config(plan.sweep, plan.config({"kd_weight": 1.0}), longest=10)
+    made = tune_config(plan.sweep, plan.config({"kd_weight": 1.0}), max_length=10)
     assert made.num_samples == 4 and made.mode == "max"
     assert made.metric == ("mrr@10" if scheduler == "pbt" else "best_score")
 

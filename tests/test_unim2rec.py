@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import teacher_settings
-from recbole_prmkd.prefixes import why_not_shared
-from recbole_prmkd.rows import Rows
+from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.students.windows import why_not_shared
 from recbole_prmkd.teachers import unim2rec, unisrec
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import MoEAdaptor, UniSRec
@@ -132,12 +132,12 @@ def test_switches_of_items(build):
     assert torch.equal(raw.image_embedding.weight, random_side()[1])
     assert torch.equal(unit.image_embedding.weight, functional.normalize(random_side()[1], dim=1))
     assert not build(missing_item="zero").encode_items()[NEITHER].any()
-    assert build(train_stage="transductive").known_items().tolist() == [False] + [True] * (N - 1)
-    assert unit.known_items().nonzero().flatten().tolist() == sorted(BOTH + TEXT_ONLY + IMAGE_ONLY)
+    assert build(train_stage="transductive").covered_items().tolist() == [False] + [True] * (N - 1)
+    assert unit.covered_items().nonzero().flatten().tolist() == sorted(BOTH + TEXT_ONLY + IMAGE_ONLY)
     for place, (fusion, known) in enumerate({"text": BOTH + TEXT_ONLY, "image": BOTH + IMAGE_ONLY}.items()):
         alone = build(fusion=fusion)
         assert alone.modalities == (fusion,) and not alone.gates
-        assert alone.known_items().nonzero().flatten().tolist() == sorted(known)
+        assert alone.covered_items().nonzero().flatten().tolist() == sorted(known)
         unit.load_state_dict(alone.state_dict(), strict=False)
         assert torch.equal(alone.encode_items()[known], unit.adapted()[known, place])
 
@@ -172,7 +172,7 @@ def test_shares_prefixes(build):
     """Several targets per sequence give the same loss and scores as one padded row per target."""
     items = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 3, 1, 5])
     start, stop = torch.tensor([0, 0, 0, 0, 6, 6, 6]), torch.tensor([1, 2, 4, 5, 7, 8, 10])
-    rows = Rows(torch.tensor([1, 1, 1, 1, 2, 2, 2]), items[stop], start, stop, items)
+    rows = Examples(torch.tensor([1, 1, 1, 1, 2, 2, 2]), items[stop], start, stop, items)
     config = {**teacher_settings("UniM2Rec", {}), **SETTINGS}
     heavy = {"text_image_weight": 1.0, "modality_weight": 1.0, "train_stage": "transductive"}
     for settings in ({}, heavy, {"fusion": "image"}):

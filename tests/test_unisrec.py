@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recbole_prmkd.keys import properties_dir, read_yaml
+from recbole_prmkd.recbole_host.keys import properties_dir, read_yaml
 from recbole_prmkd.teachers import unisrec
 from recbole_prmkd.teachers.unisrec import UniSRec
 

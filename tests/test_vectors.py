@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.config import load_config, with_absolute_paths
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.knowledge import build_or_load, open_knowledge
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
+from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
 from recbole_prmkd.teachers import vectors
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
@@ -50,7 +50,7 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
     data = teacher_data(split, config["seed"])
     teacher = fit_or_load("Vectors", config, data)
     folder, _ = build_or_load(teacher, data, config)
-    knowledge = open_knowledge([teacher], [folder], data, config)
+    knowledge = open_cache([teacher], [folder], data, config)
     candidates = torch.arange(1, len(split.item_tokens) + 1)
     scores, known = knowledge.scores(torch.arange(len(split.train)), candidates)
     assert scores.shape[1] == len(files["row_names"])

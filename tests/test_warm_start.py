@@ -8,9 +8,9 @@ import torch
 from recbole.utils import get_model, init_seed
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import load_split
-from recbole_prmkd.warm_start import item_tables, principal_components, source_of, warm_start
+from recbole_prmkd.data.split import load_split
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.students.warm_start import item_tables, principal_components, source_of, warm_start
 from tests.conformance import SMALL, write_data
 
 

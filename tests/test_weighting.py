@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recbole_prmkd.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
+from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 
 T, B, C = 3, 5, 8
 TRUE = torch.arange(B)  # the column of each row's true item

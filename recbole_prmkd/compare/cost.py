@@ -28,15 +28,15 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 from torch import Tensor
 
-from recbole_prmkd import artifacts
 from recbole_prmkd.compare.grid import BASELINE
-from recbole_prmkd.compat import full_pickle
-from recbole_prmkd.dataset import Split
-from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.peers.ensemble import ENSEMBLE, mean_scores
+from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.recbole_host.compat import full_pickle
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
+from recbole_prmkd.teachers.ensemble import ENSEMBLE, mean_scores
 from recbole_prmkd.teachers.fit import FittedTeacher
 
 COSTS = "cost.json"
@@ -47,7 +47,7 @@ _FEWEST, _MOST = 15, 500  # rounds
 _BUDGET = 30.0  # seconds of all rounds, where the fewest do not take longer
 _LONGEST = 2.0  # seconds of one pass; slower models are timed on fewer users
 
-Pass = Callable[[], Any]
+ForwardPass = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def measure_costs(
     if BASELINE in stored:
         students[AGAIN] = _student(stored[BASELINE][0], prepared.split, stored[BASELINE][1])
     batches, users = _test_batches(next(iter(students.values())), prepared.split)
-    passes = {kd: _student_pass(trainer, batches) for kd, trainer in students.items()}
+    forward_passes = {kd: _student_pass(trainer, batches) for kd, trainer in students.items()}
     served = _served(config, prepared)
     teachers = {one.teacher.name: _pass_of([one]) for one in served}
     together = {ENSEMBLE: _pass_of(served)} if ensemble and served and len(served) == len(prepared.teachers) else {}
-    taken = _in_turns({**passes, **{name: each for name, (each, _) in {**teachers, **together}.items()}})
+    taken = _in_turns({**forward_passes, **{name: each for name, (each, _) in {**teachers, **together}.items()}})
     plain = taken.get(BASELINE)
     content = {
         "device": _device(config),
@@ -113,7 +113,7 @@ def measure_costs(
             for teacher in prepared.teachers
         },
     }
-    artifacts.write_json(file, content)
+    store.write_json(file, content)
 
 
 def read_costs(file: Path) -> dict[str, Any] | None:
@@ -154,7 +154,7 @@ def _test_batches(trainer: Trainer, split: Split) -> tuple[list[Any], int]:
     return batches, users
 
 
-def _student_pass(trainer: Trainer, batches: list[Any]) -> Pass:
+def _student_pass(trainer: Trainer, batches: list[Any]) -> ForwardPass:
     def rank_all() -> None:
         for batch in batches:
             _rank(trainer, batch)
@@ -190,7 +190,7 @@ def _histories(teacher: FittedTeacher, data: TeacherData) -> Served:
     return served
 
 
-def _pass_of(served: Sequence[Served]) -> tuple[Pass, int]:
+def _pass_of(served: Sequence[Served]) -> tuple[ForwardPass, int]:
     """A pass over the users that all of these have, and how many they are: one teacher, or several as an ensemble."""
     batches = min(len(one.batches) for one in served)
 
@@ -205,7 +205,7 @@ def _pass_of(served: Sequence[Served]) -> tuple[Pass, int]:
 
 
 def _of_ensemble(
-    prepared: Prepared, together: Mapping[str, tuple[Pass, int]], taken: Mapping[str, list[float]], users: int
+    prepared: Prepared, together: Mapping[str, tuple[ForwardPass, int]], taken: Mapping[str, list[float]], users: int
 ) -> dict[str, Any]:
     """The ensemble's line; without times where one of its teachers has none. users: those of the students' passes."""
     line: dict[str, Any] = {
@@ -221,19 +221,19 @@ def _of_ensemble(
     return {**line, **_per_thousand(own, number), "ratio": ratio, "users": number}
 
 
-def _in_turns(passes: Mapping[str, Pass]) -> dict[str, list[float]]:
+def _in_turns(forward_passes: Mapping[str, ForwardPass]) -> dict[str, list[float]]:
     """Seconds of each pass in each round; short passes get more rounds, every round starts with another pass."""
-    taken: dict[str, list[float]] = {name: [] for name in passes}
-    names = list(passes)
-    once = sum(_seconds(each) for each in passes.values())
+    taken: dict[str, list[float]] = {name: [] for name in forward_passes}
+    names = list(forward_passes)
+    once = sum(_seconds(each) for each in forward_passes.values())
     for turn in range(min(_MOST, max(_FEWEST, math.ceil(_BUDGET / once)))):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(_seconds(passes[name]))
+            taken[name].append(_seconds(forward_passes[name]))
     return taken
 
 
-def _seconds(each: Pass) -> float:
+def _seconds(each: ForwardPass) -> float:
     """Seconds of a pass, which ends with a copy to the CPU, so that a GPU has done its work."""
     begin = time.perf_counter()
     each()

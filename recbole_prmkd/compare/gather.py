@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import Cell, Grid
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import teacher_seed
-from recbole_prmkd.result import RANKS, RunResult, StudentResult, TeacherResult
+from recbole_prmkd.recbole_host.keys import teacher_seed
+from recbole_prmkd.results import result as results
+from recbole_prmkd.results.result import RANKS, RunResult, StudentResult, TeacherResult
 
 TEACHER = "teacher"  # the kd of a teacher's row
 MILLISECONDS = "ms_per_1000_users"

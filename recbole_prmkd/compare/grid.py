@@ -16,13 +16,14 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_prmkd import artifacts, atomic
-from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.data import atomic_files
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import no_command_line
-from recbole_prmkd.keys import as_list, key_table, nearest
-from recbole_prmkd.peers.ensemble import ENSEMBLE
+from recbole_prmkd.recbole_host.checks import check_run
+from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
+from recbole_prmkd.recbole_host.run_files import no_command_line
+from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"
 FILE, LOCK = "comparison.json", ".running"
@@ -106,17 +107,17 @@ class Grid:
         folders = {
             name: Path(self.config(Cell(name, self.models[0], BASELINE, 0))["data_path"]) for name in self.datasets
         }
-        return replace(self, data={name: atomic.digest(folder, name) for name, folder in folders.items()})
+        return replace(self, data={name: atomic_files.digest(folder, name) for name, folder in folders.items()})
 
     def alike(self) -> dict[str, Any]:
         """What all cells of a folder share: the settings, the teachers' seed included, and the search."""
-        return {"kd_teacher_seed": self.seeds[0], "--tune": self.tune, **artifacts.as_json(dict(self.settings))}
+        return {"kd_teacher_seed": self.seeds[0], "--tune": self.tune, **store.as_json(dict(self.settings))}
 
     def as_json(self) -> dict[str, Any]:
         """What `comparison.json` holds."""
         lists = {name: list(getattr(self, name)) for name in _LISTS}
         own = {"settings": dict(self.settings), "tune": self.tune, "data": dict(self.data)}
-        return artifacts.as_json({"schema": SCHEMA, **lists, **own})
+        return store.as_json({"schema": SCHEMA, **lists, **own})
 
 
 def make_grid(
@@ -155,7 +156,7 @@ def make_grid(
     with no_command_line():
         base = load_config(students[0], data[0], None, {**_PROTOCOL, **given, **data_path})
     settings = {**with_absolute_paths(given, base), **data_path}
-    return Grid(data, students, names, numbers, artifacts.as_json(settings))
+    return Grid(data, students, names, numbers, store.as_json(settings))
 
 
 def check_grid(grid: Grid, folder: Path) -> None:
@@ -199,7 +200,7 @@ def open_folder(grid: Grid, folder: Path) -> Grid:
     """Make the comparison's folder or go on in it, as `in_folder` does; `comparison.json` holds the grid it returns."""
     grid = in_folder(grid, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(folder / FILE, grid.as_json())
+    store.write_json(folder / FILE, grid.as_json())
     return grid
 
 
@@ -209,7 +210,7 @@ def usual_folder(grid: Grid) -> Path:
     def few(names: Sequence[str]) -> str:
         return "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
 
-    own = artifacts.digest([grid.models, grid.datasets, grid.alike()])[:8]
+    own = store.digest([grid.models, grid.datasets, grid.alike()])[:8]
     return (Path("runs") / f"compare-{few(grid.models)}-{few(grid.datasets)}-{own}").resolve()
 
 

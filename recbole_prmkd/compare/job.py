@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import recbole_prmkd
-from recbole_prmkd import artifacts
-from recbole_prmkd.result import RESULT
+from recbole_prmkd.results.result import RESULT
+from recbole_prmkd.teacher_cache import store
 
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
@@ -41,14 +41,14 @@ class Job:
     def as_json(self) -> dict[str, Any]:
         """What job.json holds."""
         content = {"work": self.work, "model": self.model, "dataset": self.dataset}
-        return artifacts.as_json({**content, "settings": dict(self.settings), **self.more})
+        return store.as_json({**content, "settings": dict(self.settings), **self.more})
 
     def write(self) -> None:
         """Write job.json, for the process that is to do the job; what another job has left there is no longer its."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.written():
             (self.folder / RESULT).unlink(missing_ok=True)
-        artifacts.write_json(self.folder / FILE, self.as_json())
+        store.write_json(self.folder / FILE, self.as_json())
 
     def written(self) -> bool:
         """Whether the folder's job.json is this job's already."""

@@ -23,8 +23,8 @@ from recbole_prmkd.compare.tables import (
     write_results,
     write_tables,
 )
-from recbole_prmkd.config import RANKING_ARGS
-from recbole_prmkd.result import RunResult
+from recbole_prmkd.recbole_host.config import RANKING_ARGS
+from recbole_prmkd.results.result import RunResult
 from recbole_prmkd.tune.settings import SweepSettings
 
 PAGE = "report.html"

@@ -15,7 +15,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recbole_prmkd import result as results
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import (
     BASELINE,
@@ -41,10 +40,11 @@ from recbole_prmkd.compare.schedule import (
     workers_here,
 )
 from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, with_winners
-from recbole_prmkd.config import user_setting
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import defaults, preset
-from recbole_prmkd.peers.ensemble import ENSEMBLE
+from recbole_prmkd.recbole_host.config import user_setting
+from recbole_prmkd.recbole_host.keys import defaults, preset
+from recbole_prmkd.results import result as results
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.cluster import check_address, cluster
 
 # Keys whose stored value is no default as it stands: what a run makes of them.

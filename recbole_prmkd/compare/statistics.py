@@ -39,13 +39,13 @@ class Paired:
 
 
 def paired(plain: Sequence[float], distilled: Sequence[float]) -> Paired:
-    """Test the differences of two lists whose places are the same seeds."""
+    """Test the differences of two lists whose positions are the same seeds."""
     differences = np.asarray(distilled, dtype=float) - np.asarray(plain, dtype=float)
     number = len(differences)
     gain = float(differences.mean()) if number else math.nan
     if number < FEWEST_SEEDS:
         return Paired(number, gain, None, None, f"a test needs {FEWEST_SEEDS} seeds")
-    # Metrics are rounded to four places, so a few seeds may differ by the very same amount.
+    # Metrics are rounded to four positions, so a few seeds may differ by the very same amount.
     if np.ptp(differences) < 1e-12:
         return Paired(number, gain, None, None, "the differences do not vary")
     test = stats.ttest_rel(distilled, plain)

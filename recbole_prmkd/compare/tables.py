@@ -57,11 +57,11 @@ def way(kd: str) -> str:
     return {BASELINE: "alone", TEACHER: "teacher"}.get(kd, kd)
 
 
-def number(value: float, places: int = 4) -> str:
+def number(value: float, positions: int = 4) -> str:
     """0.0561 as .0561; a dash where there is none."""
     if value is None or math.isnan(value):
         return NONE
-    text = f"{value:.{places}f}"
+    text = f"{value:.{positions}f}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 

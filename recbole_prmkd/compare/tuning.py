@@ -14,12 +14,12 @@ from recbole.utils import argument_list as host
 
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid
 from recbole_prmkd.compare.job import JOBS, Job
-from recbole_prmkd.config import HostView, host_view
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import no_command_line
-from recbole_prmkd.peers.ensemble import ENSEMBLE
-from recbole_prmkd.tune.legal import check_space
+from recbole_prmkd.recbole_host.config import HostView, host_view
+from recbole_prmkd.recbole_host.run_files import no_command_line
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.outcome import WINNER
+from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings, read_sweep
 from recbole_prmkd.tune.space import read_space
 

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 import yaml
 
-from recbole_prmkd import artifacts
-from recbole_prmkd.checks import check_run
 from recbole_prmkd.compare.cost import measure_costs
 from recbole_prmkd.compare.job import FILE, PARENT
 from recbole_prmkd.compare.tuning import SWEEP, SWEEP_FILE
-from recbole_prmkd.config import load_config
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import run_logging
-from recbole_prmkd.memory import keep_freed_memory
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.recbole_host.checks import check_run
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.run_files import run_logging
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.tune import run_sweep
 from recbole_prmkd.tune.plan import FILE as PLAN
 
@@ -77,7 +77,7 @@ def _prepare(content: Mapping[str, Any], folder: Path) -> None:
     with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
         prepare(config, steps)
     made = {name: step.seconds for name, step in steps.results.items() if step.reused is False}
-    artifacts.write_json(folder / PREPARED, {"made": made})
+    store.write_json(folder / PREPARED, {"made": made})
 
 
 def _cost(content: Mapping[str, Any], folder: Path) -> None:

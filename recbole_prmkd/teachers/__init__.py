@@ -17,7 +17,7 @@ A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of t
 To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`.
 """
 
-from recbole_prmkd.keys import kind_of
+from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec

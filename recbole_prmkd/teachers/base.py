@@ -25,7 +25,7 @@ class Teacher(SequentialRecommender):
     """A pre-trained recommendation model: items and histories become vectors, a score is their cosine.
 
     Reads the side information that it needs (text, images) by external item token, through the functions of
-    `recbole_prmkd.text`, from `config` and `dataset`; nothing comes through `load_col`.
+    `recbole_prmkd.data.text`, from `config` and `dataset`; nothing comes through `load_col`.
 
     Attributes:
         temperature: divides the cosine in training, and in the soft targets that a student sees.
@@ -44,7 +44,7 @@ class Teacher(SequentialRecommender):
     # Whether there is anything to train.
     learns: bool = True
     # Whether its vector of a row depends on user and target, not on the history alone.
-    reads_rows: bool = False
+    reads_examples: bool = False
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
@@ -59,7 +59,7 @@ class Teacher(SequentialRecommender):
         """Vectors of all items by internal id, [n_items, D], with gradient; row 0 is PAD."""
         raise NotImplementedError
 
-    def known_items(self) -> Tensor:
+    def covered_items(self) -> Tensor:
         """Which items this teacher knows anything about, [n_items] bool; False for PAD."""
         known = torch.ones(self.n_items, dtype=torch.bool)
         known[0] = False

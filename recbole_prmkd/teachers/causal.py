@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.lengths import by_length, least_padding
-from recbole_prmkd.prefixes import WINDOW, row_places
+from recbole_prmkd.students.bucketing import by_length, least_padding
+from recbole_prmkd.students.windows import WINDOW, example_positions
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 
-_PLACES = 1 << 13  # history places encoded at a time, padding included
+_PLACES = 1 << 13  # history positions encoded at a time, padding included
 STAGES = ("pretrain", "inductive", "transductive")
 
 
@@ -68,7 +68,7 @@ class CausalTeacher(Teacher):
     def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
 
-        Sequences of similar length are encoded together; places after a sequence's last item hold 0 or the state there.
+        Sequences of similar length are encoded together; after a sequence's last item stands 0 or the state there.
         """
         length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
         groups = least_padding(length)
@@ -99,8 +99,8 @@ class CausalTeacher(Teacher):
         item_seq, vectors, order = interaction[self.ITEM_SEQ], [], []
         for index in by_length(length.cpu(), _PLACES):
             rows = index.to(length.device)
-            longest = max(1, int(length[rows[0]]))
-            states = self.encode_histories(item_seq[rows, :longest], length[rows].clamp(min=1), items)
+            max_length = max(1, int(length[rows[0]]))
+            states = self.encode_histories(item_seq[rows, :max_length], length[rows].clamp(min=1), items)
             vectors.append(states * (length[rows] > 0).unsqueeze(-1))  # nothing is known of a row without a history
             order.append(rows)
         return torch.cat(vectors)[torch.cat(order).argsort()]  # [B, D]
@@ -110,7 +110,7 @@ class CausalTeacher(Teacher):
         raise NotImplementedError
 
     def noisy_items(self, items: Tensor) -> Tensor:
-        """The same from spoilt contents, which the second view shows at some places: [U] ids -> [U, D]."""
+        """The same from spoilt contents, which the second view shows at some positions: [U] ids -> [U, D]."""
         raise NotImplementedError
 
     def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class CausalTeacher(Teacher):
     def pretrain_loss(self, interaction: Interaction) -> Tensor:
         """Sequence-item InfoNCE + seq_seq_weight x sequence-sequence InfoNCE, as in UniSRec, + `content_loss`.
 
-        The second view of a batch drops items from its histories, or shows spoilt contents at some of its places.
+        The second view of a batch drops items from its histories, or shows spoilt contents at some of its positions.
         """
         targets = interaction[self.POS_ITEM_ID]
         view = FirstView(self, interaction)
@@ -160,7 +160,7 @@ class CausalTeacher(Teacher):
 class FirstView:
     """A pre-training batch as it is, each of its distinct items adapted once.
 
-    ids: [U] items, PAD first; items: [U, D]; item_seq [B, L] and targets [R] number places in them; length: [B];
+    ids: [U] items, PAD first; items: [U, D]; item_seq [B, L] and targets [R] number positions in them; length: [B];
     rows: sequence and place of each row's newest item, [R] both; histories: [R, D].
     """
 
@@ -172,6 +172,6 @@ class FirstView:
         self.targets = place[1 + item_seq.numel() :]
         self.length = interaction[model.ITEM_SEQ_LEN]
         self.windows = WINDOW in interaction
-        self.rows = row_places(interaction, self.length)
+        self.rows = example_positions(interaction, self.length)
         self.items = model.batch_items(self.ids)
         self.histories = model.states(self.item_seq, self.items)[self.rows]

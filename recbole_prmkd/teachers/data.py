@@ -20,10 +20,10 @@ from recbole.evaluator.register import metrics_dict
 from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
-from recbole_prmkd.dataset import Split
-from recbole_prmkd.host import no_command_line
-from recbole_prmkd.keys import key_table, kind_of, teacher_seed, teacher_settings
-from recbole_prmkd.rows import Rows
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.data.split import Split
+from recbole_prmkd.recbole_host.keys import key_table, kind_of, teacher_seed, teacher_settings
+from recbole_prmkd.recbole_host.run_files import no_command_line
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
 _SHARED = (
@@ -55,15 +55,15 @@ class TeacherData:
     item_tokens: list[str]
     user_tokens: list[str]
     canonical: Tensor
-    fit: Rows
-    holdout: Rows
-    train: Rows
-    valid: Rows
-    test: Rows
+    fit: Examples
+    holdout: Examples
+    train: Examples
+    valid: Examples
+    test: Examples
 
-    def dataset(self, config: Config, rows: Rows) -> "RowsDataset":
+    def dataset(self, config: Config, rows: Examples) -> "ExamplesDataset":
         """These rows as a RecBole data set."""
-        return RowsDataset(config, rows, self.item_tokens, self.user_tokens)
+        return ExamplesDataset(config, rows, self.item_tokens, self.user_tokens)
 
 
 def teacher_data(split: Split, seed: int) -> TeacherData:
@@ -93,7 +93,7 @@ def teacher_data(split: Split, seed: int) -> TeacherData:
     )
 
 
-def _by_user_token(rows: Rows, user_tokens: list[str]) -> Tensor:
+def _by_user_token(rows: Examples, user_tokens: list[str]) -> Tensor:
     """Numbers of the rows with a history, users in the order of their tokens, each user's rows in time order."""
     rank = np.empty(len(user_tokens) + 1, dtype=np.int64)
     rank[0] = 0
@@ -142,20 +142,20 @@ class JoinedData:
 
     domains: list[tuple[Config, list[str]]]
     user_tokens: list[str]
-    fit: Rows
-    holdout: Rows
+    fit: Examples
+    holdout: Examples
 
-    def dataset(self, config: Config, rows: Rows) -> "RowsDataset":
+    def dataset(self, config: Config, rows: Examples) -> "ExamplesDataset":
         """These rows as a RecBole data set; tokens carry their data set's name."""
         tokens = [f"{domain['dataset']}/{token}" for domain, of_domain in self.domains for token in of_domain]
-        return RowsDataset(config, rows, tokens, self.user_tokens, self.domains)
+        return ExamplesDataset(config, rows, tokens, self.user_tokens, self.domains)
 
 
-def second_half(rows: Rows) -> Rows:
+def second_half(rows: Examples) -> Examples:
     """The rows whose target stands in the second half of its user's items."""
     _, block = torch.unique(rows.start, return_inverse=True)
-    longest = torch.zeros(int(block.max()) + 1, dtype=torch.int64).scatter_reduce(0, block, rows.lengths, "amax")
-    return rows.select(torch.nonzero(2 * rows.lengths >= longest[block] + 1).squeeze(1))
+    max_length = torch.zeros(int(block.max()) + 1, dtype=torch.int64).scatter_reduce(0, block, rows.lengths, "amax")
+    return rows.select(torch.nonzero(2 * rows.lengths >= max_length[block] + 1).squeeze(1))
 
 
 def joined_data(configs: Sequence[Config], parts: Sequence[TeacherData]) -> JoinedData:
@@ -169,12 +169,12 @@ def joined_data(configs: Sequence[Config], parts: Sequence[TeacherData]) -> Join
             for config, part in zip(configs, parts, strict=True)
             for token in part.user_tokens
         ],
-        fit=Rows.joined([part.fit for part in parts], users, items),
-        holdout=Rows.joined([part.holdout for part in parts], users, items),
+        fit=Examples.joined([part.fit for part in parts], users, items),
+        holdout=Examples.joined([part.holdout for part in parts], users, items),
     )
 
 
-class RowsDataset(SequentialDataset):
+class ExamplesDataset(SequentialDataset):
     """Rows as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files.
 
     domains: configuration and item tokens of each data set that it was joined from, in the order of item ids.
@@ -183,7 +183,7 @@ class RowsDataset(SequentialDataset):
     def __init__(
         self,
         config: Config,
-        rows: Rows,
+        rows: Examples,
         item_tokens: Sequence[str],
         user_tokens: Sequence[str],
         domains: Sequence[tuple[Config, list[str]]] = (),

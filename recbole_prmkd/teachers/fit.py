@@ -23,13 +23,13 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
 
-from recbole_prmkd import artifacts
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.evaluation import evaluate_unseen, plain
-from recbole_prmkd.host import quiet_trainer
-from recbole_prmkd.keys import SCRATCH, kind_of, teacher_settings
-from recbole_prmkd.memory import forget_peak_memory, peak_memory_mb
-from recbole_prmkd.prefixes import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
+from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
+from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
 from recbole_prmkd.teachers.pretrained import checkpoint_of
@@ -78,16 +78,16 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
     checkpoint = start(model, name, student)
     identity = _identity(name, config, data, model, checkpoint)
-    stored = None if student["kd_rebuild"] else artifacts.find(root, f"teacher-{kind}", identity)
+    stored = None if student["kd_rebuild"] else store.find(root, f"teacher-{kind}", identity)
     reused = stored is not None
     if stored is None:
         forget_peak_memory(config["device"])
         seconds, score = _fit(model, config, data)
         notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
-        stored = artifacts.save(root, f"teacher-{kind}", identity, {"weights": learnt_weights(model)}, notes)
+        stored = store.save(root, f"teacher-{kind}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
     model.eval().requires_grad_(False)
-    digest = artifacts.digest([identity, stored.files["weights.safetensors"]["sha256"]])
+    digest = store.digest([identity, stored.files["weights.safetensors"]["sha256"]])
     return FittedTeacher(
         name=name,
         model=model,
@@ -129,12 +129,12 @@ def _identity(
         "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
         "context": config["kd_window_context"],
         "seed": config["seed"],
-        "checkpoint": artifacts.file_digest(checkpoint) if checkpoint else None,
-        "side_information": artifacts.digest(tensor for _, tensor in sorted(given_tables(model).items())),
-        "items": artifacts.digest(data.item_tokens),
+        "checkpoint": store.file_digest(checkpoint) if checkpoint else None,
+        "side_information": store.digest(tensor for _, tensor in sorted(given_tables(model).items())),
+        "items": store.digest(data.item_tokens),
         "rows": data.fit.digest(),
         "holdout": data.holdout.digest(),
-        **{key: config[key] for key, usual in _SHARED_WITH_STUDENT.items() if config[key] != usual},
+        **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
     }
 
 
@@ -202,7 +202,7 @@ def encoded_once(model: Teacher) -> Iterator[None]:
 
     def batch_once(interaction: Interaction, items: Tensor) -> Tensor:
         fields = (model.USER_ID, model.ITEM_ID, model.ITEM_SEQ, model.ITEM_SEQ_LEN)
-        key = artifacts.digest(interaction[field] for field in fields)
+        key = store.digest(interaction[field] for field in fields)
         if key not in batches:
             batches[key] = encode_batch(interaction, items)
         return batches[key]
@@ -224,9 +224,9 @@ def _metrics(
         "valid": data.valid.digest(),
         "test": data.test.digest(),
     }
-    stored = artifacts.find(root, f"metrics-{kind}", identity)
+    stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:
-        stored = artifacts.save(root, f"metrics-{kind}", identity, {}, rankings(model, config, data))
+        stored = store.save(root, f"metrics-{kind}", identity, {}, rankings(model, config, data))
     return stored.notes
 
 

@@ -18,21 +18,21 @@ from recbole.config import Config
 from recbole.data.dataloader import TrainDataLoader
 from recbole.utils import init_seed
 
-from recbole_prmkd import artifacts
-from recbole_prmkd import result as results
-from recbole_prmkd.checks import check_pretraining
-from recbole_prmkd.config import load_config
-from recbole_prmkd.dataset import Split, load_split
+from recbole_prmkd.data.split import Split, load_split
+from recbole_prmkd.data.text import item_file, prepare_item_text, text_fields
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import quiet_trainer, run_logging
-from recbole_prmkd.keys import pretraining_properties
-from recbole_prmkd.prefixes import WindowLoader
+from recbole_prmkd.recbole_host.checks import check_pretraining
+from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.keys import pretraining_properties
+from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
+from recbole_prmkd.results import result as results
+from recbole_prmkd.students.windows import WindowLoader
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
 from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, second_half, teacher_data
 from recbole_prmkd.teachers.fit import given_tables, learnt_weights
 from recbole_prmkd.teachers.pretrain_trainer import PretrainTrainer
-from recbole_prmkd.text import item_file, prepare_item_text, text_fields
 
 _VALIDATION_ROWS = 64  # rows of a validation batch where rows are not windows
 
@@ -93,7 +93,7 @@ def _pretrain(
         "datasets": [_described(*one) for one in zip(configs, splits, parts, strict=True)],
         "rows": {"fit": data.fit.digest(), "holdout": data.holdout.digest()},
         **_settings(model, config),
-        "side_information": artifacts.digest(tensor for _, tensor in sorted(given_tables(teacher).items())),
+        "side_information": store.digest(tensor for _, tensor in sorted(given_tables(teacher).items())),
     }
     old = _stored(file, made_from, bool(config["kd_rebuild"]))
     if old is not None:
@@ -154,9 +154,9 @@ def _described(config: Config, split: Split, part: TeacherData) -> dict[str, Any
         "users": len(split.user_tokens),
         "items": len(split.item_tokens),
         "rows": len(part.fit),
-        "item_tokens": artifacts.digest(part.item_tokens),
+        "item_tokens": store.digest(part.item_tokens),
         "text_fields": text_fields(config),
-        "text_file": artifacts.file_digest(item_file(config)),
+        "text_file": store.file_digest(item_file(config)),
         "images": config["kd_item_images"],
     }
 
@@ -179,7 +179,7 @@ def _stored(file: Path, made_from: Mapping[str, Any], rebuild: bool) -> dict[str
     if rebuild or not file.is_file():
         return None
     card = pretrained.read_card(file)
-    wanted = artifacts.as_json(made_from)
+    wanted = store.as_json(made_from)
     if card and card["text_encoder"]["digest"] == wanted["text_encoder"]["digest"]:
         wanted["text_encoder"] = card["text_encoder"]  # whatever it is called now
     differing = sorted(key for key in wanted if not card or card.get(key) != wanted[key])

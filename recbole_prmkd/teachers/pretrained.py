@@ -15,12 +15,12 @@ from recbole.config import Config
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recbole_prmkd import artifacts
-from recbole_prmkd.encoder import encoder_digest, encoder_folder
+from recbole_prmkd.data.encoder import encoder_digest, encoder_folder
+from recbole_prmkd.data.processed import READY
+from recbole_prmkd.data.text import has_ready_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.keys import SCRATCH, kind_of
-from recbole_prmkd.processed import READY
-from recbole_prmkd.text import has_ready_vectors
+from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of
+from recbole_prmkd.teacher_cache import store
 
 SCHEMA = "recbole_prmkd/pretrained/1"
 
@@ -36,8 +36,8 @@ def write(folder: Path, teacher: str, weights: Mapping[str, Tensor], card: Mappi
     part = file.with_name(f".part-{file.name}-{os.getpid()}")
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, part)
     os.replace(part, file)
-    content = {"schema": SCHEMA, "teacher": teacher, "sha256": artifacts.file_digest(file), **card}
-    artifacts.write_json(file.with_suffix(".json"), content)
+    content = {"schema": SCHEMA, "teacher": teacher, "sha256": store.file_digest(file), **card}
+    store.write_json(file.with_suffix(".json"), content)
 
 
 def read_card(file: Path) -> dict[str, Any] | None:
@@ -53,7 +53,7 @@ def read_card(file: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         return None
-    if card["sha256"] != artifacts.file_digest(file):
+    if card["sha256"] != store.file_digest(file):
         raise UserError(f"{file} is not the file that {path} describes: pre-train it again, or remove the card.")
     return card
 

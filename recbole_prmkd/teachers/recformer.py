@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from recbole_prmkd.dataset import by_domain
-from recbole_prmkd.encoder import encoder_digest, encoder_folder
+from recbole_prmkd.data.encoder import encoder_digest, encoder_folder
+from recbole_prmkd.data.split import by_domain
+from recbole_prmkd.data.text import item_texts
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.lengths import by_length
+from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.mlm import Masked, MLMHead, WordMasking
 from recbole_prmkd.teachers.recformer_text import ItemTokens, TokenBatch
-from recbole_prmkd.text import item_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,7 +125,7 @@ class Recformer(Teacher):
             self.longformer.requires_grad_(False)
             self.longformer.encoder.layer[number - layers :].requires_grad_(True)
 
-    def known_items(self) -> Tensor:
+    def covered_items(self) -> Tensor:
         """Items with text, [n_items]."""
         return self.item_tokens.known().cpu()
 

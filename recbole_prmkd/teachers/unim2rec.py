@@ -28,11 +28,11 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_prmkd.data.images import item_image_vectors
+from recbole_prmkd.data.text import item_text_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.images import item_image_vectors
 from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.teachers.unisrec import MoEAdaptor
-from recbole_prmkd.text import item_text_vectors
 
 FUSIONS = ("gate", "mean", "text", "image")
 _TABLES = {"text": "plm_embedding", "image": "image_embedding"}  # modality -> its frozen vectors
@@ -105,9 +105,9 @@ class UniM2Rec(CausalTeacher):
         present[several, lost[several]] = False
         return self.fuse(self.adapted(items), present)
 
-    def known_items(self) -> Tensor:
+    def covered_items(self) -> Tensor:
         """Items with text or image, or all items where they have an ID embedding too: [n_items]."""
-        return self.present.any(dim=1).cpu() if self.item_embedding is None else super().known_items()
+        return self.present.any(dim=1).cpu() if self.item_embedding is None else super().covered_items()
 
     def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""
@@ -142,7 +142,7 @@ class UniM2Rec(CausalTeacher):
         Args:
             adapted: [U, M, D].
             present: [U, M] bool.
-            targets: [R] places in them.
+            targets: [R] positions in them.
         """
         items = torch.unique(targets)
         items = items[present[items].all(dim=1)]  # [U]
@@ -162,7 +162,7 @@ class UniM2Rec(CausalTeacher):
             adapted: [U, M, D].
             present: [U, M] bool.
             histories: [R, D].
-            targets: [R] places in `adapted`.
+            targets: [R] positions in `adapted`.
         Returns:
             the mean over modalities.
         """

@@ -3,7 +3,7 @@
 A frozen text vector of each item passes a mixture-of-experts adaptor with parametric whitening; a causal
 Transformer reads the adapted history. State-dict names and shapes are those of the official code. Two things
 differ in training only: the adaptor runs once per item and step, so an item's dropout and gate noise are the
-same at all its places in the batch (the official code draws them anew for each place).
+same at all its positions in the batch (the official code draws them anew for each place).
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from recbole.data.dataset import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_prmkd.data.text import item_text_vectors
 from recbole_prmkd.teachers.causal import CausalTeacher
-from recbole_prmkd.text import item_text_vectors
 
 
 class WhiteningExpert(nn.Module):
@@ -89,7 +89,7 @@ class UniSRec(CausalTeacher):
         """The same of their texts with dropped words."""
         return self.moe_adaptor(self.noisy_plm_embedding(items))
 
-    def known_items(self) -> Tensor:
+    def covered_items(self) -> Tensor:
         """Items with text, or all items where they have an ID embedding too: [n_items]."""
-        known = super().known_items()
+        known = super().covered_items()
         return known & (self.plm_embedding.weight != 0).any(dim=1).cpu() if self.item_embedding is None else known

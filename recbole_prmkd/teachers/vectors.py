@@ -20,9 +20,9 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
+from recbole_prmkd.data.vectors_file import check_file, read_file
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
-from recbole_prmkd.vectors_file import check_file, read_file
 
 _IDS = {"items": ["item_id"], "users": ["user_id"], "rows": ["user_id", "item_id"]}
 
@@ -33,7 +33,7 @@ class Vectors(Teacher):
     side_information = ("item_vectors", "row_keys", "row_vectors")
     item_text = "nothing"
     learns = False
-    reads_rows = True
+    reads_examples = True
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
@@ -55,7 +55,7 @@ class Vectors(Teacher):
         """The items' vectors, [n_items, D]."""
         return self.item_vectors
 
-    def known_items(self) -> Tensor:
+    def covered_items(self) -> Tensor:
         """Items that the file names, [n_items]."""
         return (self.item_vectors != 0).any(dim=1).cpu()
 

@@ -10,7 +10,7 @@
 - `cluster`: where Ray runs; `encode`: the teachers' pass as a Ray Data job
 """
 
-from recbole_prmkd.tune.encode import passes_on
+from recbole_prmkd.tune.encode import encode_on
 from recbole_prmkd.tune.sweep import run_sweep
 
-__all__ = ["passes_on", "run_sweep"]
+__all__ = ["encode_on", "run_sweep"]

@@ -15,8 +15,8 @@ import ray.data
 import torch
 from torch import Tensor
 
-from recbole_prmkd import passes
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teacher_cache import encoding_jobs
 from recbole_prmkd.tune.cluster import cluster
 
 _SHARD = 8  # batches
@@ -42,14 +42,14 @@ def spread(gpu: float) -> Iterator[None]:
     """Inside, passes run on the Ray cluster that is in use, each actor on one CPU or this share of a GPU."""
     threads = torch.get_num_threads()
 
-    def mapper(encode: passes.Encode, batches: Sequence[Tensor]) -> Iterator[np.ndarray]:
+    def mapper(encode: encoding_jobs.Encode, batches: Sequence[Tensor]) -> Iterator[np.ndarray]:
         yield from _encoded(encode, batches, gpu, threads)
 
-    with passes.spread_by(mapper):
+    with encoding_jobs.spread_by(mapper):
         yield
 
 
-def _encoded(encode: passes.Encode, batches: Sequence[Tensor], gpu: float, threads: int) -> Iterator[np.ndarray]:
+def _encoded(encode: encoding_jobs.Encode, batches: Sequence[Tensor], gpu: float, threads: int) -> Iterator[np.ndarray]:
     total = ray.cluster_resources()
     most = max(1, int(total.get("GPU", 0) / gpu if gpu else total.get("CPU", 1)))
     shards = max(1, len(batches) // _SHARD)
@@ -69,7 +69,7 @@ def _encoded(encode: passes.Encode, batches: Sequence[Tensor], gpu: float, threa
 
 
 @contextmanager
-def passes_on(address: str | None) -> Iterator[None]:
+def encode_on(address: str | None) -> Iterator[None]:
     """Inside, a plain run's passes run on the cluster at this address, on whole GPUs where it has any; None: here.
 
     Raises:

@@ -8,12 +8,14 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_prmkd import artifacts, atomic, keys
-from recbole_prmkd.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.data import atomic_files
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import no_command_line
+from recbole_prmkd.recbole_host import keys
+from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.recbole_host.run_files import no_command_line
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS
-from recbole_prmkd.tune.legal import check_space
+from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings, checked
 
 SCHEMA = "recbole_prmkd/sweep/1"
@@ -35,7 +37,7 @@ class Plan:
 
     def with_data(self) -> "Plan":
         """The plan with the hash of its data set's files."""
-        return replace(self, data=atomic.digest(Path(self.config(self.first)["data_path"]), self.dataset))
+        return replace(self, data=atomic_files.digest(Path(self.config(self.first)["data_path"]), self.dataset))
 
     def config(self, searched: Mapping[str, Any] | None = None) -> Config:
         """The configuration of a trial with these settings, or of the sweep's fixed ones alone."""
@@ -59,7 +61,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """What `sweep.json` holds."""
         content = {"schema": SCHEMA, "model": self.model, "dataset": self.dataset, "settings": self.settings}
-        return artifacts.as_json({**content, "sweep": self.sweep.model_dump(mode="json"), "data": self.data})
+        return store.as_json({**content, "sweep": self.sweep.model_dump(mode="json"), "data": self.data})
 
 
 def make_plan(
@@ -93,7 +95,7 @@ def make_plan(
     if not sweep.resources.gpu:
         settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
         settings["gpu_id"] = ""
-    plan = Plan(view.model, view.dataset, artifacts.as_json(settings), sweep)
+    plan = Plan(view.model, view.dataset, store.as_json(settings), sweep)
     plan.config(plan.first)
     return plan
 
@@ -114,7 +116,7 @@ def write_plan(plan: Plan, folder: Path) -> None:
         way = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
         raise UserError(f"{folder} is there already: {way} another --kd_output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(folder / FILE, plan.as_json())
+    store.write_json(folder / FILE, plan.as_json())
 
 
 def read_plan(folder: Path) -> Plan:

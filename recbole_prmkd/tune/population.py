@@ -5,7 +5,7 @@ from typing import Any
 from recbole.utils import get_model, init_seed
 from recbole.utils.argument_list import training_arguments
 
-from recbole_prmkd.dataset import load_split
+from recbole_prmkd.data.split import load_split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.tune.plan import Plan
 

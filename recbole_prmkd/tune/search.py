@@ -38,7 +38,7 @@ def _ray_domain(domain: Domain, grid: bool) -> Any:
     return _CONTINUOUS[domain.kind](*values)
 
 
-def tune_config(sweep: SweepSettings, base: Config, longest: int) -> tune.TuneConfig:
+def tune_config(sweep: SweepSettings, base: Config, max_length: int) -> tune.TuneConfig:
     """How trials are drawn, stopped and compared.
 
     Args:
@@ -51,7 +51,7 @@ def tune_config(sweep: SweepSettings, base: Config, longest: int) -> tune.TuneCo
         metric=metric,
         mode=mode,
         search_alg=_search(sweep, metric, mode),
-        scheduler=_scheduler(sweep, longest),
+        scheduler=_scheduler(sweep, max_length),
         num_samples=sweep.samples,
         max_concurrent_trials=sweep.max_concurrent if sweep.search == "optuna" else None,
         reuse_actors=True,  # importing RecBole and torch takes seconds
@@ -66,11 +66,11 @@ def _search(sweep: SweepSettings, metric: str, mode: str) -> Any:
     return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.max_concurrent or 0)
 
 
-def _scheduler(sweep: SweepSettings, longest: int) -> TrialScheduler:
+def _scheduler(sweep: SweepSettings, max_length: int) -> TrialScheduler:
     chosen = sweep.scheduler
     if isinstance(chosen, Asha):
-        grace = min(chosen.grace, longest)
-        return ASHAScheduler(time_attr=_TIME, max_t=longest, grace_period=grace, reduction_factor=chosen.reduction)
+        grace = min(chosen.grace, max_length)
+        return ASHAScheduler(time_attr=_TIME, max_t=max_length, grace_period=grace, reduction_factor=chosen.reduction)
     if isinstance(chosen, Median):
         return MedianStoppingRule(time_attr=_TIME, grace_period=chosen.grace, min_samples_required=chosen.others)
     if isinstance(chosen, Pbt):

@@ -21,27 +21,27 @@ from ray import tune
 from recbole.config import Config
 from recbole.utils import init_seed, set_color
 
-from recbole_prmkd.checks import check_run
-from recbole_prmkd.config import user_setting, user_settings
+from recbole_prmkd.data.text import prepare_item_text
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.host import no_command_line, run_logging
-from recbole_prmkd.peers.ensemble import ENSEMBLE
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.recbole_host.checks import check_run
+from recbole_prmkd.recbole_host.config import user_setting, user_settings
+from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
+from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teachers import TEACHERS
-from recbole_prmkd.text import prepare_item_text
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.cluster import check_address, check_room, cluster
+from recbole_prmkd.tune.cross_checks import check_together
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.figures import draw_sweep
-from recbole_prmkd.tune.handover import Handover, hand_over
 from recbole_prmkd.tune.outcome import Trial, check_ended, trials_of, winner_of, write_trials, write_winner
 from recbole_prmkd.tune.plan import Plan, check_data, differing, make_plan, read_plan, write_plan
 from recbole_prmkd.tune.population import check_population
 from recbole_prmkd.tune.search import param_space, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
-from recbole_prmkd.tune.together import check_together
 from recbole_prmkd.tune.trial import Job, run_trial
-from recbole_prmkd.warm_start import source_of
+from recbole_prmkd.tune.trial_inputs import TrialInputs, make_trial_inputs
 
 WINNER_RUN = "winner"
 _GPUS = "CUDA_VISIBLE_DEVICES"
@@ -219,11 +219,11 @@ def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[T
     if tune.Tuner.can_restore(str(where)):
         tuner = tune.Tuner.restore(str(where), trainable, resume_unfinished=True)
     else:
-        longest = max(plan.values("epochs")) // base["eval_step"]
+        max_length = max(plan.values("epochs")) // base["eval_step"]
         tuner = tune.Tuner(
             trainable,
             param_space=param_space(plan.sweep),
-            tune_config=tune_config(plan.sweep, base, max(longest, 1)),
+            tune_config=tune_config(plan.sweep, base, max(max_length, 1)),
             run_config=tune.RunConfig(
                 name=_RAY,
                 storage_path=str(folder),
@@ -238,7 +238,7 @@ def _trials(plan: Plan, base: Config, folder: Path, distributed: bool) -> list[T
     return trials_of(results, plan, folder)
 
 
-def _prepared(plan: Plan, base: Config) -> Handover:
+def _prepared(plan: Plan, base: Config) -> TrialInputs:
     """Data, teachers, knowledge and item vectors for all trials."""
     steps = Steps()
     for domain in plan.sweep.domains:
@@ -252,7 +252,7 @@ def _prepared(plan: Plan, base: Config) -> Handover:
     for source in _starts(plan) - {"none"}:
         base["kd_item_init"] = source
         vectors[source] = start_vectors(base, prepared.split, steps, prepared.teachers)
-    return hand_over(prepared, vectors)
+    return make_trial_inputs(prepared, vectors)
 
 
 def _test(best: Path, folder: Path, plan: Plan) -> dict[str, Any]:

@@ -17,13 +17,14 @@ import torch
 from ray import tune
 from recbole.config import Config
 
-from recbole_prmkd import artifacts, progress
-from recbole_prmkd.checks import check_distillation
-from recbole_prmkd.host import run_logging
-from recbole_prmkd.memory import keep_freed_memory
+from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.checks import check_distillation
+from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.run_files import run_logging
+from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.training import make_trainer, train
-from recbole_prmkd.tune.handover import Handover
 from recbole_prmkd.tune.plan import Plan
+from recbole_prmkd.tune.trial_inputs import TrialInputs
 
 FINISHED = "finished.json"
 # What each report holds beside the validation metric under its own name and the epoch's numbers of distillation.
@@ -36,14 +37,14 @@ class Job:
     """What all trials are called with. folder: of the sweep."""
 
     plan: Plan
-    handover: Handover
+    trial_inputs: TrialInputs
     folder: Path
 
 
 def run_trial(values: Mapping[str, Any], job: Job) -> None:
     """Train a student with these settings; what Ray Tune calls."""
     folder = trial_folder(job.folder, tune.get_context().get_trial_id())
-    settings, known = artifacts.as_json(job.plan.drawn(values)), finished(folder)
+    settings, known = store.as_json(job.plan.drawn(values)), finished(folder)
     if known is not None and known.pop(SETTINGS, settings) == settings:
         tune.report(known)
         return
@@ -59,7 +60,7 @@ def run_trial(values: Mapping[str, Any], job: Job) -> None:
         with checkpoint.as_directory() as kept:
             state = progress.load(Path(kept))
     with run_logging(config, folder):
-        prepared = job.handover.prepared(config)
+        prepared = job.trial_inputs.prepared(config)
         trainer = make_trainer(config, prepared, folder)
         train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
 
@@ -97,7 +98,7 @@ def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
         }
         last = epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step
         if last:
-            artifacts.write_json(folder / FINISHED, {**metrics, SETTINGS: settings})
+            store.write_json(folder / FINISHED, {**metrics, SETTINGS: settings})
         with tempfile.TemporaryDirectory() as kept:
             progress.save(progress.captured(trainer, train_data, epoch), Path(kept))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(kept))

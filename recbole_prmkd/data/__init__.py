@@ -1,0 +1,8 @@
+"""The data of a run, as the teachers and the distillation read it.
+
+- `split`: RecBole's data set and split, and its training, validation and test examples
+- `examples`: a user, a target and the history before it; all histories are slices of one array
+- `processed`, `atomic_files`: data sets in UniSRec's layout, and the headers of RecBole's files
+- `text`, `encoder`: item text and its sentence vectors; `images`: item pictures and their vectors
+- `vectors_file`: vectors by token, in an `.npz` file
+"""

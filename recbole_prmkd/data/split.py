@@ -1,0 +1,262 @@
+"""The data of a run: RecBole's own data set and split, and the same split as rows of user histories.
+
+A sequential student's batches hold each row's history; other students' batches do not, so it is rebuilt here from
+the training split, only items before the row.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from torch import Tensor
+
+from recbole_prmkd.data.examples import EXAMPLE, Examples
+from recbole_prmkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """A student's data: RecBole's three loaders, and the same three parts as rows in internal item ids.
+
+    later: the training rows with the user's training items after the row in place of the history.
+    """
+
+    dataset: Dataset
+    train_data: AbstractDataLoader
+    valid_data: AbstractDataLoader
+    test_data: AbstractDataLoader
+    train: Examples
+    future: Examples
+    valid: Examples
+    test: Examples
+    item_tokens: list[str]  # by internal id, from 1
+    user_tokens: list[str]
+
+
+def load_split(config: Config) -> Split:
+    """Read and split the data set with RecBole's own code, in RecBole's own order of calls.
+
+    Adds one column, the row's number, to the training interactions; the student does not see it. Says how
+    many lines of the file did not become interactions.
+    """
+    with _counting_loaded_rows() as loaded:
+        dataset = create_dataset(config)
+    getLogger().info(dataset)
+    _report_lost_rows(config, dataset, loaded)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    parts = {"training": train_data, "validation": valid_data, "test": test_data}
+    for name, part in parts.items():
+        if len(part._dataset.inter_feat) == 0:
+            raise UserError(f"The {name} split is empty: lower the filters, or change the split in eval_args.")
+    train = train_data._dataset.inter_feat
+    rows, sequences = _train_rows(train_data._dataset)
+    train.interaction[EXAMPLE] = torch.arange(len(train))
+    valid = _evaluation_rows(valid_data._dataset, sequences)
+    test = _evaluation_rows(test_data._dataset, sequences.followed_by(valid.users, valid.targets))
+    for part in (dataset, *(loader._dataset for loader in parts.values())):
+        _cut_histories(part)
+    getLogger().info(f"Rows: {len(rows)} for training, {len(valid)} for validation, {len(test)} for test.")
+    return Split(
+        dataset=dataset,
+        train_data=train_data,
+        valid_data=valid_data,
+        test_data=test_data,
+        train=rows,
+        future=_later(rows, sequences),
+        valid=valid,
+        test=test,
+        item_tokens=[str(token) for token in dataset.field2id_token[dataset.iid_field][1:]],
+        user_tokens=[str(token) for token in dataset.field2id_token[dataset.uid_field][1:]],
+    )
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """All users' items in time order: users [M] ascending, items [M]."""
+
+    users: Tensor
+    items: Tensor
+
+    def rows(self, users: Tensor, targets: Tensor) -> Examples:
+        """Rows whose history is the user's whole sequence."""
+        start = torch.searchsorted(self.users, users)
+        stop = torch.searchsorted(self.users, users, right=True)
+        return Examples(users, targets, start, stop, self.items)
+
+    def followed_by(self, users: Tensor, items: Tensor) -> "_Sequences":
+        """The sequences with these items at their ends."""
+        users, items = torch.cat([self.users, users]), torch.cat([self.items, items])
+        order = torch.argsort(users, stable=True)
+        return _Sequences(users[order], items[order])
+
+    def followed_row_by_row(self, users: Tensor, targets: Tensor, order: Tensor) -> tuple[Examples, "_Sequences"]:
+        """Rows [N] that follow on the sequences and on each other, and the sequences with their targets at the ends.
+
+        order: [N] numbers of the rows, by user, each user's in time order.
+        """
+        sorted_users = users[order]
+        whole = self.followed_by(sorted_users, targets[order])
+        rank = torch.empty_like(order)  # among the user's rows
+        rank[order] = torch.arange(len(order)) - torch.searchsorted(sorted_users, sorted_users)
+        start = torch.searchsorted(whole.users, users)
+        before = self.rows(users, targets).lengths
+        return Examples(users, targets, start, start + before + rank, whole.items), whole
+
+
+def _train_rows(train: Dataset) -> tuple[Examples, _Sequences]:
+    """RecBole's training rows in RecBole's order, and the users' training sequences."""
+    users, targets = train.inter_feat[train.uid_field], train.inter_feat[train.iid_field]
+    given = _given_histories(train)
+    order = _in_time_order(train, users, given)
+    if given is None:
+        return _Sequences(users[:0], targets[:0]).followed_row_by_row(users, targets, order)
+    # A sequential data set: a user's first row holds the items before it, every row adds its target.
+    histories, lengths = given
+    sorted_users = users[order]
+    first = order[torch.searchsorted(sorted_users, torch.unique(sorted_users))]  # [users]
+    inside = torch.arange(histories.shape[1]) < lengths[first][:, None]
+    before = _Sequences(users[first].repeat_interleave(lengths[first]), histories[first][inside])
+    rows, sequences = before.followed_row_by_row(users, targets, order)
+    return (rows if _agree(rows, given) else _as_given(users, targets, given)), sequences
+
+
+def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Row numbers by user, each user's in time order.
+
+    RecBole keeps them so, but for pre-split files, which it reads as they stand: there time decides, or the length of
+    the histories that they give.
+    """
+    first: Tensor | None = given[1] if given is not None else None
+    if train.config["benchmark_filename"] and given is None:
+        if train.time_field in train.inter_feat:
+            first = train.inter_feat[train.time_field]
+        else:
+            getLogger().warning(
+                f"The pre-split files have no {train.time_field} that is loaded: the order of their lines is taken as "
+                "that of time."
+            )
+    order = torch.arange(len(users)) if first is None else torch.argsort(first, stable=True)
+    return order[torch.argsort(users[order], stable=True)]
+
+
+def _later(rows: Examples, sequences: _Sequences) -> Examples:
+    """The training rows with what the user did after them, inside the training split, as history."""
+    whole = sequences.rows(rows.users, rows.targets)
+    if rows.items is not sequences.items:  # rows as given do not say where they stand in the sequence
+        getLogger().warning(
+            "The histories of the pre-split files do not follow from each other: rows have no future items."
+        )
+        return Examples(rows.users, rows.targets, whole.stop, whole.stop, sequences.items)
+    return Examples(rows.users, rows.targets, (rows.stop + 1).clamp(max=whole.stop), whole.stop, sequences.items)
+
+
+def _evaluation_rows(part: Dataset, sequences: _Sequences) -> Examples:
+    """Validation or test rows with everything that the user did before.
+
+    A sequential student's later rows of the part follow on the earlier ones, where there are several.
+    """
+    users, targets = part.inter_feat[part.uid_field], part.inter_feat[part.iid_field]
+    given = _given_histories(part)
+    if given is None:
+        return sequences.rows(users, targets)
+    rows, _ = sequences.followed_row_by_row(users, targets, torch.argsort(users, stable=True))
+    return rows if _agree(rows, given) else _as_given(users, targets, given)
+
+
+def _given_histories(part: Dataset) -> tuple[Tensor, Tensor] | None:
+    """The histories that a sequential data set holds, [N, L] and [N]; None for other data sets."""
+    field = part.iid_field + part.config["LIST_SUFFIX"]
+    if field not in part.inter_feat:
+        return None
+    return part.inter_feat[field], part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]].long()
+
+
+def _cut_histories(part: Dataset) -> None:
+    """Leave the newest items of histories that pre-split files give longer than the model reads; RecBole does not."""
+    given, max_length = _given_histories(part), part.config["MAX_ITEM_LIST_LENGTH"]
+    if given is None or given[0].shape[1] <= max_length:
+        return
+    histories, lengths = given
+    column = (lengths - max_length).clamp(min=0)[:, None] + torch.arange(max_length)  # [N, longest]
+    part.inter_feat[part.iid_field + part.config["LIST_SUFFIX"]] = histories.gather(1, column)
+    part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]] = lengths.clamp(max=max_length)
+
+
+def _agree(rows: Examples, given: tuple[Tensor, Tensor]) -> bool:
+    """Whether the rebuilt histories end in the given ones (which RecBole cut to its maximum length)."""
+    histories, lengths = given
+    max_length = histories.shape[1]
+    if len(rows) == 0:
+        return True
+    for index in torch.arange(len(rows)).split(1 << 16):
+        rebuilt, rebuilt_length = rows.histories(index, max_length)
+        if not torch.equal(rebuilt_length, lengths[index]):
+            return False
+        if not torch.equal(rebuilt, histories[index][:, : rebuilt.shape[1]]):
+            return False
+    return True
+
+
+def _as_given(users: Tensor, targets: Tensor, given: tuple[Tensor, Tensor]) -> Examples:
+    """Rows of pre-split files, whose histories need not follow from each other."""
+    histories, lengths = given
+    stop = lengths.cumsum(0)
+    return Examples(
+        users, targets, stop - lengths, stop, histories[torch.arange(histories.shape[1]) < lengths[:, None]]
+    )
+
+
+def by_domain(config: Config, dataset: Dataset) -> list[tuple[Config, list[str]]]:
+    """Configuration and item tokens of each domain, in the order of item ids; one where it is a plain data set."""
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    return getattr(dataset, "domains", None) or [(config, tokens)]
+
+
+def in_dataset(path: str, config: Config) -> Path:
+    """A path with the name of the data set in place of `{dataset}`, for settings that several data sets share."""
+    return Path(path.replace("{dataset}", config["dataset"]))
+
+
+@contextmanager
+def _counting_loaded_rows() -> Iterator[dict[str, int]]:
+    """Number of rows that RecBole's reader gets from each file, by path."""
+    counts: dict[str, int] = {}
+    load = Dataset._load_feat
+
+    def counting(self: Dataset, filepath: str, source: Any) -> Any:
+        frame = load(self, filepath, source)
+        if frame is not None:
+            counts[filepath] = len(frame)
+        return frame
+
+    Dataset._load_feat = counting
+    try:
+        yield counts
+    finally:
+        Dataset._load_feat = load
+
+
+def _report_lost_rows(config: Config, dataset: Dataset, loaded: dict[str, int]) -> None:
+    """Say what the reader lost (a double quote joins lines) and what the filters took out."""
+    for filepath, rows in loaded.items():
+        with Path(filepath).open(encoding=config["encoding"] or "utf-8") as file:
+            lines = sum(1 for line in file if line.strip()) - 1
+        if lines != rows:
+            getLogger().warning(
+                f"RecBole's reader made {rows} rows of the {lines} lines of {filepath}: look for double quotes, "
+                "which it takes for the start of a text that may span lines."
+            )
+    interactions = sum(rows for filepath, rows in loaded.items() if filepath.endswith(".inter"))
+    if interactions > len(dataset.inter_feat):
+        getLogger().warning(
+            f"RecBole's filters kept {len(dataset.inter_feat)} of {interactions} interactions "
+            "(missing ids, duplicates, value and count intervals)."
+        )

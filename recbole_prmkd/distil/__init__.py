@@ -1,0 +1,9 @@
+"""The method: from a batch to `kd_loss`. Start with `objective`, which shows it on one screen.
+
+- `trainer`: RecBole's trainers with distillation: the loss of a step, the curriculum of an epoch
+- `objective`: candidates, teacher scores, weighting, student scores, loss
+- `candidates`, `top_items`: the items that an example is distilled on
+- `weighting`: soft targets, confidence, consistency, and the fused target
+- `losses`: the distance between fused target and student; `baselines`: the losses of other papers
+- `curriculum`: which examples an epoch shows
+"""

@@ -1,0 +1,239 @@
+"""What can be checked cheaply is checked here, before the first expensive step. Each refusal names the way out."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole.config import Config
+from recbole.evaluator.register import metric_types
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_prmkd.data import atomic_files
+from recbole_prmkd.data.encoder import encoder_folder
+from recbole_prmkd.data.images import check_images
+from recbole_prmkd.data.text import text_fields
+from recbole_prmkd.distil.baselines import BASELINES
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.students.warm_start import source_of
+from recbole_prmkd.teachers import TEACHERS, teacher_class
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
+from recbole_prmkd.teachers.pretrained import checkpoint_of
+from recbole_prmkd.teachers.vectors import Vectors, check_vectors
+
+# Models that RecBole finds, and that import a package of their own when they are made or trained.
+_NEEDED = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
+# Loss-based or closed-form models that RecBole does not train by gradient.
+_UNTRAINED = {
+    "Pop",
+    "Random",
+    "ItemKNN",
+    "EASE",
+    "SLIMElastic",
+    "ADMMSLIM",
+    "NCEPLRec",
+    "XGBoost",
+    "LightGBM",
+}
+# Models that RecBole trains in stages; the last one ranks items, and starts from a file of the stage before.
+_STAGED = {"S3Rec", "RaCT"}
+_LEAST_FREE = 200 * 1024**2  # bytes
+
+
+def check_run(config: Config, output: Path) -> None:
+    """Refuse a run that cannot end well.
+
+    Args:
+        output: folder of the result.
+    Raises:
+        UserError: with one sentence.
+    """
+    _check_data(config)
+    _check_metrics(config)
+    package = _NEEDED.get(config["model"])
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
+    for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
+        _check_writable(folder)
+    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    if teachers:
+        check_distillation(config)
+    start = source_of(config)
+    if start not in ("none", "text"):
+        teachers.append(start)
+    if teachers:
+        _check_split(config)
+        _check_teachers(config, teachers)
+    if start == "text":
+        _check_text(config)
+    if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
+        raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
+
+
+def check_pretraining(config: Config, output: Path) -> None:
+    """The same for one data set to pre-train on."""
+    _check_data(config)
+    for folder in (output, Path(config["kd_cache_dir"])):
+        _check_writable(folder)
+    _check_split(config)
+    if TEACHERS[config["model"]].item_text != "nothing":
+        _check_text(config)
+    check_images(config)
+
+
+def _check_data(config: Config) -> None:
+    data = Path(config["data_path"])  # the data set's own folder by now
+    suffixes = [f".{name}.inter" for name in config["benchmark_filename"] or []] or [".inter"]
+    for suffix in suffixes:
+        file = data / f"{config['dataset']}{suffix}"
+        if not file.is_file():
+            raise UserError(
+                f"There is no {file}: put the data set's atomic files there, or name their parent folder "
+                "with --data_path."
+            )
+        columns = atomic_files.columns(file, config["field_separator"], config["encoding"])
+        for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
+            needed = key != "TIME_FIELD" or (config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
+            if needed and config[key] not in columns:
+                raise UserError(
+                    f"{file} has no column {config[key]!r} (it has {', '.join(columns)}): name it with --{key}=..."
+                )
+        loaded = (config["load_col"] or {}).get("inter")
+        for field in loaded or []:
+            if field not in columns:
+                raise UserError(f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}.")
+        if config["benchmark_filename"]:
+            histories = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+            if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and histories not in columns:
+                raise UserError(
+                    f"{file} has no column {histories!r}, so a sequential model cannot read these pre-split files: put "
+                    "each row's history there, or leave benchmark_filename out."
+                )
+        elif loaded and config["eval_args"]["order"] == "TO" and config["TIME_FIELD"] not in loaded:
+            raise UserError(
+                f"load_col leaves out {config['TIME_FIELD']!r}, by which rows are put in order: add it to its inter."
+            )
+
+
+def _check_metrics(config: Config) -> None:
+    metric, _, cutoff = config["valid_metric"].partition("@")
+    names = [name.lower() for name in config["metrics"]]
+    if metric.lower() not in names:
+        raise UserError(
+            f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']}: add it there."
+        )
+    if cutoff and (not cutoff.isdigit() or int(cutoff) not in config["topk"]):
+        raise UserError(
+            f"valid_metric {config['valid_metric']} has no cut-off among topk {config['topk']}: add it there."
+        )
+    if not cutoff and metric_types[metric.lower()] == EvaluatorType.RANKING and metric.lower() not in {"gauc"}:
+        raise UserError(f"valid_metric {config['valid_metric']} needs a cut-off: write {metric}@{config['topk'][0]}.")
+
+
+def check_distillation(config: Config) -> None:
+    """Refuse a student that cannot be distilled into, and settings that make no loss."""
+    _check_student(config)
+    _check_objective(config)
+
+
+def _check_student(config: Config) -> None:
+    if config["model"] in _UNTRAINED or config["MODEL_TYPE"] in {ModelType.TRADITIONAL, ModelType.DECISIONTREE}:
+        raise UserError(
+            f"{config['model']} is not trained by gradient, so there is nothing to distil into: use --kd=none."
+        )
+    if config["model"] in _STAGED and config["train_stage"] != "finetune":
+        raise UserError(
+            f"{config['model']} learns in stages and is distilled in the last one: run train_stage="
+            f"{config['train_stage']} with --kd=none, then --train_stage=finetune with --pre_model_path=FILE."
+        )
+    if config["model"] in _STAGED and not Path(config["pre_model_path"]).is_file():
+        raise UserError(
+            f"There is no pre_model_path {config['pre_model_path']!r}: name the file that {config['model']}'s stage "
+            "before this one left."
+        )
+    if config["eval_type"] != EvaluatorType.RANKING:
+        raise UserError(
+            f"Distillation ranks items, but metrics are {config['metrics']}: use Recall, MRR, NDCG, Hit or Precision."
+        )
+
+
+def _check_objective(config: Config) -> None:
+    if config["kd"] == ENSEMBLE:
+        for key in ("kd_item_init", "kd_shuffled_teachers"):
+            if config[key] not in (False, "none"):
+                raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")
+        return
+    loss = config["kd_loss"]
+    if loss in BASELINES and config["kd_candidates"] not in ("teacher_top", "both_top"):
+        raise UserError(
+            f"kd_loss={loss} learns from what the teachers rank first: use kd_candidates=teacher_top or both_top, or "
+            f"--kd={loss}, which sets that."
+        )
+    gammas = [config[f"kd_rank_by_{part}"] for part in ("position", "confidence", "consistency")]
+    if loss == "dllm2rec" and not any(gammas):
+        raise UserError("All of kd_rank_by_position, _confidence and _consistency are 0: set one above 0.")
+
+
+def _check_split(config: Config) -> None:
+    arguments = config["eval_args"]
+    if config["benchmark_filename"]:
+        return
+    if arguments["order"] != "TO":
+        raise UserError("Teachers read histories in time order: set order: TO in eval_args, or leave eval_args alone.")
+    if arguments["mode"]["test"] != "full":
+        raise UserError(
+            f"Distillation is tested on all items, but eval_args has mode {arguments['mode']}: set mode: full, or, "
+            "where each validation takes too long, mode: {valid: uni100, test: full}."
+        )
+    split = arguments["split"] or {}
+    parts: Any = next(iter(split.values()), None)
+    three = parts == "valid_and_test" or (isinstance(parts, list) and len(parts) == 3)
+    if not three:
+        raise UserError(
+            f"eval_args.split {split} does not give training, validation and test: "
+            "use {'LS': 'valid_and_test'} or {'RS': [0.8, 0.1, 0.1]}."
+        )
+
+
+def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
+    if any(teacher_class(teacher).item_text != "nothing" for teacher in teachers):
+        _check_text(config)
+    check_images(config)
+    for teacher in teachers:
+        _check_teacher_keys(teacher, config)
+        checkpoint_of(teacher, config)
+        if teacher_class(teacher) is Vectors:
+            check_vectors(teacher, config)
+
+
+def _check_teacher_keys(teacher: str, config: Config) -> None:
+    """What a teacher's keys must be together, or what RecBole would find out too late."""
+    own, prefix = teacher_settings(teacher, config.final_config_dict), f"kd_{teacher.lower()}_"
+    if "n_heads" in own and own["hidden_size"] % own["n_heads"]:
+        raise UserError(
+            f"{prefix}hidden_size {own['hidden_size']} is no multiple of {prefix}n_heads {own['n_heads']}: change one."
+        )
+    metric, _, cutoff = own["valid_metric"].partition("@")
+    ranks = metric_types.get(metric.lower()) == EvaluatorType.RANKING
+    if not ranks or (metric.lower() != "gauc" and not (cutoff.isdecimal() and int(cutoff))):
+        raise UserError(
+            f"{prefix}valid_metric = {own['valid_metric']!r} is no metric of a ranking with its cut-off: write one "
+            "such as NDCG@10."
+        )
+
+
+def _check_text(config: Config) -> None:
+    text_fields(config)
+    encoder_folder(config["kd_text_encoder"])
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next((path for path in (folder, *folder.resolve().parents) if path.exists()), Path("/"))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"Cannot write to {folder}: {existing} is no folder that you may write to; name another one.")
+    free = shutil.disk_usage(existing).free
+    if free < _LEAST_FREE:
+        raise UserError(f"Only {free / 1024**2:.0f} MB are free for {folder}: free some space or name another folder.")

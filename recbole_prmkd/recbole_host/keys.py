@@ -1,0 +1,236 @@
+"""The kd_ keys: read from `properties/kd.yaml` once, checked strictly. A wrong key or value stops the run.
+
+`properties/kd.yaml` is the one place that holds each key's default, type, range and meaning.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_prmkd.errors import UserError
+
+SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from no file, though the kind's lies in kd_teacher_dir
+
+
+def properties_dir() -> Path:
+    """Folder of the properties: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "properties"
+    return inside if inside.is_dir() else package.parent / "properties"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One flat properties file as a dict."""
+    with path.open(encoding="utf-8") as file:
+        return yaml.safe_load(file) or {}
+
+
+@cache
+def key_table() -> dict[str, dict[str, Any]]:
+    """Key -> its default, type, range or choices, and meaning."""
+    return read_yaml(properties_dir() / "kd.yaml")
+
+
+def defaults() -> dict[str, Any]:
+    """Key -> default, for every kd_ key."""
+    return {key: entry["default"] for key, entry in key_table().items()}
+
+
+def preset(kd: str) -> dict[str, Any]:
+    """What `kd: <name>` sets beyond the defaults; empty for `none`."""
+    path = properties_dir() / "preset" / f"{kd}.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
+def kind_of(teacher: str) -> str:
+    """What kind of teacher a name in kd_teachers is of: UniSRec for `UniSRec`, and for `UniSRec_text`."""
+    return teacher.partition("_")[0]
+
+
+def keys_of_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The keys of a teacher among these, each with that teacher and its kind's own key.
+
+    kd_<kind>_<key> is a key of the teacher `<Kind>`, kd_<kind>_<word>_<key> of the further one `<Kind>_<word>`.
+    """
+    proper = {kind.lower(): kind for kind in kinds}
+    own = _teacher_keys(tuple(proper.values()))
+    pattern = re.compile(rf"(kd_({'|'.join(proper)})_)([a-z0-9]+)_(\w+)")
+    found = {}
+    for key in settings:
+        if key in own:
+            found[key] = proper[key.split("_")[1]], key
+        elif (match := pattern.fullmatch(key)) and match[1] + match[4] in own:
+            found[key] = f"{proper[match[2]]}_{match[3]}", match[1] + match[4]
+    return found
+
+
+def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's own properties with the user's `kd_<teacher>_<key>` put in."""
+    merged = read_yaml(properties_dir() / "model" / f"{kind_of(teacher)}.yaml")
+    for key in merged:
+        given = f"kd_{teacher}_{key}".lower()
+        if given in settings:
+            merged[key] = settings[given]
+    return merged
+
+
+def teacher_seed(teacher: str, settings: Mapping[str, Any]) -> int:
+    """Seed of the teacher's fine-tuning: its own, or that of all teachers."""
+    own = settings.get(f"kd_{teacher}_seed".lower())
+    return settings["kd_teacher_seed"] if own is None else own
+
+
+def pretraining_properties(teacher: str) -> dict[str, Any]:
+    """The teacher's own properties when it is pre-trained."""
+    folder = properties_dir()
+    return {
+        **read_yaml(folder / "model" / f"{teacher}.yaml"),
+        **read_yaml(folder / "pretrain" / f"{teacher}.yaml"),
+    }
+
+
+def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, Any]:
+    """The kd_ settings among `settings`, each with its legal type.
+
+    Args:
+        settings: what the user has set, kd_ keys and others.
+        teachers: names in the table of teachers.
+    Raises:
+        UserError: unknown key (names the nearest legal one), wrong type, out of range, unknown teacher.
+    """
+    names = list(teachers)
+    legal = {**key_table(), **_teacher_keys(tuple(names))}
+    for key, (teacher, of_kind) in keys_of_teachers(settings, names).items():
+        _check_name(teacher, names, f"of {key}")
+        legal[key] = legal[of_kind]
+    result = {}
+    for key, value in settings.items():
+        if key != "kd" and not key.lower().startswith("kd_"):
+            continue
+        if key not in legal:
+            raise UserError(f"Unknown key {key!r}: {nearest(key, legal)}.")
+        result[key] = _value(key, value, legal[key])
+    for teacher in result.get("kd_teachers", []):
+        _check_name(teacher, names, "in kd_teachers")
+    start = result.get("kd_item_init", "none")
+    if start not in ("none", "auto", "text"):
+        if kind_of(start) not in names:
+            starts = ", ".join(["none", "auto", "text", *names])
+            raise UserError(f"kd_item_init = {start!r} is not legal: use one of {starts}.")
+        _check_name(start, names, "in kd_item_init")
+    if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):
+        raise UserError(
+            f"kd_teachers names a teacher twice: {result['kd_teachers']}; name each once, and a further one of its "
+            "kind, with settings of its own, <Teacher>_<word>."
+        )
+    return result
+
+
+def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
+    """Refuse a teacher whose kind is unknown, or whose keys could not be told from those of another."""
+    kind, _, word = teacher.partition("_")
+    if kind not in kinds:
+        raise UserError(f"Unknown teacher {teacher!r} {where}: {nearest(teacher, kinds)}.")
+    own = teacher_settings(kind, {})
+    if teacher != kind and (not re.fullmatch("[a-z0-9]+", word) or any(f"{word}_{key}" in own for key in own)):
+        raise UserError(
+            f"Teacher {teacher!r} {where}: a further {kind} is {kind}_<word>, the word of small letters and digits and "
+            "no part of the kind's own keys, such as text or 2."
+        )
+
+
+@cache
+def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    ranges = read_yaml(properties_dir() / "ranges.yaml")
+    for teacher in teachers:
+        table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
+        own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
+        for key, value in own.items():
+            entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+            table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
+        if "epochs" in own:  # one that is fine-tuned
+            entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            table[f"kd_{teacher}_seed".lower()] = entry
+    return table
+
+
+def _type_name(value: Any) -> str:
+    for kind, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "str")):
+        if isinstance(value, kind):
+            return name
+    return "any"
+
+
+def nearest(word: str, legal: Iterable[str]) -> str:
+    """What to say of an unknown word: the legal one that it resembles, or all of them."""
+    words = sorted(legal)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"legal are {', '.join(words)}"
+
+
+def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
+    """`value` as the entry's type, or a UserError that names type and range."""
+    if value is None and entry.get("optional"):
+        return None
+    if value is None and "none" in (entry["default"], *entry.get("choices", [])):  # YAML and the command line read None
+        return "none"
+    if value in ("auto", None) and entry["default"] == "auto":
+        return "auto"
+    converted = _CONVERTERS[entry["type"]](value)
+    if converted is None:
+        raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")
+    if "range" in entry and not _in_range(converted, entry["range"]):
+        raise UserError(f"{key} = {value!r} is out of range: {entry['range']} is legal.")
+    if "choices" in entry and converted not in entry["choices"]:
+        raise UserError(f"{key} = {value!r} is not legal: {nearest(str(value), entry['choices'])}.")
+    return converted
+
+
+def _wanted(entry: Mapping[str, Any]) -> str:
+    if "choices" in entry:
+        return "one of " + ", ".join(entry["choices"])
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list of names"}
+    wanted = words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
+    return f"{wanted}, or auto" if entry["default"] == "auto" else wanted
+
+
+def as_list(value: Any) -> list[str] | None:
+    """A list, or what a shell leaves of one: `[a,b]` and `a,b` are the same."""
+    if isinstance(value, str):
+        value = [part.strip(" '\"") for part in value.strip("[]() ").split(",")]
+    if not isinstance(value, list | tuple) or not all(isinstance(part, str) and part for part in value):
+        return None
+    return list(value) or None
+
+
+def _as_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_CONVERTERS: dict[str, Any] = {
+    "int": lambda value: value if isinstance(value, int) and not isinstance(value, bool) else None,
+    "float": _as_number,
+    "bool": lambda value: value if isinstance(value, bool) else None,
+    "str": lambda value: value if isinstance(value, str) else None,
+    "choice": lambda value: value if isinstance(value, str) else None,
+    # RecBole's command line turns a folder named 7 into a number.
+    "path": lambda value: str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None,
+    "list": as_list,
+    "any": lambda value: value,
+}
+
+
+def _in_range(value: float, text: str) -> bool:
+    match = re.fullmatch(r"([\[(])(.+),(.+)([\])])", text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"properties/kd.yaml holds a malformed range {text!r}")
+    left, low, high, right = match.groups()
+    above = value >= float(low) if left == "[" else value > float(low)
+    below = value <= float(high) if right == "]" else value < float(high)
+    return above and below

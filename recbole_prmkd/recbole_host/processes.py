@@ -1,0 +1,96 @@
+"""What the processes of one training (`--nproc`) share: batches, candidates, means, and where they meet.
+
+Each batch is cut into parts and gradients are averaged. The candidates of kd_loss are still the positives of the whole
+batch, since each process tells the others its own; so with shared prefixes the losses and gradients are those of one
+process with that batch. RecBole's own loaders draw the same number of rows for each process, some of them twice.
+
+RecBole takes NCCL and CUDA devices for granted. Without a GPU the same runs on gloo and the CPU, which is how it is
+tested.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+from unittest import mock
+
+import torch
+from recbole.config import Config
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+_PATIENCE = timedelta(hours=12)  # a rank may wait that long for another one
+
+
+def ranks(config: Config) -> tuple[int, int]:
+    """This process's number and how many there are."""
+    if config["single_spec"]:
+        return 0, 1
+    return config["local_rank"] + config["offset"], config["world_size"]
+
+
+def share_of(positions: Tensor, config: Config) -> tuple[Tensor, float]:
+    """This process's part of a batch [R], and the weight of a mean over it in the mean of all processes' means.
+
+    A batch of fewer rows than processes goes to each of them whole.
+    """
+    rank, number = ranks(config)
+    if number == 1 or len(positions) < number:
+        return positions, 1.0
+    part = positions.tensor_split(number)[rank]
+    return part, len(part) * number / len(positions)
+
+
+def gathered(targets: Tensor, config: Config) -> Tensor:
+    """The targets [B] of all processes, one after the other, padded with 0; those given where there is one process."""
+    _, number = ranks(config)
+    if number == 1:
+        return targets
+    max_length = torch.tensor(len(targets), device=targets.device)
+    distributed.all_reduce(max_length, distributed.ReduceOp.MAX)
+    padded = torch.nn.functional.pad(targets, (0, int(max_length) - len(targets)))
+    parts = [torch.empty_like(padded) for _ in range(number)]
+    distributed.all_gather(parts, padded)
+    return torch.cat(parts)
+
+
+def mean_over_ranks(values: Mapping[str, float], config: Config) -> dict[str, float]:
+    """The mean of each number over the processes, which all have the same names."""
+    _, number = ranks(config)
+    if number == 1:
+        return dict(values)
+    table = torch.tensor(list(values.values()), dtype=torch.float64, device=config["device"])
+    distributed.all_reduce(table)
+    return dict(zip(values, (table / number).tolist(), strict=True))
+
+
+def on_cpu(use_gpu: bool) -> bool:
+    """Whether training runs on the CPU: RecBole's key use_gpu is False, or there is no GPU.
+
+    Not to be asked before RecBole has set CUDA_VISIBLE_DEVICES to gpu_id: the first question settles what CUDA shows.
+    """
+    return not use_gpu or not torch.cuda.is_available()
+
+
+@contextmanager
+def any_device(use_gpu: bool) -> Iterator[None]:
+    """Inside, RecBole joins the other processes on the CPU where training is there, and waits as long as it takes."""
+    join, wrap, use = distributed.init_process_group, DistributedDataParallel, torch.cuda.set_device
+    convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+
+    def joined(**given: Any) -> None:
+        join(**given | {"timeout": _PATIENCE} | ({"backend": "gloo"} if on_cpu(use_gpu) else {}))
+
+    def wrapped(model: Any, device_ids: list[int]) -> DistributedDataParallel:
+        return wrap(model) if on_cpu(use_gpu) else wrap(model, device_ids=device_ids)
+
+    replaced: dict[str, Any] = {
+        "torch.distributed.init_process_group": joined,
+        "torch.cuda.set_device": lambda device: None if on_cpu(use_gpu) else use(device),
+        "torch.nn.SyncBatchNorm.convert_sync_batchnorm": lambda model: model if on_cpu(use_gpu) else convert(model),
+        "recbole.trainer.trainer.DistributedDataParallel": wrapped,
+    }
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(mock.patch(name, function))
+        yield

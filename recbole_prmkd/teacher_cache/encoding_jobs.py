@@ -1,0 +1,280 @@
+"""Encoding passes that outlive a kill: an array [N, D] filled batch by batch, the batches in a fixed order.
+
+While it runs, a pass lives in a folder `.pass-<kind>-<hash of identity>` beside the artifact that it will be: the
+array, memory-mapped, and `progress.json` with the number of finished batches, written after the array is on disk.
+A later call with the same identity and batches goes on after them; what does not fit is started anew. Of two
+processes at the same pass, the second works in a folder of its own, from the start, and leaves nothing there.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teacher_cache import store
+
+_ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
+_EVERY = 5.0  # seconds from one count of the finished batches to the next
+_STALE_SECONDS = 7 * 24 * 3600
+
+
+Encode = Callable[[Tensor], np.ndarray]  # row numbers of a batch [B] -> their vectors [B, D]
+Mapper = Callable[[Encode, Sequence[Tensor]], Iterable[np.ndarray]]
+_mapper: ContextVar[Mapper] = ContextVar("mapper", default=map)
+
+
+@contextmanager
+def spread_by(mapper: Mapper) -> Iterator[None]:
+    """Inside, passes compute their batches by this function, which gives the results in the batches' order."""
+    token = _mapper.set(mapper)
+    try:
+        yield
+    finally:
+        _mapper.reset(token)
+
+
+class EncodingJob:
+    """The array of one pass: `pending` gives the batches that are still to do, `write` stores their vectors."""
+
+    def __init__(self, folder: Path, rows: int, dtype: Any, label: str, unit: str) -> None:
+        self._folder, self._rows, self._dtype = folder, rows, np.dtype(dtype)
+        self._label, self._unit = label, unit
+        self._array: np.ndarray | None = None
+        self._batches = ""  # digest of the batches
+        self._done = self._counted = 0  # finished batches: in the array, and in the file
+        self._counted_at = time.monotonic()
+
+    @property
+    def array(self) -> np.ndarray:
+        """What is written so far, [N, D]; rows in no batch are zero. D is 0 before the first vector."""
+        return np.zeros((self._rows, 0), self._dtype) if self._array is None else self._array
+
+    def pending(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The batches (row numbers, int64 on the CPU, none in two) to do; `write` each before taking the next."""
+        self._batches = store.digest(batches)
+        self._resume(len(batches))
+        total = sum(map(len, batches))
+        first = sum(map(len, batches[: self._done]))
+        if first:
+            getLogger().info(f"{self._label}: the pass resumes at row {first} of {total}.")
+        if first == total:
+            return
+        started = time.monotonic()
+        with tqdm(total=total, initial=first, desc=self._label, unit=self._unit) as bar:
+            for index in batches[self._done :]:
+                yield index
+                bar.update(len(index))
+        self.count()
+        seconds = max(time.monotonic() - started, 1e-3)
+        number, unit = total - first, self._unit
+        getLogger().info(f"{self._label}: {number} {unit}s in {seconds:.1f} s ({number / seconds:.0f} {unit}s/s).")
+
+    def fill(self, batches: Sequence[Tensor], encode: Encode) -> np.ndarray:
+        """Encode and store every batch that is not finished, here or where `spread_by` says; returns the array."""
+
+        def results() -> Iterator[np.ndarray]:  # runs after `pending` has found what is finished
+            yield from _mapper.get()(encode, batches[self._done :])
+
+        for index, vectors in zip(self.pending(batches), results(), strict=False):
+            self.write(index, vectors)
+        return self.array
+
+    def write(self, index: Tensor, vectors: np.ndarray) -> None:
+        """Store the vectors [B, D] of the batch that `pending` gave last."""
+        if self._array is None:
+            self._array = self._new(vectors.shape[1])
+        if vectors.shape != (len(index), self._array.shape[1]):
+            raise ValueError(f"{len(index)} rows of {self._array.shape[1]} were wanted, not {vectors.shape}")
+        self._array[index.numpy()] = vectors
+        self._done += 1
+        if time.monotonic() - self._counted_at > _EVERY:
+            self.count()
+
+    def count(self) -> None:
+        """Put the finished batches on disk: first the array, then their number."""
+        if self._counted == self._done or not isinstance(self._array, np.memmap):
+            return
+        with _on_disk(self._folder):
+            self._array.flush()
+            size = (self._folder / _ARRAY).stat().st_size
+            progress = {"batches": self._batches, "done": self._done, "width": self._array.shape[1], "bytes": size}
+            store.write_json(self._folder / _PROGRESS, progress)
+        self._counted, self._counted_at = self._done, time.monotonic()
+
+    def forget(self) -> None:
+        """Remove what an earlier call left."""
+        for name in (_PROGRESS, _ARRAY):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _new(self, width: int) -> np.ndarray:
+        file = self._folder / _ARRAY
+        with _on_disk(file):
+            array = np.lib.format.open_memmap(file, mode="w+", dtype=self._dtype, shape=(self._rows, width))
+            if sys.platform == "linux":  # writing to a mapped file without room would kill the process
+                with file.open("r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        return array
+
+    def _resume(self, batches: int) -> None:
+        """Take the array and the number of finished batches that an earlier call left, if they fit."""
+        if not (self._folder / _ARRAY).exists():
+            return
+        try:
+            progress = json.loads((self._folder / _PROGRESS).read_text(encoding="utf-8"))
+            done = progress["done"]
+            if (self._folder / _ARRAY).stat().st_size != progress["bytes"]:  # numpy would lengthen it with zeros
+                raise ValueError(f"{_ARRAY} has another size")
+            array = np.lib.format.open_memmap(self._folder / _ARRAY, mode="r+")
+            if progress["batches"] != self._batches:
+                raise ValueError("its batches are others")
+            if array.shape != (self._rows, progress["width"]) or array.dtype != self._dtype:
+                raise ValueError(f"its array is {array.dtype} {array.shape}")
+            if not isinstance(done, int) or not 0 < done <= batches:
+                raise ValueError(f"it counts {done} of {batches} batches")
+        except FileNotFoundError:
+            getLogger().info(f"{self._folder} is not used: it was left before its first count.")
+            self.forget()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            getLogger().warning(f"{self._folder} is not used: {error}; the pass is started anew.")
+            self.forget()
+        else:
+            self._array, self._done, self._counted = array, done, done
+
+
+@contextmanager
+def resumable(
+    root: Path,
+    kind: str,
+    identity: Mapping[str, Any],
+    rows: int,
+    *,
+    label: str,
+    unit: str = "item",
+    dtype: Any = np.float32,
+    rebuild: bool = False,
+) -> Iterator[EncodingJob]:
+    """A pass over `rows` rows; save its array as an artifact inside the block, whose end removes the pass's folder.
+
+        with resumable(root, "text", identity, len(texts), label="Item texts") as work:
+            store.save(root, "text", identity, {"vectors": work.fill(batches, encode)})
+
+    Args:
+        root, kind, identity: of the artifact.
+        label, unit: what the bar and the log call the pass and its rows.
+        dtype: of the array.
+        rebuild: start anew whatever an earlier call left.
+    Raises:
+        UserError: the folder cannot be written (full disk, no permission).
+    """
+    folder = root / f".pass-{kind}-{store.digest([dict(identity)])[:16]}"
+    with _on_disk(folder):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder)
+        if lock is None:
+            getLogger().info(f"{folder} is in use: this pass starts in a folder of its own and cannot be resumed.")
+            folder = folder.with_name(f"{folder.name}-{os.getpid()}")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        _remove_stale(root)
+        work = EncodingJob(folder, rows, dtype, label, unit)
+        if rebuild:
+            work.forget()
+    keep = False
+    try:
+        yield work
+    except BaseException:
+        with suppress(UserError):  # the first error is the one to tell
+            work.count()
+        keep = lock is not None and (folder / _PROGRESS).exists()
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def equal_together(number: Tensor, size: int) -> list[Tensor]:
+    """Places of `number` [N] in batches of `size` distinct numbers, ascending; equal numbers share a batch.
+
+    Numbers count from 0 without a gap, so that a batch holds those from k * size on; negative ones are left out.
+    """
+    order = torch.argsort(number, stable=True)
+    order = order[number[order] >= 0]
+    sizes = torch.unique_consecutive(number[order] // size, return_counts=True)[1]
+    return list(order.split(sizes.tolist()))
+
+
+def precision(config: Config) -> str:
+    """What encoders compute in: `kd_encode_precision`, where `auto` is settled by the device."""
+    if config["kd_encode_precision"] != "auto":
+        return config["kd_encode_precision"]
+    if torch.device(config["device"]).type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def precision_entry(config: Config) -> dict[str, str]:
+    """What the precision adds to an identity: nothing for float32."""
+    name = precision(config)
+    return {} if name == "float32" else {"precision": name}
+
+
+def autocast(config: Config) -> AbstractContextManager:
+    """Inside, encoders compute in `precision`."""
+    name = precision(config)
+    if name == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(config["device"]).type, dtype=getattr(torch, name))
+
+
+def _locked(folder: Path) -> int | None:
+    """Descriptor of the folder's lock file, locked; None where another process has it or there are no locks."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # its owner removed the folder just now
+            continue
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError):
+            os.close(lock)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK)):
+                os.utime(folder)  # in use, so not stale
+                return lock
+        os.close(lock)  # the lock of a folder that its owner has removed
+
+
+def _remove_stale(root: Path) -> None:
+    """What killed passes left and nobody resumed for a week."""
+    for folder in root.glob(".pass-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error}; free the disk or name another folder.") from error

@@ -1,0 +1,279 @@
+"""The knowledge cache: what the teachers know about a training split, made once, looked up by row number.
+
+Per teacher two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order and
+unit vectors of the training rows' histories [N, D] in the student's row order. Scores of any candidates are their
+product, so nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the
+teacher knows nothing of that row or item.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_prmkd.data.examples import EXAMPLE, Examples
+from recbole_prmkd.recbole_host.keys import kind_of
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.teacher_cache import encoding_jobs, store
+from recbole_prmkd.teachers import Teacher
+from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.fit import FittedTeacher
+
+_PLACES = 1 << 15  # history positions encoded at a time, padding included
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """One teacher's vectors; items on the device, rows on disk."""
+
+    name: str
+    temperature: float
+    holdout: float
+    items: Tensor  # [n_items, D] float16
+    rows: np.ndarray  # [N, D] float16, memory-mapped
+
+    @classmethod
+    def of(
+        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
+    ) -> "CachedTeacher":
+        """From the stored arrays, `array("items")` and `array("rows")`."""
+        items = torch.from_numpy(np.array(array("items"))).to(device)
+        return cls(name, temperature, holdout, items, array("rows"))
+
+
+class TeacherCache:
+    """Scores of T teachers for any training rows and candidates."""
+
+    def __init__(self, teachers: Sequence[CachedTeacher], canonical: Tensor, device: torch.device) -> None:
+        """canonical: [n_items] student's item id -> canonical id."""
+        self.teachers, self.device = teachers, device
+        self._canonical = canonical.to(device)
+        self.n_items = len(canonical)  # with PAD
+        self._unknown_items = [(teacher.items == 0).all(dim=1) for teacher in teachers]
+        self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
+        self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
+
+    def scores(self, rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of the rows' histories with the candidates.
+
+        Args:
+            rows: [B] row numbers.
+            candidates: [C] for all rows or [B, C] per row, in the student's item ids.
+        Returns:
+            scores [T, B, C] float32, and known [T, B, C] bool: whether the teacher knows both row and item.
+        """
+        scores = self.cosines(rows, candidates)
+        known = ~scores.isnan()
+        return scores.nan_to_num_(nan=0.0), known
+
+    def cosines(self, rows: Tensor, *candidates: Tensor) -> Tensor:
+        """`scores` alone, NaN where the teacher knows nothing of the row or the item.
+
+        Args:
+            rows: [B] row numbers.
+            candidates: each [C] or [B, C], as for `scores`.
+        Returns:
+            [T, B, sum of C], the candidates beside each other, float32.
+        """
+        columns = [self._canonical[part] for part in candidates]
+        widths = [part.shape[-1] for part in columns]
+        numbers = rows.cpu().numpy()
+        scores = torch.empty(len(self.teachers), len(rows), sum(widths), device=self.device)
+        for out, teacher, unknown_items in zip(scores, self.teachers, self._unknown_items, strict=True):
+            history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
+            # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
+            history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
+            for part, place in zip(columns, out.split(widths, dim=1), strict=True):
+                item = teacher.items[part].float()  # [C, D] or [B, C, D]
+                item[..., 0].masked_fill_(unknown_items[part], torch.nan)
+                if item.dim() == 2:
+                    torch.mm(history, item.T, out=place)
+                else:
+                    torch.bmm(item, history.unsqueeze(-1), out=place.unsqueeze(-1))
+        return scores
+
+
+def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) -> tuple[store.StoredFolder, bool]:
+    """The teacher's stored knowledge of the training rows, encoded now where none matches; and whether it was reused.
+
+    The identity records teacher weights and side information, item numbering, rows, and how histories were cut.
+    """
+    root = Path(student["kd_cache_dir"]) / student["dataset"]
+    identity = {
+        "teacher": teacher.digest,
+        "id_map": store.digest(data.item_tokens),
+        "rows": data.train.digest(),
+        "max_length": teacher.config["MAX_ITEM_LIST_LENGTH"],
+        "context": teacher.config["kd_window_context"],
+        **encoding_jobs.precision_entry(student),
+    }
+    if teacher.model.reads_examples:
+        identity["users"] = store.digest([data.train.users])
+    kind = f"knowledge-{kind_of(teacher.name)}"
+    rebuild = student["kd_rebuild"]
+    stored = None if rebuild else store.find(root, kind, identity)
+    if stored is not None:
+        return stored, True
+    started = time.time()
+    label = f"{teacher.name} histories"
+    with encoding_jobs.resumable(
+        root, kind, identity, len(data.train), label=label, unit="row", dtype=np.float16, rebuild=rebuild
+    ) as work:
+        items, rows = _encode(teacher, data.train, work)
+        notes = {
+            "seconds": time.time() - started,
+            "unknown_rows": _unknown(rows),
+            "unknown_items": _unknown(items[1:]),
+        }
+        return store.save(root, kind, identity, {"items": items, "rows": rows}, notes), False
+
+
+def open_cache(
+    teachers: Sequence[FittedTeacher],
+    folders: Sequence[store.StoredFolder],
+    data: TeacherData,
+    student: Config,
+) -> TeacherCache:
+    """The knowledge of all teachers, mapped from disk."""
+    opened = [
+        CachedTeacher.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, student["device"])
+        for teacher, folder in zip(teachers, folders, strict=True)
+    ]
+    return cache_of(opened, data.canonical, student)
+
+
+def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, student: Config) -> TeacherCache:
+    """What these teachers know of the student's items; with `kd_shuffled_teachers`, of other items.
+
+    canonical: [n_items] student's item id -> canonical id.
+    """
+    if student["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
+        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(student["seed"]))
+        canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
+    return TeacherCache(teachers, canonical, student["device"])
+
+
+@torch.no_grad()
+def _encode(teacher: FittedTeacher, train: Examples, work: encoding_jobs.EncodingJob) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors in half precision: items [n_items, D] and rows [N, D]; zero where the teacher knows nothing."""
+    model, config = teacher.model.eval(), teacher.config
+    with encoding_jobs.autocast(config):
+        items = model.encode_items()  # [n_items, D]
+    rows = encode_examples(model, config, train, items, work)
+    table = _known(model, items)
+    return table, rows if rows.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+
+
+@torch.no_grad()
+def unit_items(teacher: FittedTeacher) -> Tensor:
+    """A teacher's item vectors as its knowledge has them, by canonical id: [n_items, D] float32 on the CPU."""
+    with encoding_jobs.autocast(teacher.config):
+        items = teacher.model.eval().encode_items()
+    return torch.from_numpy(_known(teacher.model, items)).float()
+
+
+def encode_examples(
+    model: Teacher, config: Config, train: Examples, items: Tensor, work: encoding_jobs.EncodingJob
+) -> np.ndarray:
+    """Unit vectors of the rows' histories, [N, D], by the way that is fastest for the teacher.
+
+    Args:
+        items: what the teacher's `encode_items` gave, [n_items, D].
+        work: the pass to fill, in its own precision.
+    """
+    shared = not model.reads_examples and why_not_shared(model, config, train) is None
+    batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_examples)
+
+    @torch.no_grad()
+    def encode_batch(index: Tensor) -> np.ndarray:
+        batch = batch_of(index)
+        with shared_prefixes(model) if shared else nullcontext(), encoding_jobs.autocast(config):
+            vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
+        # Of equal histories the first is in the batch; its vector is that of the rows after it.
+        place = torch.isin(index, batch[EXAMPLE]).cumsum(0) - 1  # [len(index)]
+        return vectors[place.numpy()]
+
+    return work.fill(batches, encode_batch)
+
+
+Batches = tuple[Sequence[Tensor], Callable[[Tensor], Interaction]]  # rows of each batch, and what makes it from them
+
+
+def _windows(train: Examples, config: Config) -> Batches:
+    """Batches of windows; each of their rows is in one of them."""
+    loader = WindowLoader(config, None, train)
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    batches = [usable[positions] for positions in loader.batches()]
+    return batches, lambda index: loader.batch(torch.searchsorted(usable, index))
+
+
+def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches:
+    """Batches of similar lengths, each padded to its own longest; of equal histories in one the first stands for all.
+
+    reads_examples: every row for itself, those without a history too.
+    """
+    max_length, item = config["MAX_ITEM_LIST_LENGTH"], config["ITEM_ID_FIELD"]
+    size = max(1, _PLACES // max_length)
+
+    def batch_of(index: Tensor) -> Interaction:
+        item_seq, item_seq_len = train.histories(index, max_length)  # [B, L], [B]
+        first = torch.ones(len(index), dtype=torch.bool)
+        if not reads_examples:
+            first[1:] = (item_seq[1:] != item_seq[:-1]).any(dim=1)
+        return Interaction(
+            {
+                item + config["LIST_SUFFIX"]: item_seq[first],
+                config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len[first],
+                config["USER_ID_FIELD"]: train.users[index[first]],
+                item: train.targets[index[first]],
+                EXAMPLE: index[first],
+            }
+        )
+
+    if reads_examples:
+        return torch.argsort(train.lengths, stable=True).split(size), batch_of
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    same = _history_numbers(train.select(usable), max_length)
+    return [usable[positions] for positions in encoding_jobs.equal_together(same, size)], batch_of
+
+
+def _history_numbers(rows: Examples, max_length: int) -> Tensor:
+    """A number of each row's newest `max_length` items, [N], from 0: shorter ones first, equal for equal ones."""
+    length = rows.lengths.clamp(max=max_length)
+    distinct, number = torch.unique(length, return_inverse=True)
+    if len(rows) == 0:
+        return number
+    radix = int(rows.items.max()) + 1
+    for column in range(int(length.max())):  # item by item: a table of all histories would be N x longest
+        if len(distinct) == len(rows):
+            break
+        place = (rows.stop - length + column).clamp(max=len(rows.items) - 1)
+        items = torch.where(column < length, rows.items[place], 0)  # [N]
+        distinct, number = torch.unique(number * radix + items, return_inverse=True)
+    return number
+
+
+def _known(model: Teacher, items: Tensor) -> np.ndarray:
+    """Item vectors for the cache, zero where the teacher knows nothing of the item."""
+    table = _unit(items).astype(np.float16)
+    table[~model.covered_items().numpy()] = 0
+    return table
+
+
+def _unit(vectors: Tensor) -> np.ndarray:
+    """Unit vectors; a non-finite vector becomes zero, that is unknown."""
+    unit = functional.normalize(vectors.float(), dim=-1)
+    unit[~torch.isfinite(unit).all(dim=-1)] = 0
+    return unit.cpu().numpy()
+
+
+def _unknown(vectors: np.ndarray) -> int:
+    return int((vectors == 0).all(axis=1).sum())

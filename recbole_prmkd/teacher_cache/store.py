@@ -1,0 +1,226 @@
+"""Folders on disk that a later run may trust: item vectors, fine-tuned teachers, teacher knowledge.
+
+A folder holds a few arrays or weight files and `manifest.json`. It is written under another name and renamed
+when complete, so a killed run leaves nothing that has the right name. The manifest records the identity of
+everything that the content depends on; a folder is reused only if the identity is equal and every file still
+has its checksum. Nothing here is pickled: arrays are npy (memory-mapped), weights are safetensors.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from recbole_prmkd.errors import UserError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+_STALE_SECONDS = 24 * 3600
+
+Files = Mapping[str, "np.ndarray | Mapping[str, torch.Tensor]"]
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """sha256 (hex) of a sequence of strings, numbers, arrays and tensors; the order counts."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.detach().cpu().contiguous().numpy()
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).tobytes())
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()
+
+
+def as_json(content: Any) -> Any:
+    """What is left of it when it has been written as JSON and read again."""
+    return json.loads(json.dumps(content, default=str))
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        sha = hashlib.sha256()
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+class StoredFolder:
+    """A complete, verified folder. `array` maps an npy file, `weights` reads a safetensors file."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.notes: dict[str, Any] = manifest["notes"]
+        self.files: dict[str, dict[str, Any]] = manifest["files"]
+
+    def array(self, name: str) -> np.ndarray:
+        """The array, memory-mapped and read-only."""
+        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors by name, on the CPU."""
+        return load_file(self.path / f"{name}.safetensors")
+
+
+def find(root: Path, kind: str, identity: Mapping[str, Any]) -> StoredFolder | None:
+    """The stored folder of this identity, or None after a log line that says why there is none.
+
+    Args:
+        root: folder of the data set inside the cache or teacher directory.
+        kind: what it is, for example `knowledge-UniSRec`.
+        identity: flat name -> value; two runs with an equal identity may share the content.
+    """
+    path = _path(root, kind, identity)
+    if not path.is_dir():
+        _say_what_differs(root, kind, identity)
+        return None
+    fault = _fault(path, identity)
+    if fault is None:
+        return StoredFolder(path, _manifest(path))
+    getLogger().warning(f"{path} is not used: {fault}; it is made anew.")
+    return None
+
+
+def save(
+    root: Path, kind: str, identity: Mapping[str, Any], files: Files, notes: Mapping[str, Any] | None = None
+) -> StoredFolder:
+    """Write a folder atomically and return it; an older one of the same identity is replaced.
+
+    Raises:
+        UserError: the folder cannot be written (full disk, no permission).
+    """
+    path = _path(root, kind, identity)
+    part = root / f".part-{path.name}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_stale_parts(root)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        described = {}
+        for name, content in files.items():
+            file = _write(part, name, content)
+            described[file.name] = {
+                "sha256": file_digest(file),
+                "bytes": file.stat().st_size,
+                **(
+                    {"shape": list(content.shape), "dtype": str(content.dtype)}
+                    if isinstance(content, np.ndarray)
+                    else {}
+                ),
+            }
+        manifest = {
+            "schema": SCHEMA,
+            "identity": dict(identity),
+            "files": described,
+            "notes": dict(notes or {}),
+        }
+        write_json(part / MANIFEST, manifest)
+        _swap_in(part, path, identity)
+        return StoredFolder(path, _manifest(path))
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"Cannot write {path}: {error}; free the disk or name another folder.") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: beside the target, flushed, then renamed."""
+    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _path(root: Path, kind: str, identity: Mapping[str, Any]) -> Path:
+    return root / f"{kind}-{digest([dict(identity)])[:16]}"
+
+
+def _write(folder: Path, name: str, content: "np.ndarray | Mapping[str, torch.Tensor]") -> Path:
+    if isinstance(content, np.ndarray):
+        file = folder / f"{name}.npy"
+        np.save(file, content, allow_pickle=False)
+    else:
+        file = folder / f"{name}.safetensors"
+        save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in content.items()}, file)
+    return file
+
+
+def _swap_in(part: Path, path: Path, identity: Mapping[str, Any]) -> None:
+    """Put the folder in its place, and away what is there; of two processes that do so at once, one's stays."""
+    old = part.with_name(part.name + "-old")
+    shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _fault(path, identity) is not None:
+            raise
+        shutil.rmtree(part)  # another process has just put the same there
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale_parts(root: Path) -> None:
+    """What killed runs left: unfinished folders that nobody has touched for a day."""
+    for part in root.glob(".part-*"):
+        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    with (path / MANIFEST).open(encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _fault(path: Path, identity: Mapping[str, Any]) -> str | None:
+    """What is wrong with a folder of the right name, or None."""
+    try:
+        manifest = _manifest(path)
+        if manifest["schema"] != SCHEMA:
+            return f"its schema is {manifest['schema']}, this version reads {SCHEMA}"
+        differing = _differing(manifest["identity"], identity)
+        if differing:
+            return f"its manifest differs in {', '.join(differing)}"
+        for name, entry in manifest["files"].items():
+            if file_digest(path / name) != entry["sha256"]:
+                return f"the checksum of {name} differs"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    plain = as_json(dict(wanted))
+    return [key for key in sorted({*stored, *plain}) if stored.get(key) != plain.get(key)]
+
+
+def _say_what_differs(root: Path, kind: str, identity: Mapping[str, Any]) -> None:
+    nearest: list[str] | None = None
+    for sibling in sorted(root.glob(f"{kind}-*/{MANIFEST}")):
+        try:
+            differing = _differing(_manifest(sibling.parent)["identity"], identity)
+        except (OSError, ValueError, KeyError):
+            continue
+        if nearest is None or len(differing) < len(nearest):
+            nearest = differing
+    if nearest is None:
+        getLogger().info(f"No {kind} is stored in {root}: it is made now.")
+    else:
+        getLogger().info(f"The stored {kind} differs in {', '.join(nearest)}: it is made anew.")
