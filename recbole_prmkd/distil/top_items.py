@@ -15,8 +15,6 @@ from recbole_prmkd.teacher_cache.scores import TeacherCache
 
 _SCORES = 1 << 24  # teachers x rows x items that are scored at a time
 
-SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",), "both_top": ("teacher", "student")}
-
 
 @torch.no_grad()
 def teachers_first(
@@ -50,29 +48,6 @@ def teachers_first(
     return first, cosines
 
 
-def first_of(scores: Tensor, number: int, excluded: Pairs) -> Tensor:
-    """The items with a row's highest scores, [B, n_items] -> [B, number], without `excluded`; 0 where none is left."""
-    scores = scores.detach().index_put(excluded, torch.tensor(-torch.inf).to(scores))
-    scores[:, 0] = -torch.inf
-    return _known(scores.topk(min(number, scores.shape[1] - 1), dim=1))
-
-
 def _known(best: torch.return_types.topk) -> Tensor:
     """The items of a `topk`, PAD where its score is -inf."""
     return best.indices.masked_fill(best.values == -torch.inf, 0)
-
-
-def distinct(extra: Tensor, *before: Tensor) -> Tensor:
-    """Which of a row's extra candidates [B, M] are new; PAD never is.
-
-    Args:
-        before: candidates of all rows [C], or of each row [B, C], those that are masked for a row among them.
-    Returns:
-        [B, M] bool; of equal items in a row the first counts.
-    """
-    there = torch.zeros_like(extra, dtype=torch.bool)
-    for part in before:
-        there |= torch.isin(extra, part) if part.dim() == 1 else (extra[:, :, None] == part[:, None]).any(dim=2)
-    order = torch.arange(extra.shape[1], device=extra.device)
-    earlier = (extra[:, :, None] == extra[:, None]) & (order[None, :] < order[:, None])  # [B, M, M]
-    return ~there & ~earlier.any(dim=2) & (extra != 0)
