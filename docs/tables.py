@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROPERTIES = ROOT / "properties"
-TEACHERS = ("UniSRec", "Recformer", "UniM2Rec", "Vectors")
+PACKAGE = ROOT / "recbole_prmkd"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -53,7 +53,7 @@ def teacher_keys() -> str:
     """The settings of each teacher, for fine-tuning and for pre-training."""
     parts = []
     ranges = yaml.safe_load((PROPERTIES / "ranges.yaml").read_text(encoding="utf-8"))
-    for teacher in TEACHERS:
+    for teacher in _teachers():
         for stage, what in (("model", "fine-tuning"), ("pretrain", "pre-training")):
             file = PROPERTIES / stage / f"{teacher}.yaml"
             if file.is_file():
@@ -75,7 +75,7 @@ def options() -> str:
 
 def result() -> str:
     """The fields of result.json, from the pydantic models that write it."""
-    source = ast.parse((ROOT / "recbole_prmkd" / "results" / "result.py").read_text(encoding="utf-8"))
+    source = ast.parse((PACKAGE / "results" / "result.py").read_text(encoding="utf-8"))
     models = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
     parts = []
     for name, where in _PARTS_OF_RESULT.items():
@@ -85,11 +85,59 @@ def result() -> str:
     return "\n".join(parts)
 
 
-TABLES = {"keys": keys, "presets": presets, "teacher keys": teacher_keys, "options": options, "result": result}
+def messages() -> str:
+    """Every message of a UserError, by the folder that raises it; what a run fills in stands in angle brackets."""
+    parts = []
+    for title, where in _ROOMS.items():
+        found = {}
+        for file in sorted(file for pattern in where for file in ROOT.glob(pattern)):
+            for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "UserError" and call.args:
+                    found[_template(call.args[0])] = None
+        texts = sorted(text for text in found if len(re.sub(r"<\w+>|\W", "", text)) > 3)
+        parts.append(f"\n### {title}\n\n" + "\n".join(f"- {text.replace('<', '&lt;')}" for text in texts))
+    return "\n".join(parts)
+
+
+TABLES = {
+    "keys": keys,
+    "presets": presets,
+    "teacher keys": teacher_keys,
+    "options": options,
+    "result": result,
+    "messages": messages,
+}
 
 _WITHOUT_FILE = {
     "none": "RecBole alone: the same metrics and weights, bit for bit.",
     "ensemble": "No student: the mean of the teachers' normalised scores is ranked, at the cost of serving them all.",
+}
+_NO_NAMES = {
+    "r",
+    "join",
+    "lower",
+    "strip",
+    "split",
+    "splitlines",
+    "pop",
+    "str",
+    "config",
+    "f",
+    "g",
+    "in",
+    "for",
+    "if",
+    "s",
+    "name__",
+}
+_ROOMS = {
+    "Command line and settings": ["run_recbole_prmkd.py", "recbole_prmkd/recbole_host/*.py", "recbole_prmkd/*.py"],
+    "Data, text and images": ["recbole_prmkd/data/*.py"],
+    "Teachers and checkpoints": ["recbole_prmkd/teachers/*.py"],
+    "Student and distillation": ["recbole_prmkd/students/*.py", "recbole_prmkd/distil/**/*.py"],
+    "Stored folders and results": ["recbole_prmkd/teacher_cache/*.py", "recbole_prmkd/results/*.py"],
+    "Comparisons": ["recbole_prmkd/compare/*.py"],
+    "Sweeps and Ray": ["recbole_prmkd/tune/*.py"],
 }
 _PARTS_OF_RESULT = {
     "RunResult": "The file",
@@ -97,6 +145,28 @@ _PARTS_OF_RESULT = {
     "TeacherResult": "`teachers.<name>`",
     "StepResult": "`steps.<step>`",
 }
+
+
+def _teachers() -> list[str]:
+    """The names in `TEACHERS`, in its order."""
+    for node in ast.parse((PACKAGE / "teachers" / "__init__.py").read_text(encoding="utf-8")).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "TEACHERS"
+            and isinstance(node.value, ast.Dict)
+        ):
+            return [ast.literal_eval(key) for key in node.value.keys if key]
+    raise ValueError("teachers/__init__.py has no table TEACHERS.")
+
+
+def _template(message: ast.expr) -> str:
+    """The text of a message; what a run fills in becomes <name>."""
+    if isinstance(message, ast.JoinedStr):
+        return " ".join("".join(map(_template, message.values)).split())
+    if isinstance(message, ast.Constant):
+        return str(message.value)
+    names = re.findall(r"[a-z][a-z_]*", ast.unparse(message))
+    return f"<{next((name for name in reversed(names) if name not in _NO_NAMES), 'value')}>"
 
 
 def _key_row(key: str, entry: dict[str, Any]) -> str:
