@@ -22,6 +22,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for name, make in TABLES.items():
         if f"<!-- {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- {name} -->", make())
+    if left := re.search(r"^<!-- (.*) -->$", markdown, re.MULTILINE):
+        raise ValueError(f"docs/tables.py makes no table {left[1]!r}.")
     return markdown
 
 
