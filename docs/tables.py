@@ -97,7 +97,7 @@ def messages() -> str:
                 if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "UserError" and call.args:
                     found[_template(call.args[0])] = None
         texts = sorted(text for text in found if len(re.sub(r"<\w+>|\W", "", text)) > 3)
-        parts.append(f"\n### {title}\n\n" + "\n".join(f"- {text.replace('<', '&lt;')}" for text in texts))
+        parts.append(f"\n### {title}\n\n" + "\n".join(f"- {_plain(text)}" for text in texts))
     return "\n".join(parts)
 
 
@@ -222,8 +222,15 @@ def _shown(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a table's cell; words in angle brackets are no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text for a table's cell."""
+    return _plain(" ".join(text.split())).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text whose signs mean nothing to Markdown or HTML; what stands between backticks stays as it is."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([_*\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
