@@ -112,24 +112,6 @@ def step(made: Objective) -> tuple[Tensor, Tensor, dict[str, float]]:
     return loss.detach(), made.scorer.table.grad, made.epoch_means()
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("per_row", [False, True])
-def test_cosines_are_the_scores_with_nan_for_the_unknown(gaps: bool, per_row: bool) -> None:
-    known_by = knowledge(gaps)
-    candidates = torch.arange(ITEMS).expand(N, -1) if per_row else torch.arange(ITEMS)
-    rows = torch.arange(N)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores, known = known_by.scores(rows, candidates)
-        cosines = known_by.cosines(rows, candidates)
-    assert scores.dtype == cosines.dtype == torch.float32 and known.dtype == torch.bool
-    assert torch.equal(cosines.isnan(), ~known) and torch.equal(cosines.nan_to_num(nan=0), scores)
-    for k, teacher in enumerate(known_by.teachers):
-        items, histories = teacher.items.flip(0).float(), torch.from_numpy(teacher.rows).float()
-        torch.testing.assert_close(scores[k], histories @ items.T, rtol=0, atol=1e-6)
-        assert torch.equal(known[k], (histories != 0).any(1)[:, None] & (items != 0).any(1))
-    assert bool(known.all()) != gaps
-
-
 @pytest.mark.parametrize(("confidence", "consistency"), RULES)
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("damping", [0.0, 0.5])
@@ -140,8 +122,9 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     targets = made.train.targets[BATCH]
     items, columns = in_batch_candidates(targets)
     mask = candidate_mask(items, targets, made.future.history_pairs(BATCH))
-    scores, known = made.knowledge.scores(BATCH, items)
-    soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
+    scores = made.knowledge.scores(BATCH, items)
+    known = ~scores.isnan()
+    soft = soft_targets(scores, made.knowledge.temperature, mask)
     agreed = agreement(soft, known.any(-1)).sum().item()
     soft = soft * ((known & mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)  # the share of the candidates that it knows
     trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)
@@ -403,7 +386,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, sc
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given
     columns, listed = teachers_list(target, mask, 6)
-    cosines = made.knowledge.cosines(BATCH, torch.arange(1, ITEMS))[0]
+    cosines = made.knowledge.scores(BATCH, torch.arange(1, ITEMS))[0]
     for row, its, in_list in zip(range(len(BATCH)), numbers.gather(1, columns).long().tolist(), listed, strict=True):
         number = int(BATCH[row])
         own = int(made.train.targets[number])

@@ -152,7 +152,7 @@ class Objective:
             parts = [items[:, :1], shared]
         else:
             mask = candidate_mask(items, targets, self._excluded(rows, items))  # [B, C]
-        cosines = [self.knowledge.cosines(rows, *parts)]  # [T, B, C]
+        cosines = [self.knowledge.scores(rows, *parts)]  # [T, B, C]
         for extra, its_cosines in self._ranked_first(interaction, positions, rows):
             mask = torch.cat([mask, distinct(extra, *parts)], dim=1)
             parts.append(extra)
@@ -228,7 +228,7 @@ class Objective:
             yield items[rows.cpu()].to(rows.device), cosines[:, rows.cpu()].to(rows.device)
         if "student" in self._sources:
             items = self.scorer.first(interaction, positions, self.config["kd_top_items"], self._excluded(rows))
-            yield items, self.knowledge.cosines(rows, items)
+            yield items, self.knowledge.scores(rows, items)
 
     def _excluded(self, rows: Tensor, among: Tensor | None = None) -> Pairs:
         """Items, of all or of those `among` them [C], that are no candidates of the rows.

@@ -30,7 +30,7 @@ def teachers_first(
         excluded: row numbers [B] -> their positions [P] in these B and items [P] that are no candidates of theirs.
     Returns:
         items [N, M] int64, M = teachers x ceil(number / teachers), 0 where a teacher knows too few items; and the
-        cosines of all teachers for them [T, N, M] float32, as `TeacherCache.cosines` gives them. Both on the CPU.
+        cosines of all teachers for them [T, N, M] float32, as `TeacherCache.scores` gives them. Both on the CPU.
     """
     teachers, n_items = len(knowledge.teachers), knowledge.n_items
     each = min(-(-number // teachers), n_items - 1)
@@ -38,7 +38,7 @@ def teachers_first(
     first = torch.zeros(rows, teachers * each, dtype=torch.int64)
     cosines = torch.empty(teachers, rows, teachers * each)
     for index in tqdm(torch.arange(rows).split(max(1, _SCORES // (teachers * n_items))), desc="teachers' first items"):
-        every = knowledge.cosines(index.to(knowledge.device), items)  # [T, B, n_items]
+        every = knowledge.scores(index.to(knowledge.device), items)  # [T, B, n_items]
         scores = every.nan_to_num(nan=-torch.inf)
         row, item = excluded(index.to(knowledge.device))  # [P] both
         scores[:, row, item] = -torch.inf

@@ -94,14 +94,14 @@ def test_sigkill(every, whole, tmp_path):
 import os, signal, sys
 sys.path[:0] = {[os.path.dirname(__file__)]!r}
 from pathlib import Path
-import test_passes
-test_passes.encoding_jobs._EVERY = {every}
-def vectors_of(index, given=test_passes.vectors_of):
+import test_encoding_jobs
+test_encoding_jobs.encoding_jobs._EVERY = {every}
+def vectors_of(index, given=test_encoding_jobs.vectors_of):
     if index.tolist() == {BATCHES[4].tolist()}:
         os.kill(os.getpid(), signal.SIGKILL)
     return given(index)
-test_passes.vectors_of = vectors_of
-test_passes.run(Path({str(tmp_path / "killed")!r}))
+test_encoding_jobs.vectors_of = vectors_of
+test_encoding_jobs.run(Path({str(tmp_path / "killed")!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
