@@ -16,7 +16,7 @@ import torch
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import encoding_jobs, store
 
-ROWS, IDENTITY = 20, {"text": "abc"}
+ROWS, IDENTITY = 20, store.identity(code="1.0", text="abc")
 BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # rows 18 and 19 are in none
 
 
@@ -159,7 +159,7 @@ def test_other_rows_dtype_or_batches_do_not_fit(tmp_path):
 
 
 def test_two_identities_and_rebuild(whole, tmp_path):
-    other = {"text": "xyz"}
+    other = {**IDENTITY, "text": "xyz"}
     stop(tmp_path)
     stop(tmp_path, identity=other)
     assert len(left(tmp_path)) == 2
@@ -203,11 +203,11 @@ def test_a_lock_of_a_removed_folder_does_not_count(tmp_path, monkeypatch):
 
 def test_stale_passes_are_removed(tmp_path):
     stop(tmp_path)
-    stop(tmp_path, identity={"text": "xyz"})
+    stop(tmp_path, identity={**IDENTITY, "text": "xyz"})
     old, fresh = tmp_path.glob(".pass-*")
     week = time.time() - 8 * 24 * 3600
     os.utime(old, (week, week))
-    run(tmp_path, identity={"text": "another"})
+    run(tmp_path, identity={**IDENTITY, "code": "1.1"})
     assert left(tmp_path) == [fresh.name]
 
 

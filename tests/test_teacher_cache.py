@@ -223,9 +223,8 @@ def test_half_precision_is_close_and_stored_apart(encoded):
     assert not torch.equal(full, half) and (torch.cosine_similarity(full[known], half[known]) > 0.99).all()
     assert torch.equal(half.any(dim=1), known)
     first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
-    # What was stored before there was a choice of precision stays valid.
-    assert set(first) == {"teacher", "id_map", "rows", "max_length", "context"}
-    assert second["precision"] == "bfloat16" and first["rows"] == second["rows"]
+    assert set(second) == {*first, "precision"} and second["precision"] == "bfloat16"
+    assert first["rows"] == second["rows"]
 
 
 def test_equal_histories_have_equal_numbers():

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
+VERSION = "1.0"  # raise it when the same teacher and examples give other stored vectors
 _PLACES = 1 << 15  # history positions encoded at a time, padding included
 
 
@@ -39,6 +41,11 @@ class CachedTeacher:
     holdout: float
     items: Tensor  # [n_items, D] float16
     histories: np.ndarray  # [N, D] float16, memory-mapped
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of both arrays, on which the scores depend and nothing else."""
+        return store.digest([self.items, self.histories])
 
     @classmethod
     def of(
@@ -55,7 +62,7 @@ class TeacherCache:
     def __init__(self, teachers: Sequence[CachedTeacher], canonical: Tensor, device: torch.device) -> None:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
-        self._canonical = canonical.to(device)
+        self.canonical = canonical.to(device)
         self.n_items = len(canonical)  # with PAD
         self._not_covered = [(teacher.items == 0).all(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
@@ -70,7 +77,7 @@ class TeacherCache:
         Returns:
             [T, B, sum of C] float32, the candidates beside each other.
         """
-        columns = [self._canonical[part] for part in candidates]
+        columns = [self.canonical[part] for part in candidates]
         widths = [part.shape[-1] for part in columns]
         numbers = examples.cpu().numpy()
         scores = torch.empty(len(self.teachers), len(examples), sum(widths), device=self.device)
@@ -94,14 +101,15 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
     The identity records teacher weights and side information, item numbering, rows, and how histories were cut.
     """
     root = Path(student["kd_cache_dir"]) / student["dataset"]
-    identity = {
-        "teacher": teacher.digest,
-        "id_map": store.digest(data.item_tokens),
-        "rows": data.train.digest(),
-        "max_length": teacher.config["MAX_ITEM_LIST_LENGTH"],
-        "context": teacher.config["kd_window_context"],
+    identity = store.identity(
+        code=f"{teacher.model.code_version} cache {VERSION}",
+        teacher=teacher.digest,
+        id_map=store.digest(data.item_tokens),
+        rows=data.train.digest(),
+        max_length=teacher.config["MAX_ITEM_LIST_LENGTH"],
+        context=teacher.config["kd_window_context"],
         **encoding_jobs.precision_entry(student),
-    }
+    )
     if teacher.model.reads_examples:
         identity["users"] = store.digest([data.train.users])
     kind = f"knowledge-{kind_of(teacher.name)}"
