@@ -16,7 +16,10 @@ from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType, get_flops, get_model, init_seed
 
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split, split_of_loaders
+from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
+from recbole_prmkd.distil.candidates import SOURCES, Exclusions
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.distil.schedule import Curriculum
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
@@ -31,6 +34,8 @@ from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.warm_start import warm_start
 from recbole_prmkd.students.windows import WindowedModel, WindowLoader, without_padding
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.top_items import TopItems, load_or_compute
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.fit import start
@@ -113,7 +118,9 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
     check_distillation(config)
     check_teachers(config)
     with split_of_loaders(train_data, valid_data) as split:
+        states = progress.random_states()
         prepared = prepare_on(config, split, Steps())
+        progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
         with _student(config, prepared, trainer) as data:
             yield data
     trainer.objective = None  # the next `fit` may have other data
@@ -145,9 +152,15 @@ def _objective(
     if not distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return None, None
-    split = prepared.split
-    assert prepared.knowledge is not None
-    objective = Objective(config, prepared.knowledge, split.train, split.future, student)
+    split, cache = prepared.split, prepared.knowledge
+    assert cache is not None
+    excluded = exclusions_of(config, split.train, split.future, student.sequential)
+    top_items = (
+        top_items_of(config, cache, len(split.train), excluded)
+        if "teacher" in SOURCES[config["kd_candidates"]]
+        else None
+    )
+    objective = Objective(config, cache, split.train, excluded, student, top_items)
     if config["kd_curriculum"] == "none":
         return objective, None
     if config["epochs"] <= config["kd_pacing_length"]:
@@ -156,6 +169,31 @@ def _objective(
             "curriculum has shown all examples for an epoch."
         )
     return objective, Curriculum(config, split.train)
+
+
+def exclusions_of(config: Config, train: Examples, future: Examples, sequential: bool) -> Exclusions:
+    """The items that are no negatives of the training examples, by the settings of the masks.
+
+    Args:
+        future: the same examples with the user's future training items as history.
+        sequential: whether the student reads histories in order.
+    """
+    slices = []
+    if config["kd_false_negative_mask"]:
+        slices.append((future.start, future.stop, future.items))
+    # A student without order has its examples' earlier items as false negatives too.
+    if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not sequential):
+        slices.append((train.start, train.stop, train.items))
+    return Exclusions(slices, train.targets if config["kd_loss"] in WITHOUT_TARGET else None)
+
+
+def top_items_of(config: Config, cache: TeacherCache, examples: int, excluded: Exclusions) -> TopItems:
+    """The items that each teacher ranks first for the training examples, `kd_top_items` in all."""
+    number = config["kd_top_items"]
+    if config["kd_loss"] in BASELINES:  # a baseline's list has that many items, and each teacher may put all first
+        number *= len(cache.teachers)
+    root, rebuild = Path(config["kd_cache_dir"]) / config["dataset"], config["kd_rebuild"]
+    return load_or_compute(cache, examples, number, excluded, excluded.identity(), root, rebuild)
 
 
 def _windows(config: Config, split: Split, model: AbstractRecommender) -> WindowedModel | None:

@@ -11,9 +11,12 @@ Item ids are integers, 0 is padding.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from recbole_prmkd.teacher_cache.store import digest
 
 PADDING = 0
 Pairs = tuple[Tensor, Tensor]  # positions of examples in the batch [P] and items [P]
@@ -31,6 +34,11 @@ class Exclusions:
 
     def __init__(self, slices: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Tensor | None = None) -> None:
         self._slices, self._targets = slices, targets
+
+    def identity(self) -> dict[str, Any]:
+        """What decides them, for stored results that depend on them."""
+        targets = [] if self._targets is None else [self._targets]
+        return {"slices": [digest(parts) for parts in self._slices], "targets": digest(targets)}
 
     def __call__(self, examples: Tensor, among: Tensor | None = None) -> Pairs:
         """The excluded items of these examples [B]: positions [P] in `examples`, and items [P].

@@ -15,7 +15,7 @@ arXiv 2401.00797; what the paper leaves open is our choice and a key in `propert
 import math
 from collections.abc import Iterator
 from logging import getLogger
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from recbole.config import Config
@@ -36,11 +36,12 @@ from recbole_prmkd.distil.candidates import (
     target_columns,
 )
 from recbole_prmkd.distil.losses import kd_loss
-from recbole_prmkd.distil.top_items import teachers_first
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 from recbole_prmkd.recbole_host.processes import gathered, mean_over_ranks, ranks, weighted
 from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.students.probe import described
 from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.top_items import TopItems
 
 _AT_ONCE = 1 << 18  # teachers x examples x candidates that a CPU's thread weighs at a time: what its cache holds
 
@@ -76,11 +77,19 @@ class Objective:
     """kd_loss of a batch, and the running means that explain an epoch.
 
     Args:
-        train: the training examples; future: the same examples with the user's future training items as history.
+        train: the training examples.
+        excluded: the items that are no negatives of them.
+        top_items: what each teacher ranks first for them, where `kd_candidates` asks for it.
     """
 
     def __init__(
-        self, config: Config, teacher_cache: TeacherCache, train: Examples, future: Examples, student: StudentAdapter
+        self,
+        config: Config,
+        teacher_cache: TeacherCache,
+        train: Examples,
+        excluded: Exclusions,
+        student: StudentAdapter,
+        top_items: TopItems | None = None,
     ) -> None:
         self.config, self.teacher_cache, self.train, self.student = config, teacher_cache, train, student
         rank, self._processes = ranks(config)
@@ -91,13 +100,8 @@ class Objective:
             self.own_generator = torch.Generator().manual_seed(config["seed"] + 1 + rank)
         self._of_baseline = config["kd_loss"] in BASELINES  # taken as its paper has it
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
-        self._excluded = self._exclusions(future)
+        self._excluded, self._top_items = excluded, top_items
         self._sources = SOURCES[config["kd_candidates"]]
-        self._teachers_first: tuple[Tensor, Tensor] | None = None  # [N, M] items, [T, N, M] scores
-        if "teacher" in self._sources:
-            # A baseline's list holds so many items, and each teacher may put all of them first.
-            number = config["kd_top_items"] * (len(teacher_cache.teachers) if self._of_baseline else 1)
-            self._teachers_first = teachers_first(teacher_cache, len(train), number, self._excluded)
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
@@ -188,10 +192,8 @@ class Objective:
 
     def _ranked_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates for each source of `kd_candidates`: items [B, M] and their scores [T, B, M]."""
-        if self._teachers_first is not None:
-            items, scores = self._teachers_first
-            index = examples.cpu()
-            yield items[index].to(examples.device), scores[:, index].to(examples.device)
+        if self._top_items is not None:
+            yield self._top_items.of(examples)
         if "student" in self._sources:
             all_scores = self.student.all_scores(batch, positions)  # [B, n_items]
             items = ranked_first(all_scores, self.config["kd_top_items"], self._excluded(examples))
@@ -202,15 +204,6 @@ class Objective:
         if self.student.in_pairs:  # in one forward pass
             parts = [torch.cat([part.expand(len(positions), -1) for part in parts], dim=1)]  # [B, C]
         return _side_by_side([self.student.scores(batch, positions, part) for part in parts])
-
-    def _exclusions(self, future: Examples) -> Exclusions:
-        config, slices = self.config, []
-        if config["kd_false_negative_mask"]:
-            slices.append((future.start, future.stop, future.items))
-        # A student without order has its examples' earlier items as false negatives too.
-        if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not self.student.sequential):
-            slices.append((self.train.start, self.train.stop, self.train.items))
-        return Exclusions(slices, self.train.targets if self._without_target else None)
 
     # Strength and period; known after the student's first batch ------------------------------------------------
 
@@ -241,6 +234,16 @@ class Objective:
     def every_factor(self) -> float:
         """Batches for each that has a kd_loss. Times this, its gradients sum to those of a kd_loss in all batches."""
         return self._batches / math.ceil(self._batches / self.every)
+
+    def summary(self) -> dict[str, Any]:
+        """What was found out about the student, and the strength that follows, as result.json has it."""
+        return {
+            **described(self.student),
+            "weight": self.weight,
+            "temperature": self.temperature,
+            "rows": self.max_examples,
+            "every": self.every,
+        }
 
     def begin(self, epoch: int, batches: int) -> None:
         """A pass over the training data starts, of so many batches."""

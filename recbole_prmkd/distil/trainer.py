@@ -117,7 +117,7 @@ class PRMKDTrainer(Trainer):
         self.history.append({"epoch": epoch_idx, **numbers})
         for name, value in numbers.items():
             self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
-        self.logger.info(f"epoch {epoch_idx} distillation [{described(numbers)}]")
+        self.logger.info(f"epoch {epoch_idx} distillation [{_in_words(numbers)}]")
 
 
 def distillation_trainer(host: type) -> type[PRMKDTrainer]:
@@ -132,6 +132,6 @@ def distillation_trainer(host: type) -> type[PRMKDTrainer]:
     return type(f"PRMKD{host.__name__}", bases, {})
 
 
-def described(values: dict[str, float]) -> str:
+def _in_words(values: dict[str, float]) -> str:
     """One line of numbers for the log."""
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

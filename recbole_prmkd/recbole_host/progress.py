@@ -50,7 +50,7 @@ def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
         "held": [[*key, _kept(value)] for key, value in _held(trainer.model) if _changed(trainer, key, value)],
         "student_probe": probed_state(objective.student) if (objective := _objective(trainer)) else None,
         "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(trainer)},
-        "random": _random_states(),
+        "random": random_states(),
         "generators": {name: generator.get_state() for name, generator in _generators(trainer, train_data)},
     }
 
@@ -84,7 +84,7 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     for name, generator in _generators(trainer, train_data):
         if name in state["generators"]:  # a population may turn kd_loss on, whose generator then starts
             generator.set_state(state["generators"][name])
-    _set_random_states(state["random"])
+    set_random_states(state["random"])
 
 
 def save(state: Mapping[str, Any], folder: Path) -> None:
@@ -157,7 +157,8 @@ def _generators(trainer: Any, train_data: Any) -> Iterator[tuple[str, torch.Gene
         yield "candidates", objective.generator
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators: Python's, numpy's and torch's."""
     _, key, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -167,7 +168,8 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _set_random_states(states: Mapping[str, Any]) -> None:
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` gave."""
     random.setstate(states["python"])
     key, *rest = states["numpy"]
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))

@@ -49,6 +49,17 @@ def decide(student: StudentAdapter, interaction: Interaction) -> None:
     )
 
 
+def described(student: StudentAdapter) -> dict[str, str]:
+    """The choices of the first batch in words."""
+    assert student.family is not None
+    return {
+        "traits": student.traits_from,
+        "family": student.family.name,
+        "scores": scale_of_scores(student),
+        "loss": student.loss_kind,
+    }
+
+
 def probed_state(student: StudentAdapter) -> dict[str, Any] | None:
     """What the first batch has decided, for a training that goes on: to probe again may draw random numbers."""
     if student.family is None:
