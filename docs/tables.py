@@ -144,6 +144,7 @@ _ROOMS = {
 _PARTS_OF_RESULT = {
     "RunResult": "The file",
     "StudentResult": "`student`",
+    "KDResult": "`student.kd`",
     "TeacherResult": "`teachers.<name>`",
     "StepResult": "`steps.<step>`",
 }
