@@ -141,7 +141,7 @@ def _student(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
         if windows is not None or distils(config):
             dropout = config["kd_dropout"] if distils(config) else 1.0
             stack.enter_context(student.attached(windows, dropout))
-        if prepared.knowledge is not None:
+        if prepared.teacher_cache is not None:
             trainer.distil(*_objective(config, prepared, student))
         yield WindowLoader(config, split.train_data._dataset, split.train) if windows else split.train_data
 
@@ -152,7 +152,7 @@ def _objective(
     if not distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return None, None
-    split, cache = prepared.split, prepared.knowledge
+    split, cache = prepared.split, prepared.teacher_cache
     assert cache is not None
     excluded = exclusions_of(config, split.train, split.future, student.sequential)
     top_items = (
