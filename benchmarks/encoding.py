@@ -64,7 +64,7 @@ def main() -> None:
         for name in arguments.teachers.split(","):
             if name != "Recformer":
                 config, model = made(name, student, data)
-                examples = sample(data.train, arguments.rows)
+                examples = sample(data.train, arguments.rows, config)
                 both = histories(model, config, examples)
                 measure("histories", name, "sequences", len(examples), device, both)
                 continue
@@ -74,7 +74,7 @@ def main() -> None:
             for title, more, share in (("Recformer", {}, 1), ("Recformer, the paper's budgets", PAPER, 8)):
                 student.final_config_dict.update(more)
                 config, model = made(name, student, data)
-                examples = sample(data.train, arguments.recformer_rows // share)
+                examples = sample(data.train, arguments.recformer_rows // share, config)
                 both = histories(model, config, examples)
                 measure("histories", title, "sequences", len(examples), device, both)
     print(table(lines))
@@ -91,12 +91,16 @@ def made(name: str, student: Config, data: TeacherData) -> tuple[Config, Teacher
     return config, TEACHERS[name](config, data.dataset(config, data.fit)).to(config["device"]).eval()
 
 
-def sample(train: Examples, number: int) -> Examples:
-    """All training examples of some random users, about `number`, in the order of the data."""
-    users = torch.unique(train.users)
-    share = min(1.0, number / len(train))
+def sample(train: Examples, number: int, config: Config) -> Examples:
+    """About `number` examples, all of some random users that have a history no longer than the teacher reads.
+
+    Longer ones are cut at other places by windows (kd_window_context), so that both could not agree.
+    """
+    fits = (train.lengths > 0) & (train.lengths <= config["MAX_ITEM_LIST_LENGTH"])
+    users = torch.unique(train.users[fits])
+    share = min(1.0, number / int(fits.sum()))
     chosen = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))][: int(len(users) * share)]
-    return train.select(torch.nonzero(torch.isin(train.users, chosen) & (train.lengths > 0)).squeeze(1))
+    return train.select(torch.nonzero(torch.isin(train.users, chosen) & fits).squeeze(1))
 
 
 def filled(kind: str, number: int, encoding: Callable[[encoding_jobs.EncodingJob], np.ndarray], **more: Any) -> Any:

@@ -157,7 +157,8 @@ def test_a_sweep_whose_data_are_gone_says_so(begun):
     [
         ({"trials": 9}, "--tune_trials"),
         ({"model": "SASRec"}, "--model"),
-        ({"config_dict": {"epochs": 2, "kd_output_dir": "elsewhere"}}, "so --epochs would"),
+        ({"config_dict": {"shuffle": False}}, "which --shuffle cannot"),
+        ({"config_dict": {"epochs": 2, "kd_output_dir": "elsewhere"}}, "which --epochs cannot"),
     ],
 )
 def test_options_beside_a_resumed_sweep_are_rejected(given, sentence, begun):

@@ -125,33 +125,35 @@ def plan_and_folder(
     """A new sweep and its new folder, or an interrupted one's."""
     given = (model, dataset, config_file_list, config_dict)
     named = resume if isinstance(resume, str) else user_setting("kd_output_dir", config_file_list, config_dict)
-    if not resume:
-        if sweep_file is None:
-            raise UserError("Name a sweep file: --tune=hyper/sasrec.yaml.")
-        plan = make_plan(*given, read_sweep(Path(sweep_file), trials))
-        folder = Path(str(named or _new_name(plan))).resolve()
-        check_together(plan)
-        _check_run(plan, folder)
-        check_free(folder)
-        return plan, folder
-    if not named:
-        raise UserError("Name the sweep to resume: --tune_resume=FOLDER, or --kd_output_dir=FOLDER --tune_resume.")
-    folder = Path(str(named)).resolve()
+    plan = None if sweep_file is None else make_plan(*given, read_sweep(Path(sweep_file), trials))
+    if resume:
+        if not named:
+            raise UserError("Name the sweep to resume: --tune_resume=FOLDER, or --kd_output_dir=FOLDER --tune_resume.")
+        beside = {"model": model, "dataset": dataset, "tune_trials": trials}
+        return _resumed(Path(str(named)).resolve(), plan, beside | user_settings(config_file_list, config_dict))
+    if plan is None:
+        raise UserError("Name a sweep file: --tune=hyper/sasrec.yaml.")
+    folder = Path(str(named or _new_name(plan))).resolve()
+    check_together(plan)
+    _check_run(plan, folder)
+    check_free(folder)
+    return plan, folder
+
+
+def _resumed(folder: Path, given: Plan | None, beside: Mapping[str, Any]) -> tuple[Plan, Path]:
+    """The sweep in this folder, which goes on with its own settings and data alone.
+
+    Args:
+        given: the plan of the sweep file beside --tune_resume, if any; beside: what else the user has set.
+    """
     plan = read_plan(folder)
-    alone = f"use --tune_resume={folder} alone, or start a new sweep"
-    if sweep_file is not None:
-        changed = differing(make_plan(*given, read_sweep(Path(sweep_file), trials)), plan)
-        if changed:
-            raise UserError(f"The sweep in {folder} had other settings ({', '.join(changed)}): {alone}.")
-    else:
-        beside = {"model": model, "dataset": dataset, **user_settings(config_file_list, config_dict)}
-        beside |= {"tune_trials": trials, "kd_output_dir": None}
-        ignored = [f"--{key}" for key, value in beside.items() if value is not None]
-        if ignored:
-            raise UserError(
-                f"The sweep in {folder} goes on with its own settings, so {', '.join(ignored)} would change nothing: "
-                f"{alone}."
-            )
+    ignored = [key for key, value in beside.items() if value is not None and key != "kd_output_dir"]
+    wrong = differing(given, plan) if given else ignored
+    if wrong:
+        raise UserError(
+            f"The sweep in {folder} goes on with its own settings, which {', '.join(f'--{key}' for key in wrong)} "
+            f"cannot change: use --tune_resume={folder} alone, or start a new sweep."
+        )
     _check_run(plan, folder)
     if plan.data_digest() != plan.data:
         raise UserError(
@@ -173,7 +175,7 @@ def for_all_trials(plan: Plan) -> Config:
 def _check_run(plan: Plan, folder: Path) -> None:
     """Reject what a plain run would reject."""
     config = for_all_trials(plan)
-    config["kd_loss"] = "kl"  # of the space's first values, which need not make a loss together
+    config["kd_loss"] = "kl"  # the space's first values need not make a loss together
     check_run(config, folder)
 
 
