@@ -99,7 +99,9 @@ def sample(train: Examples, number: int, config: Config) -> Examples:
     fits = (train.lengths > 0) & (train.lengths <= config["MAX_ITEM_LIST_LENGTH"])
     users = torch.unique(train.users[fits])
     share = min(1.0, number / int(fits.sum()))
-    chosen = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))][: int(len(users) * share)]
+    chosen = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))][
+        : max(1, int(len(users) * share))
+    ]
     return train.select(torch.nonzero(torch.isin(train.users, chosen) & fits).squeeze(1))
 
 
