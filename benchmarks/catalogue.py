@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measured(model: str, n_items: int, number: int, runs: int) -> dict[str, Any]:
-    """Steps of the student alone and distilled, on data with so many items."""
+    """Steps of the student alone and distilled, on data with this number of items."""
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -73,7 +73,7 @@ def _check_population(plan: Plan) -> None:
         if domain.key in _FIXED:
             raise UserError(f"{domain.key} cannot change while a student trains: take it out of the space or drop pbt.")
         of_student = not domain.key.startswith("kd_") and domain.key not in training_arguments
-        if of_student and not any(isinstance(value, float) for value in domain.examples):
+        if of_student and not any(isinstance(value, float) for value in domain.representatives):
             raise UserError(
                 f"With pbt a trial takes over another's student, whose layers {domain.key} may change: take it out of "
                 "the space or drop pbt; of the student's own keys only real numbers, such as dropout, can change."

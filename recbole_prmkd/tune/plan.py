@@ -50,17 +50,17 @@ class Plan(BaseModel):
     @property
     def first(self) -> dict[str, Any]:
         """A first value for each key of the search space."""
-        return {domain.key: domain.examples[0] for domain in self.domains}
+        return {domain.key: domain.representatives[0] for domain in self.domains}
 
     def values(self, key: str) -> list[Any]:
         """All values that trials may give this key: the search space's, or the fixed one."""
-        searched = [domain.examples for domain in self.domains if domain.key == key]
+        searched = [domain.representatives for domain in self.domains if domain.key == key]
         return searched[0] if searched else [self.config()[key]]
 
     def configs(self, *keys: str) -> list[Config]:
         """The configuration of each combination that trials may make of these keys' values."""
         searched = [domain for domain in self.domains if domain.key in keys]
-        combinations = itertools.product(*(domain.examples for domain in searched))
+        combinations = itertools.product(*(domain.representatives for domain in searched))
         names = [domain.key for domain in searched]
         return [self.config(self.first | dict(zip(names, values, strict=True))) for values in combinations]
 

@@ -42,7 +42,7 @@ def check_space(domains: Sequence[Domain], view: HostView) -> None:
             raise UserError(
                 f"{domain.key} is in the search space and fixed to {view.user[domain.key]!r} too: leave one out."
             )
-        for value in domain.examples:
+        for value in domain.representatives:
             _check_value(domain.key, value, view.stock.get(domain.key))
 
 

@@ -38,7 +38,7 @@ class Domain:
         return f"{self.key}: {self.kind} {', '.join(map(str, self.values))}"
 
     @property
-    def examples(self) -> list[Any]:
+    def representatives(self) -> list[Any]:
         """Settings that stand for all when the space is checked: every value of a choice, both ends of a range."""
         if self.kind == "choice":
             return list(self.values)
