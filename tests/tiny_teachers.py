@@ -15,7 +15,16 @@ from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import UniSRec
 
+FIELDS = {
+    "USER_ID_FIELD": "user_id",
+    "ITEM_ID_FIELD": "item_id",
+    "LIST_SUFFIX": "_list",
+    "NEG_PREFIX": "neg_",
+    "ITEM_LIST_LENGTH_FIELD": "item_length",
+    "device": "cpu",
+}
 _SIZES = {
+    **FIELDS,
     "hidden_size": reference.WIDTH,
     "inner_size": reference.INNER,
     "n_exps": reference.EXPERTS,
@@ -23,12 +32,6 @@ _SIZES = {
     "n_layers": reference.LAYERS,
     "MAX_ITEM_LIST_LENGTH": reference.LENGTH,
     "temperature": reference.TEMPERATURE,
-    "USER_ID_FIELD": "user_id",
-    "ITEM_ID_FIELD": "item_id",
-    "LIST_SUFFIX": "_list",
-    "NEG_PREFIX": "neg_",
-    "ITEM_LIST_LENGTH_FIELD": "item_length",
-    "device": "cpu",
 }
 
 
