@@ -104,7 +104,7 @@ def test_integer_ids_repeated_ids_and_bad_rows(npz, caplog):
     rows = np.array([[1.0, 1], [2, 2], [np.nan, 1]])
     vectors, present = item_image_vectors(npz(item_id=np.array([7, 7, 7]), feat=rows), dataset())
     assert vectors[3].tolist() == [1, 1] and present.tolist() == [False, False, False, True, False]
-    assert "2 items stand there twice" in caplog.text
+    assert "2 lines repeat an item" in caplog.text
     vectors, present = item_image_vectors(npz(item_id=np.array(["7", "a"]), feat=rows[1:]), dataset())
     assert present.tolist() == [False, False, False, True, False] and torch.isfinite(vectors).all()
 

@@ -42,6 +42,16 @@ def test_histories_of_the_documented_example():
     assert seq.tolist() == [[3, 9], [7, 0], [5, 0]] and length.tolist() == [2, 1, 1]
 
 
+def test_equal_histories_have_equal_numbers():
+    items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
+    start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
+    examples = Examples(torch.ones(6), torch.ones(6), start, stop, items)  # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
+    assert examples.history_numbers(2).tolist() == [1, 2, 1, 2, 0, 0]
+    assert examples.history_numbers(3).tolist() == [2, 3, 1, 3, 0, 0]
+    assert examples.history_numbers(9).tolist() == [2, 4, 1, 3, 0, 0]
+    assert len(examples.select(torch.tensor([], dtype=torch.int64)).history_numbers(2)) == 0
+
+
 def test_pairs_hold_each_history_without_padding():
     place, item = SAMPLE.history_pairs(torch.tensor([2, 0, 3]))
     whole, _ = SAMPLE.histories(torch.tensor([2, 0, 3]), max_length=9)

@@ -8,7 +8,6 @@ import torch
 from conftest import write_tiny
 from torch.nn import functional
 
-from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.preparation import Steps, prepare
@@ -166,7 +165,7 @@ def watch(model, seen, stop=None):
 
 def row_by_row(monkeypatch, really=True):
     monkeypatch.setattr(module, "why_not_shared", lambda *_: "it is tested row by row" if really else None)
-    monkeypatch.setattr(module, "_PLACES", 8 * 40)
+    monkeypatch.setattr(module, "POSITIONS", 8 * 40)
 
 
 def test_row_by_row_each_history_is_encoded_once(encoded, monkeypatch):
@@ -225,17 +224,6 @@ def test_half_precision_is_close_and_stored_apart(encoded):
     first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
     assert set(second) == {*first, "precision"} and second["precision"] == "bfloat16"
     assert first["rows"] == second["rows"]
-
-
-def test_equal_histories_have_equal_numbers():
-    items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
-    start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
-    rows = Examples(torch.ones(6), torch.ones(6), start, stop, items)
-    # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
-    assert module._history_numbers(rows, 2).tolist() == [1, 2, 1, 2, 0, 0]
-    assert module._history_numbers(rows, 3).tolist() == [2, 3, 1, 3, 0, 0]
-    assert module._history_numbers(rows, 9).tolist() == [2, 4, 1, 3, 0, 0]
-    assert len(module._history_numbers(rows.select(torch.tensor([], dtype=torch.int64)), 2)) == 0
 
 
 def random_cache(gaps):

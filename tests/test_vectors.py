@@ -70,7 +70,7 @@ def test_an_item_that_stands_twice_has_its_first_line(tmp_path, caplog):
     np.savez(file, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
     table = vectors._table(file, ["item_id"], [["[PAD]", "a", "b", "c"]])
     assert table.tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
-    assert "2 items stand there twice" in caplog.text
+    assert "2 lines repeat one of the items" in caplog.text
 
 
 def test_run_reports_what_it_does_not_know(files, settings):
