@@ -112,7 +112,7 @@ def test_dropped_items():
     dropped = drop_items(item_seq, torch.tensor([4, 2, 1]), keep)
     assert dropped.item_seq.tolist() == [[7, 8, 0, 0, 0], [1, 2, 0, 0, 0], [9, 0, 0, 0, 0]]
     assert dropped.length.tolist() == [2, 2, 1]
-    assert dropped.place[0].tolist()[:4] == [-1, -1, 0, 1]
+    assert dropped.position[0].tolist()[:4] == [-1, -1, 0, 1]
 
 
 def test_same_target_rules():
