@@ -89,13 +89,13 @@ def test_a_finished_job_that_was_not_saved_encodes_nothing(whole, tmp_path, monk
 
 @pytest.mark.parametrize("every", [-1, 3600])
 def test_sigkill(every, whole, tmp_path):
-    """Counted batches are kept; without a count (a job of less than _EVERY seconds) it starts anew."""
+    """Counted batches are kept; without a count (a job of less than COUNT_SECONDS seconds) it starts anew."""
     script = f"""
 import os, signal, sys
 sys.path[:0] = {[os.path.dirname(__file__)]!r}
 from pathlib import Path
 import test_encoding_jobs
-test_encoding_jobs.encoding_jobs._EVERY = {every}
+test_encoding_jobs.encoding_jobs.COUNT_SECONDS = {every}
 def vectors_of(index, given=test_encoding_jobs.vectors_of):
     if index.tolist() == {BATCHES[4].tolist()}:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,7 +9,7 @@ from conftest import write_tiny
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.split import load_split
-from recbole_prmkd.recbole_host import checks
+from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
@@ -202,8 +202,8 @@ def test_pre_split_files_need_no_time(settings, tmp_path):
         (data / f"tiny.{part}.inter").write_text("user_id:token\titem_id:token\n" + "\n".join(lines) + "\n")
     given = {"data_path": str(tmp_path / "data"), "benchmark_filename": ["train", "valid", "test"]}
     for model in ("BPR", "DeepFM"):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_teachers=["Vectors"], **given))
-        checks._check_data(config)
+        config = load_config(model, "tiny", config_dict=settings(kd="none", **given))
+        check_run(config, tmp_path / "out")
         assert len(load_split(config).train) == 4
 
 

@@ -1,16 +1,19 @@
-"""An external model joins as two files of vectors: the knowledge equals its own scores, row by row."""
+"""An external model joins as two files of vectors: the teacher cache equals its own scores, example by example."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_teachers
 import torch
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
 from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
-from recbole_prmkd.teachers import vectors
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+from recbole_prmkd.teachers.vectors import Vectors
 
 WIDTH = 5
 
@@ -66,10 +69,15 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
 
 
 def test_an_item_that_stands_twice_has_its_first_line(tmp_path, caplog):
-    file = tmp_path / "items.npz"
-    np.savez(file, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
-    table = vectors._table(file, ["item_id"], [["[PAD]", "a", "b", "c"]])
-    assert table.tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
+    items, users = tmp_path / "items.npz", tmp_path / "users.npz"
+    np.savez(items, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
+    np.savez(users, user_id=np.array(["u"]), feat=np.ones((1, 2)))
+    tokens = {"user_id": ["[PAD]", "u"], "item_id": ["[PAD]", "a", "b", "c"]}
+    dataset = SimpleNamespace(num=lambda field: len(tokens[field]), field2id_token=tokens)
+    fields = {**tiny_teachers.FIELDS, "MAX_ITEM_LIST_LENGTH": 5, "temperature": 0.07, "train_stage": None}
+    model = Vectors({**fields, "items": items, "users": users, "rows": None}, dataset)
+    assert model.encode_items().tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
+    assert model.covered_items().tolist() == [False, True, True, False]
     assert "2 lines repeat one of the items" in caplog.text
 
 

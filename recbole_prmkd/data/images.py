@@ -25,7 +25,7 @@ from recbole_prmkd.teacher_cache import encoding_jobs, store
 VERSION = "1.0"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
 _IDS = ["item_id"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # an item with several pictures is shown by the first of these
-_BATCH = 32
+BATCH = 32  # pictures that are encoded at a time
 
 
 def item_image_vectors(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: en
         vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
         return vector.float().cpu().numpy()
 
-    return work.fill(torch.arange(len(files)).split(_BATCH), encode_batch)
+    return work.fill(torch.arange(len(files)).split(BATCH), encode_batch)
 
 
 def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:

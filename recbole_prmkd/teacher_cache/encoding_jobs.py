@@ -28,7 +28,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import store
 
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
-_EVERY = 5.0  # seconds from one count of the finished batches to the next
+COUNT_SECONDS = 5.0  # from one count of the finished batches to the next
 _STALE_SECONDS = 7 * 24 * 3600
 
 
@@ -104,7 +104,7 @@ class EncodingJob:
             raise ValueError(f"{len(index)} vectors of {self._array.shape[1]} numbers were wanted, not {vectors.shape}")
         self._array[index.numpy()] = vectors
         self._done += 1
-        if time.monotonic() - self._counted_at > _EVERY:
+        if time.monotonic() - self._counted_at > COUNT_SECONDS:
             self.count()
 
     def count(self) -> None:
