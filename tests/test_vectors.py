@@ -20,7 +20,7 @@ WIDTH = 5
 
 @pytest.fixture
 def files(tmp_path, settings):
-    """Vectors of all users, items and rows but the first of each, and of one stranger each, in random order."""
+    """Vectors of all users, items and examples but the first of each, and of one stranger each, in random order."""
     split = load_split(load_config("SASRec", "tiny", config_dict=settings()))
     rng = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def files(tmp_path, settings):
 
 
 @pytest.mark.parametrize("part", ["users", "rows"])
-def test_knowledge_is_the_models_own_cosine(part, files, settings):
+def test_the_cache_has_the_models_own_cosine(part, files, settings):
     named = files["named"]
     given = {"kd_vectors_items": named["items"], f"kd_vectors_{part}": named[part], "kd_teachers": ["Vectors"]}
     config = load_config("SASRec", "tiny", config_dict=settings(kd="single", **given))
@@ -53,16 +53,16 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
     data = teacher_data(split, config["seed"])
     teacher = fit_or_load("Vectors", config, data)
     folder, _ = build_or_load(teacher, data, config)
-    knowledge = open_cache([teacher], [folder], data, config)
+    cache = open_cache([teacher], [folder], data, config)
     candidates = torch.arange(1, len(split.item_tokens) + 1)
-    scores = knowledge.scores(torch.arange(len(split.train)), candidates)
-    known = ~scores.isnan()
+    scores = cache.scores(torch.arange(len(split.train)), candidates)
+    covered = ~scores.isnan()
     assert scores.shape[1] == len(files["row_names"])
     for row, name in enumerate(files["row_names"]):
         vector = files[part].get(name if part == "rows" else name[:1])
         for column, token in enumerate(split.item_tokens):
             item = files["items"].get((token,))
-            assert bool(known[0, row, column]) == (vector is not None and item is not None)
+            assert bool(covered[0, row, column]) == (vector is not None and item is not None)
             if vector is not None and item is not None:
                 own = vector @ item / np.linalg.norm(vector) / np.linalg.norm(item)
                 assert scores[0, row, column].item() == pytest.approx(own, abs=2e-3)
@@ -81,7 +81,7 @@ def test_an_item_that_stands_twice_has_its_first_line(tmp_path, caplog):
     assert "2 lines repeat one of the items" in caplog.text
 
 
-def test_run_reports_what_it_does_not_know(files, settings):
+def test_run_reports_what_it_does_not_cover(files, settings):
     named = files["named"]
     given = {"kd_vectors_items": named["items"], "kd_vectors_users": named["users"]}
     run = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["UniSRec", "Vectors"], **given))
