@@ -87,7 +87,9 @@ class Batch(NamedTuple):
 def batches(draw: st.DrawFn, empty: bool = False) -> Batch:
     """Up to 4 examples with up to 6 candidates; with `empty`, some examples have no target."""
     size, width = draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    scores, raw = 4 * draw(cosines(size, width)), 4 * draw(cosines(size, width))
+    scores = 4 * draw(cosines(size, width))
+    ranks = st.lists(st.integers(-20, 20), min_size=width, max_size=width, unique=True)  # a ranking without ties
+    raw = torch.tensor(draw(st.lists(ranks, min_size=size, max_size=size))) / 5
     mask, _ = draw(masks(size, width))
     target = raw.masked_fill(~mask, NEG).softmax(-1)
     if empty:

@@ -145,11 +145,12 @@ PROBABILITY = st.integers(0, 100).map(lambda percent: percent / 100)
 VALUES = st.lists(PROBABILITY, min_size=1, max_size=6)
 
 
-@given(PROBABILITY, st.integers(1, 7), PROBABILITY)
-@example(0.1, 2, 0.1 + 1e-8)
-def test_one_two_or_equal_teachers_are_always_consistent(value: float, number: int, other: float) -> None:
+@given(PROBABILITY, PROBABILITY, st.lists(st.sampled_from([0.0, 1e-7, -1e-7]), min_size=1, max_size=7))
+@example(0.125, 0.1, [0.0, 0.0, -1e-7])  # 0.125: where the uniform vote of 8 candidates turns
+@example(0.1, 0.1, [0.0, 0.0, 1e-7])
+def test_one_two_or_equal_teachers_are_always_consistent(value: float, other: float, rounding: list[float]) -> None:
     for rule in sorted(CONSISTENCY):
-        assert marks_of(rule, [value] * number) == [True] * number
+        assert marks_of(rule, [value * (1 + error) for error in rounding]) == [True] * len(rounding)
         assert marks_of(rule, [value, other]) == [True, True]
 
 
@@ -233,6 +234,17 @@ def test_confidence_formulas(problem: Problem) -> None:
     if bool(problem.validation.any()):
         share = problem.validation.double() / problem.validation.double().sum()
         close(of["validation"], share.unsqueeze(1).expand(-1, size))
+
+
+@given(problems(least=2), st.lists(st.sampled_from([1.0, 0.5, 0.01]), min_size=4, max_size=4))
+def test_entropy_of_soft_targets_that_sum_to_a_share(problem: Problem, shares: list[float]) -> None:
+    assume(problem.scores.shape[-1] > 1)
+    problem = problem._replace(scores=problem.scores.double(), mask=torch.ones_like(problem.mask))
+    share = torch.tensor(shares[: len(problem.scores)]).double().view(-1, 1, 1)
+    soft, known = soft_of(problem), problem.known.any(-1)
+    entropy = torch.distributions.Categorical(probs=soft).entropy() - share[..., 0].log()
+    got = CONFIDENCE["entropy"](soft * share, problem.columns, known, None)
+    close(got, (1 - entropy / entropy.sum(0)) / (len(soft) - 1))
 
 
 def test_the_sure_teacher_leads_where_it_is_right_and_has_no_say_where_it_is_wrong() -> None:
@@ -367,6 +379,7 @@ def test_fusion_equals_its_definition(problem: Problem, damping: float, data: st
     """Entry by entry in plain Python, with any marks, and teachers without any confidence in some examples."""
     soft, known, mask = soft_of(problem), problem.known, problem.mask
     shape = soft.shape
+    soft *= data.draw(st.sampled_from([1.0, torch.linspace(0.2, 1.0, len(soft)).view(-1, 1, 1)]))  # sums of less than 1
     marks = data.draw(bools(*shape))
     confidence = problem.validation.unsqueeze(1) * data.draw(bools(*shape[:2]))  # [T, B]
     target, weights = fuse(soft, confidence, marks, damping, known, mask)
