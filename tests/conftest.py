@@ -52,6 +52,24 @@ def seed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pytest"])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_runs():
+    """Runs without what takes longer than their training: RecBole's second of watching the CPU, all figures but one."""
+    from recbole_prmkd import quick_start
+
+    draw, figures = quick_start.draw_distillation, []
+
+    def draw_once(*arguments):
+        if not figures:
+            figures.append(arguments)
+            draw(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psutil.cpu_percent", lambda interval=None: 0.0)
+        patch.setattr(quick_start, "draw_distillation", draw_once)
+        yield
+
+
 def write_tiny(folder, name="tiny", swap=None):
     """Atomic files of the small data set; swap: (user, place, item) replaces one item of one user's sequence."""
     rng = np.random.default_rng(0)
