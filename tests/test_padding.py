@@ -6,7 +6,7 @@ from recbole.utils import get_model
 
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.students.padding import without_padding
+from recbole_prmkd.students.windows import without_padding
 from recbole_prmkd.training import ranking
 
 

@@ -10,57 +10,21 @@ from strategies import cosines
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
-from recbole_prmkd.distil.top_items import distinct, first_of, teachers_first
+from recbole_prmkd.distil.candidates import distinct, ranked_first
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.adapter import StudentAdapter
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
-
-N, ITEMS, D = 7, 12, 4
-
-
-@pytest.fixture
-def cache():
-    """Two teachers with their own numbering of the items; the second does not cover item 3."""
-    canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(ITEMS - 1)])
-
-    def teacher(name, uncovered=()):
-        items, histories = torch.randn(ITEMS, D), torch.randn(N, D)
-        items = torch.nn.functional.normalize(items, dim=1)
-        items[canonical[[0, *uncovered]]] = 0
-        return CachedTeacher(name, 0.07, 0.5, items.half(), histories.numpy().astype(np.float16))
-
-    return TeacherCache([teacher("A"), teacher("B", [3])], canonical, torch.device("cpu"))
-
-
-def test_teachers_first_items(cache):
-    excluded = [[1], [2, 4], *[[]] * (N - 2)]
-    first, cosines = teachers_first(cache, N, 6, lambda index: (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 4])))
-    assert first.shape == (N, 6)
-    torch.testing.assert_close(cosines, cache.cosines(torch.arange(N), first), equal_nan=True)
-    scores, covered = cache.scores(torch.arange(N), torch.arange(ITEMS))
-    for row in range(N):
-        for teacher in range(2):
-            allowed = [item for item in range(1, ITEMS) if covered[teacher, row, item] and item not in excluded[row]]
-            best = sorted(allowed, key=lambda item: -scores[teacher, row, item])[:3]
-            assert first[row, 3 * teacher : 3 * teacher + 3].tolist() == best
-
-
-def test_more_than_there_is(cache):
-    everything = torch.arange(N).repeat_interleave(ITEMS - 1), torch.arange(1, ITEMS).repeat(N)
-    first, _ = teachers_first(cache, N, 100, lambda index: everything)
-    assert first.shape == (N, 2 * (ITEMS - 1)) and not first.any()
 
 
 def test_students_first_items():
     scores = torch.tensor([[9.0, 1, 5, 3, 4], [9.0, 2, 1, 8, 0]], requires_grad=True)
-    assert first_of(scores, 2, (torch.tensor([0]), torch.tensor([2]))).tolist() == [[4, 3], [3, 1]]
-    assert first_of(scores, 99, (torch.tensor([0]), torch.tensor([0]))).shape == (2, 4)
+    assert ranked_first(scores, 2, (torch.tensor([0]), torch.tensor([2]))).tolist() == [[4, 3], [3, 1]]
+    assert ranked_first(scores, 99, (torch.tensor([0]), torch.tensor([0]))).shape == (2, 4)
 
 
 @given(cosines(2, 7), st.integers(1, 9), st.sets(st.tuples(st.integers(0, 1), st.integers(0, 6))))
 def test_students_first_items_are_the_best_that_are_left(scores, number, excluded):
     pairs = torch.tensor(sorted(excluded), dtype=torch.long).view(-1, 2)
-    first = first_of(scores, number, (pairs[:, 0], pairs[:, 1]))
+    first = ranked_first(scores, number, (pairs[:, 0], pairs[:, 1]))
     for row in range(2):
         left = [item for item in range(1, 7) if (row, item) not in excluded]
         items = [item for item in first[row].tolist() if item]
@@ -105,22 +69,18 @@ def test_a_student_that_scores_pairs_cannot_rank_all_items(source, settings):
         run_recbole_prmkd("DeepFM", "tiny", config_dict=settings(kd="mean", kd_candidates=source, epochs=1))
 
 
-def test_scores_of_own_candidates_are_the_students(settings):
-    config = load_config("SASRec", "tiny", config_dict=settings(kd="mean"))
+@pytest.mark.parametrize("model", ["SASRec", "LightGCN"])
+def test_own_candidates_and_first_items_are_those_of_the_students_ranking(model, settings):
+    config = load_config(model, "tiny", config_dict=settings(kd="mean"))
     split = load_split(config)
-    model = get_model("SASRec")(config, split.train_data._dataset).eval()
-    scorer = StudentAdapter(model, config, split.train_data._dataset, split.train)
+    net = get_model(model)(config, split.train_data._dataset).eval()
+    student = StudentAdapter(net, config, split.train_data._dataset, split.train)
     batch = next(iter(split.train_data))
-    with scorer.watching():
-        model.calculate_loss(batch)
-    scorer.prepare(batch)
-    positions, _ = scorer.positives(batch, torch.Generator())
-    everything = model.full_sort_predict(batch)[positions]
-    own = torch.randint(1, everything.shape[1], (len(positions), 3))
-    torch.testing.assert_close(scorer.scores(batch, positions, own), everything.gather(1, own))
-    history = batch["item_id_list"][positions]
-    rows = torch.arange(len(positions)).repeat_interleave(history.shape[1])
-    first = scorer.first(batch, positions, 5, (rows, history.flatten()))
-    allowed = everything.scatter(1, history, -torch.inf)
-    allowed[:, 0] = -torch.inf
-    torch.testing.assert_close(first, allowed.topk(5, dim=1).indices)
+    with student.attached():
+        student.rec_loss(net.calculate_loss, batch)
+        student.decide(batch)
+        positions, _ = student.positives(batch, torch.Generator())
+        everything = net.full_sort_predict(batch).view(len(batch), -1)[positions]
+        own = torch.randint(1, everything.shape[1], (len(positions), 3))
+        torch.testing.assert_close(student.scores(batch, positions, own), everything.gather(1, own))
+        torch.testing.assert_close(student.all_scores(batch, positions), everything)
