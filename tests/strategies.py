@@ -85,13 +85,14 @@ class Batch(NamedTuple):
 
 @st.composite
 def batches(draw: st.DrawFn, empty: bool = False) -> Batch:
-    """Up to 4 examples with up to 6 candidates; with `empty`, some examples have no target."""
+    """Up to 4 examples with up to 6 candidates; the target is 0 for some, with `empty` for all of some examples."""
     size, width = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     scores = 4 * draw(cosines(size, width))
     ranks = st.lists(st.integers(-20, 20), min_size=width, max_size=width, unique=True)  # a ranking without ties
     raw = torch.tensor(draw(st.lists(ranks, min_size=size, max_size=size))) / 5
-    mask, _ = draw(masks(size, width))
-    target = raw.masked_fill(~mask, NEG).softmax(-1)
+    mask, true = draw(masks(size, width))
+    possible = mask & draw(bools(size, width)).scatter(1, true[:, None], True)
+    target = raw.masked_fill(~possible, NEG).softmax(-1)
     if empty:
         target = target * draw(bools(size, 1))
     return Batch(scores, target, mask)

@@ -32,7 +32,7 @@ def loss_of(kind: str, scores: Tensor, target: Tensor, mask: Tensor, settings: R
 @given(batches(empty=True), st.integers(1, 8))
 def test_the_ranking_is_the_targets_order_over_what_counts(batch: Batch, number: int) -> None:
     _, target, mask = batch
-    columns, listed = teacher_ranking(target, mask, number)
+    columns, listed = teacher_ranking(target.masked_fill(~mask, 2.0), mask, number)
     for row, (values, counts) in enumerate(zip(target.tolist(), mask.tolist(), strict=True)):
         covered = [column for column, value in enumerate(values) if counts[column] and value > 0]
         best = sorted(covered, key=lambda column: -values[column])[:number]
@@ -80,6 +80,21 @@ def test_rrd_by_hand() -> None:
     positions = [two / (two + zero + three + one), zero / (zero + three + one), three / (three + one)]
     expected = -sum(map(math.log, positions)) / 3
     assert loss_of("rrd", SCORES, TARGET, ALL).item() == pytest.approx(expected, rel=1e-6)
+
+
+@given(batches())
+def test_rrd_equals_its_definition(batch: Batch) -> None:
+    scores, target, mask = batch
+    expected = 0.0
+    for score, aim, counts in zip(scores.double(), target, mask, strict=True):
+        candidates = counts.nonzero().flatten().tolist()
+        ranked = sorted((column for column in candidates if aim[column] > 0), key=lambda column, aim=aim: -aim[column])
+        interesting = ranked[: PLAIN.items]
+        others = set(candidates) - set(interesting)
+        for k, column in enumerate(interesting):
+            below = score[[*interesting[k:], *others]].exp().sum()
+            expected -= (score[column].exp() / below).log().item() / len(interesting) / len(scores)
+    assert loss_of("rrd", scores, target, mask).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @given(batches())
