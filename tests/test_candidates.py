@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_prmkd.distil.candidates import (
+    Exclusions,
     candidate_mask,
     in_batch_candidates,
     sample,
@@ -44,6 +45,32 @@ def expected_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> list[list
         [bool(target) and (item == target or item not in gone) for item in items.tolist()]
         for target, gone in zip(targets.tolist(), excluded.tolist(), strict=True)
     ]
+
+
+SLICE = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=8, max_size=8),
+    st.lists(st.lists(SLICE, min_size=3, max_size=3), max_size=2),
+    st.lists(st.integers(0, 2), max_size=4),
+    st.none() | st.sets(st.integers(1, 12), min_size=1),
+    st.none() | st.lists(st.integers(1, 9), min_size=3, max_size=3),
+)
+def test_exclusions_are_the_items_of_each_examples_slices_and_its_target(items, sources, batch, among, targets) -> None:  # type: ignore[no-untyped-def]
+    """Of three examples; a batch has any of them, twice too, or none."""
+    numbers = torch.tensor(items)
+    slices = [(*torch.tensor(bounds).T, numbers) for bounds in sources]
+    excluded = Exclusions(slices, None if targets is None else torch.tensor(targets))
+    wanted = None if among is None else torch.tensor(sorted(among), dtype=torch.long)
+    position, item = excluded(torch.tensor(batch, dtype=torch.long), wanted)
+    expected = []
+    for index, example in enumerate(batch):
+        for bounds in sources:
+            start, stop = bounds[example]
+            expected += [(index, one) for one in items[start:stop] if among is None or one in among]
+        expected += [(index, targets[example])] if targets is not None else []
+    assert sorted(zip(position.tolist(), item.tolist(), strict=True)) == sorted(expected)
 
 
 def test_positives_are_sorted_unique_and_without_padding() -> None:
