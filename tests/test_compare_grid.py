@@ -13,7 +13,7 @@ from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse
 from recbole_prmkd.compare.job import Job
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.run_folder import RESULT, write_result
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_finished_cell_is_known_by_its_settings_and_its_result(tmp_path, made_
     assert not run.is_finished(cell, job)
     (tmp_path / "job.json").write_text(json.dumps(job.as_json()))
     assert not run.is_finished(cell, job)  # started, not ended
-    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
+    write_result(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
     assert run.is_finished(cell, job)
     other = Job("x", tmp_path, "train", cell.model, cell.dataset, {**grid.settings_of(cell), "epochs": 4})
     assert not run.is_finished(cell, other)
@@ -204,20 +204,20 @@ def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
         job.write()
         made = made_up_run("a", "SASRec", cell.kd, 1, 0.1)
         made.config.update({**keys.defaults(), **keys.preset(cell.kd), **job.settings})
-        results.write(job.folder, made)
+        write_result(job.folder, made)
     run.check_finished(grid, tmp_path)
     every = made.distillation[0].pop("kd_every")  # older, when students had other rows and weights
-    results.write(job.folder, made)
+    write_result(job.folder, made)
     with pytest.raises(UserError, match="before its epochs said kd_every"):
         run.check_finished(grid, tmp_path)
     made.distillation[0]["kd_every"] = every
-    results.write(job.folder, made)
+    write_result(job.folder, made)
     run.check_finished(grid, tmp_path)
     del made.config["kd_top_items"]  # a key that is newer than the cell, at its default
-    results.write(job.folder, made)
+    write_result(job.folder, made)
     run.check_finished(grid, tmp_path)
     made.config["kd_weight"] = 1.2
-    results.write(job.folder, made)
+    write_result(job.folder, made)
     with pytest.raises(UserError, match=r"prmkd_plus, seed 1 was made with kd_weight 1.2, which is 10.0 by now"):
         run.check_finished(grid, tmp_path)
 
@@ -225,11 +225,11 @@ def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
 def test_a_job_with_other_settings_leaves_no_result_of_the_one_before(tmp_path, made_up_run):
     job = Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 1})
     job.write()
-    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
+    write_result(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
     job.write()
-    assert (tmp_path / results.RESULT).is_file()
+    assert (tmp_path / RESULT).is_file()
     Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 2}).write()
-    assert not (tmp_path / results.RESULT).is_file()
+    assert not (tmp_path / RESULT).is_file()
 
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):

@@ -19,7 +19,7 @@ from recbole_prmkd.compare.groups import gain_by_group, group_bounds
 from recbole_prmkd.compare.page import users_table, write_report
 from recbole_prmkd.compare.tables import _escaped, cell_text, headline, headline_table, label, number, paired_table
 from recbole_prmkd.recbole_host.keys import key_table
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.run_folder import write_result
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -82,7 +82,7 @@ def comparison(tmp_path, made_up_run):
         where = cell.folder(folder)
         where.mkdir(parents=True)
         run = made_up_run("a_b", cell.model, cell.kd, cell.seed, worth, teachers={"UniSRec": 0.2})
-        results.write(where, run)
+        write_result(where, run)
         rank = rng.integers(1, 20, 40) if cell.kd == "none" else np.ones(40, dtype=int)
         rows = {"user": np.arange(40), "item": np.arange(40), "history": np.arange(40) % 8, "popularity": np.arange(40)}
         np.savez(where / "test_ranks.npz", **rows, rank=rank, rank_unseen=rank)
@@ -121,7 +121,7 @@ def test_a_teachers_row_has_its_seed(settings, seed, tmp_path, made_up_run):
     run.config.update(settings)
     (cell,) = grid.cells()
     cell.folder(tmp_path).mkdir(parents=True)
-    results.write(cell.folder(tmp_path), run)
+    write_result(cell.folder(tmp_path), run)
     rows = gather(grid, tmp_path).cells.set_index("model")
     assert rows.loc["UniSRec_2", "seed"] == seed
 
@@ -130,7 +130,7 @@ def test_a_dagger_where_it_is_worse(comparison, made_up_run):
     grid, folder = comparison
     for cell in grid.cells():
         if cell.kd == "mean":
-            results.write(
+            write_result(
                 cell.folder(folder), made_up_run("a_b", cell.model, "mean", cell.seed, PLAIN[cell.seed - 1] / 2)
             )
     frame = statistics.summary(gather(grid, folder), ["test ndcg@10"])
@@ -227,13 +227,13 @@ def test_the_page_says_how_rows_were_split(comparison):
     assert student_defaults in (folder / "report.html").read_text()
     for cell, made in gather(grid, folder).runs.items():
         made.config["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
-        results.write(cell.folder(folder), made)
+        write_result(cell.folder(folder), made)
     write_report(grid, folder)
     page = html.unescape((folder / "report.html").read_text())
     assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and student_defaults not in page
     for cell, made in gather(grid, folder).runs.items():
         made.config["benchmark_filename"] = ["train", "valid", "test"]
-        results.write(cell.folder(folder), made)
+        write_result(cell.folder(folder), made)
     write_report(grid, folder)
     assert "the same split (pre-split files)" in (folder / "report.html").read_text()
 

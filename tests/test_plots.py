@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.results.plots import draw_distillation
-from recbole_prmkd.results.result import CURVES
+from recbole_prmkd.results.run_folder import CURVES
 
 
 def test_figure_stands_beside_the_result(settings, tmp_path):

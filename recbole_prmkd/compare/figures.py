@@ -18,7 +18,7 @@ from recbole_prmkd.compare.gather import TEACHER, Gathered
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.groups import BY, gain_by_group
 from recbole_prmkd.compare.tables import label, way
-from recbole_prmkd.results.result import RunResult
+from recbole_prmkd.results.schema import RunResult
 
 # Okabe and Ito's colours, which remain apart for colour-blind readers; beside them hatches and markers differ.
 COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")

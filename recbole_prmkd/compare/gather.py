@@ -12,8 +12,8 @@ from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import Cell, Grid
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_seed
-from recbole_prmkd.results import result as results
-from recbole_prmkd.results.result import RANKS, RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.run_folder import RANKS, read_result
+from recbole_prmkd.results.schema import RunResult, StudentResult, TeacherResult
 
 TEACHER = "teacher"  # the kd of a teacher's row
 MILLISECONDS = "ms_per_1000_users"
@@ -57,7 +57,7 @@ def gather(grid: Grid, folder: Path) -> Gathered:
     runs, missing = {}, []
     for cell in grid.cells():
         try:
-            runs[cell] = results.read(cell.folder(folder))
+            runs[cell] = read_result(cell.folder(folder))
         except UserError:
             missing.append(cell)
     costs = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import recbole_prmkd
-from recbole_prmkd.results.result import RESULT
+from recbole_prmkd.results.run_folder import RESULT
 from recbole_prmkd.teacher_cache import store
 
 FILE, LOG = "job.json", "job.log"

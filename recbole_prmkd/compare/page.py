@@ -24,7 +24,7 @@ from recbole_prmkd.compare.tables import (
     write_tables,
 )
 from recbole_prmkd.recbole_host.config import RANKING_ARGS
-from recbole_prmkd.results.result import RunResult
+from recbole_prmkd.results.schema import RunResult
 from recbole_prmkd.tune.settings import SweepSettings
 
 PAGE = "report.html"

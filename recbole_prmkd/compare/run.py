@@ -43,7 +43,8 @@ from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sw
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import user_setting
 from recbole_prmkd.recbole_host.keys import defaults, preset
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.run_folder import RESULT, read_result
+from recbole_prmkd.results.schema import RunResult
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.cluster import check_address, cluster
 
@@ -115,7 +116,7 @@ def run_comparison(
         grid = with_winners(grid, folder)
         cells = {cell: _cell_job(grid, cell, folder) for cell in grid.cells() if is_tuned(grid, cell)}
         left = [job for cell, job in cells.items() if not is_finished(cell, job)]
-        begun = {cell.dataset for cell in whole.cells() if (cell.folder(folder) / results.RESULT).is_file()}
+        begun = {cell.dataset for cell in whole.cells() if (cell.folder(folder) / RESULT).is_file()}
         todo = [*preparations(grid, left, folder, begun), *left]
         if todo:
             failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left))
@@ -150,11 +151,11 @@ def is_finished(cell: Cell, job: Job) -> bool:
     return _result(cell, job) is not None
 
 
-def _result(cell: Cell, job: Job) -> results.RunResult | None:
+def _result(cell: Cell, job: Job) -> RunResult | None:
     if not job.written():
         return None
     try:
-        run = results.read(job.folder)
+        run = read_result(job.folder)
     except UserError:
         return None
     made = run.config["model"], run.config["dataset"], run.config["kd"], run.seed
@@ -269,7 +270,7 @@ def _checkpoints(grid: Grid, dataset: str, model: str, folder: Path) -> dict[str
         for seed in grid.seeds:
             cell = Cell(dataset, model, kd, seed).folder(folder)
             try:
-                name = results.read(cell).student.checkpoint
+                name = read_result(cell).student.checkpoint
             except UserError:
                 continue
             if name and (cell / name).is_file():
