@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import recbole_prmkd
 from recbole_prmkd import quick_start, run_recbole_prmkd
 from recbole_prmkd.compare import cost
-from recbole_prmkd.compare.statistics import ndcg_of_ranks
+from recbole_prmkd.compare.user_gains import ndcg_of_ranks
 from recbole_prmkd.recbole_host.config import load_config
 
 
