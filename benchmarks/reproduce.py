@@ -50,7 +50,7 @@ def main() -> None:
     there = {name: entry for name, entry in plan["comparisons"].items() if is_there(data, name)}
     for name in plan["comparisons"].keys() - there.keys():
         print(f"Skipped: {name}, since there is no {data / name / name}.inter.")
-    room = len(workers_here(arguments.jobs, gpus)._free)
+    room = len(workers_here(arguments.jobs, gpus).gpus)
     estimate(plan, there, arguments, room)
     if arguments.estimate:
         return
