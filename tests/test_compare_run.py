@@ -46,7 +46,7 @@ def test_no_ranks_unless_asked_for(settings, tmp_path):
 
 
 def test_serving_is_timed_for_students_teachers_and_the_ensemble(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_BUDGET", 0.01)
+    monkeypatch.setattr(cost, "BUDGET", 0.01)
     two = {"kd_teachers": ["UniSRec", "UniSRec_2"], "kd_unisrec_2_seed": 7}
     two |= {key.replace("unisrec", "unisrec_2"): value for key, value in TINY_TEACHER.items()}
     given = settings(kd="mean", epochs=1, **two)
