@@ -1,4 +1,4 @@
-"""The grid of a comparison: its cells and their settings, what is refused, what an earlier one allows."""
+"""The grid of a comparison: its cells and their settings, what is rejected, what an earlier one allows."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_what_the_user_sets_stands_for_all_cells(settings):
 
 
 def test_a_context_student_may_come_first_with_other_eval_args(settings):
-    """Its own defaults, metrics of values, would be refused beside a ranking."""
+    """Its own defaults, metrics of values, would be rejected beside a ranking."""
     sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "uni3", "test": "full"}}
     grid = make_grid("none,mean", "DeepFM", "tiny", "1", None, settings(eval_args=sampled))
     for cell in grid.cells():

@@ -138,7 +138,7 @@ def read_costs(file: Path) -> dict[str, Any] | None:
 
 
 def _student(config: Config, split: Split, checkpoint: Path) -> Any:
-    """The stored student inside a trainer, which knows how to rank with it."""
+    """The stored student inside a trainer, which ranks with it."""
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
     with full_pickle():  # RecBole's own file, which pickles its Config
@@ -166,7 +166,7 @@ def _time_students(trainers: Mapping[str, Any], split: Split) -> dict[str, Timed
 
 @torch.no_grad()
 def _time_teachers(config: Config, prepared: Prepared, ensemble: bool) -> tuple[dict[str, Timed], dict[str, Timed]]:
-    """Teachers, and the ensemble of all; an external model is known by its vectors alone, and cannot be timed."""
+    """Teachers, and the ensemble of all; of an external model only vectors are there, so it cannot be timed."""
     if not prepared.teachers:
         return {}, {}
     data = teacher_data(prepared.split, config["kd_teacher_seed"])

@@ -60,7 +60,7 @@ class Grid:
     """A comparison before it runs.
 
     settings: the user's, for all cells, every path in it absolute. tune: the sweep file of `--tune`, if any.
-    tuned: what the sweeps found, by data set, student and KD method. data: hash of each data set's files, once known.
+    tuned: what the sweeps found, by data set, student and KD method. data: hash of each data set's files.
     """
 
     datasets: tuple[str, ...]
