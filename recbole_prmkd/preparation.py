@@ -64,6 +64,11 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
+    return prepare_on(config, split, steps)
+
+
+def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
+    """The same on data that is there already."""
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
     knowledge = None

@@ -29,7 +29,7 @@ from recbole_prmkd.results.evaluation import evaluate_unseen, plain
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
 from recbole_prmkd.results.run_folder import CURVES, RESULT, UNFINISHED, output_folder, write_result
-from recbole_prmkd.results.schema import RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
@@ -38,7 +38,7 @@ from recbole_prmkd.training import distils, make_trainer, ranking, train
 
 
 def run_recbole_prmkd(
-    model: str | None = None,
+    model: str | type | None = None,
     dataset: str | None = None,
     config_file_list: Sequence[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
@@ -46,7 +46,8 @@ def run_recbole_prmkd(
 ) -> dict[str, Any]:
     """Train and test a RecBole model, distilled from pre-trained recommendation models if `kd` says so.
 
-    The arguments are those of `recbole.quick_start.run_recbole`, and like it this reads the command line.
+    The arguments are those of `recbole.quick_start.run_recbole`, and like it this reads the command line. `model` may
+    also be a class of your own.
 
     Returns:
         RecBole's result dict (best_valid_score, valid_score_bigger, best_valid_result, test_result), and beside it
@@ -132,9 +133,15 @@ def _run(
         checkpoint=Path(trainer.saved_model_file).name if saved else None,
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
         valid_scores=valid_scores,
+        kd=_kd_result(trainer),
     )
     returned = _returned(config, best_score, best_valid, test)
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
+
+
+def _kd_result(trainer: Any) -> KDResult | None:
+    objective = getattr(trainer, "objective", None)
+    return KDResult(**objective.summary()) if objective is not None and objective.student.family is not None else None
 
 
 def output_dir(config: Config) -> Path:

@@ -1,7 +1,7 @@
 """A student and its training, the same for a plain run and for a trial of a sweep.
 
 `make_trainer` builds the student from what was prepared, `train` fits it; a state of `progress` lets it go on from
-the epoch at which another process stopped.
+the epoch at which another process stopped. `distilled_by_itself` is for a trainer that RecBole's own code has built.
 """
 
 import time
@@ -14,21 +14,30 @@ from typing import Any
 from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import ModelType, get_flops, get_model, get_trainer, init_seed
+from recbole.utils import ModelType, get_flops, get_model, init_seed
 
-from recbole_prmkd.data.split import Split
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.data.split import Split, split_of_loaders
+from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
+from recbole_prmkd.distil.candidates import SOURCES, Exclusions
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.trainer import Curriculum, distillation_trainer
-from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.distil.schedule import Curriculum
+from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.preparation import Prepared, Steps, prepare_on
 from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.checks import check_distillation, check_teachers
+from recbole_prmkd.recbole_host.config import complete
+from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.students.adapter import StudentAdapter
-from recbole_prmkd.students.dropout import scale_dropout
-from recbole_prmkd.students.padding import without_padding
+from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.warm_start import warm_start
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.students.windows import WindowedModel, WindowLoader, without_padding
 from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.top_items import TopItems, load_or_compute
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.fit import start
 
 # Called after each validation with the trainer, its training loader, the epoch and the validation score.
@@ -39,16 +48,16 @@ def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
     """The student, seeded, inside its trainer (`trainer.model`), whose files go to `folder`."""
     split = prepared.split
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    student = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
+    model_class = get_model(config["model"])
+    student = model_class(config, split.train_data._dataset).to(config["device"])
     if config["model"] in TEACHERS:
         start(student, config["model"], config)
-    if distils(config):
-        scale_dropout(student, config["kd_dropout"])
     if prepared.start_vectors is not None:
         warm_start(student, config, split.dataset, prepared.start_vectors)
     getLogger().info(student)
     _log_flops(student, config, split)
-    return quiet_trainer(_trainer_class(config), config, student, folder)
+    host = host_trainer(config, model_class)
+    return quiet_trainer(host if config["kd"] == "none" else distillation_trainer(host), config, student, folder)
 
 
 def train(
@@ -67,10 +76,7 @@ def train(
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
     """
     started = time.time()
-    with ExitStack() as stack:
-        train_data = _training_data(config, prepared.split, trainer.model, stack)
-        if prepared.knowledge is not None:
-            _distil(config, prepared.split, prepared.knowledge, trainer.model, trainer)
+    with _student(config, prepared, trainer) as train_data:
         progress.begin(trainer)
         if state is not None:
             progress.restore(state, trainer, train_data)
@@ -89,24 +95,121 @@ def train(
         return score, result, time.time() - started
 
 
+@contextmanager
+def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any) -> Iterator[Any]:
+    """Inside, a trainer that RecBole's own code has built distils; gives the loader to train on.
+
+    What a run prepares before its student is prepared here, from the trainer's config and loaders.
+
+    Raises:
+        UserError: the config names no `kd` that distils, or asks for what cannot be distilled.
+    """
+    config = complete(trainer.config)
+    if config["kd"] in ("none", ENSEMBLE):
+        raise UserError(
+            f"PRMKDTrainer distils, but kd is {config['kd']}: set kd in the config (kd: prmkd), or use RecBole's own "
+            "trainer."
+        )
+    if config["kd_item_init"] != "none":
+        getLogger().warning(
+            "kd_item_init has no effect here, since the model is built already: run_recbole_prmkd starts its items so."
+        )
+        config["kd_item_init"] = "none"
+    check_distillation(config)
+    check_teachers(config)
+    with split_of_loaders(train_data, valid_data) as split:
+        states = progress.random_states()
+        prepared = prepare_on(config, split, Steps())
+        progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
+        with _student(config, prepared, trainer) as data:
+            yield data
+    trainer.objective = None  # the next `fit` may have other data
+
+
 def distils(config: Config) -> bool:
     """Whether kd_loss is in use."""
     return config["kd"] != "none" and config["kd_weight"] > 0
 
 
-def _log_flops(student: AbstractRecommender, config: Config, split: Split) -> None:
-    """RecBole's count, which fails for some models and data (DSSM with number features): no reason to stop."""
-    try:
-        flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
-    except Exception as error:  # whatever the counter or the model raises on its one made-up row
-        getLogger().warning(f"FLOPs are not known: RecBole's counter fails on {config['model']} ({error}).")
-    else:
-        getLogger().info(f"FLOPs: {flops}")
+@contextmanager
+def _student(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
+    """Inside, the student is adapted as the configuration says, and the trainer distils; gives the training loader."""
+    split = prepared.split
+    student = StudentAdapter(trainer.model, config, split.train_data._dataset, split.train)
+    windows = _windows(config, split, trainer.model)
+    with ExitStack() as stack:
+        if windows is not None or distils(config):
+            dropout = config["kd_dropout"] if distils(config) else 1.0
+            stack.enter_context(student.attached(windows, dropout))
+        if prepared.knowledge is not None:
+            trainer.distil(*_objective(config, prepared, student))
+        yield WindowLoader(config, split.train_data._dataset, split.train) if windows else split.train_data
 
 
-def _trainer_class(config: Config) -> type:
-    host = get_trainer(config["MODEL_TYPE"], config["model"])
-    return host if config["kd"] == "none" else distillation_trainer(host)
+def _objective(
+    config: Config, prepared: Prepared, student: StudentAdapter
+) -> tuple[Objective | None, Curriculum | None]:
+    if not distils(config):
+        getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
+        return None, None
+    split, cache = prepared.split, prepared.knowledge
+    assert cache is not None
+    excluded = exclusions_of(config, split.train, split.future, student.sequential)
+    top_items = (
+        top_items_of(config, cache, len(split.train), excluded)
+        if "teacher" in SOURCES[config["kd_candidates"]]
+        else None
+    )
+    objective = Objective(config, cache, split.train, excluded, student, top_items)
+    if config["kd_curriculum"] == "none":
+        return objective, None
+    if config["epochs"] <= config["kd_pacing_length"]:
+        getLogger().warning(
+            f"kd_pacing_length is {config['kd_pacing_length']} and epochs {config['epochs']}: training ends before the "
+            "curriculum has shown all examples for an epoch."
+        )
+    return objective, Curriculum(config, split.train)
+
+
+def exclusions_of(config: Config, train: Examples, future: Examples, sequential: bool) -> Exclusions:
+    """The items that are no negatives of the training examples, by the settings of the masks.
+
+    Args:
+        future: the same examples with the user's future training items as history.
+        sequential: whether the student reads histories in order.
+    """
+    slices = []
+    if config["kd_false_negative_mask"]:
+        slices.append((future.start, future.stop, future.items))
+    # A student without order has its examples' earlier items as false negatives too.
+    if config["kd_history_mask"] or (config["kd_false_negative_mask"] and not sequential):
+        slices.append((train.start, train.stop, train.items))
+    return Exclusions(slices, train.targets if config["kd_loss"] in WITHOUT_TARGET else None)
+
+
+def top_items_of(config: Config, cache: TeacherCache, examples: int, excluded: Exclusions) -> TopItems:
+    """The items that each teacher ranks first for the training examples, `kd_top_items` in all."""
+    number = config["kd_top_items"]
+    if config["kd_loss"] in BASELINES:  # a baseline's list has that many items, and each teacher may put all first
+        number *= len(cache.teachers)
+    root, rebuild = Path(config["kd_cache_dir"]) / config["dataset"], config["kd_rebuild"]
+    return load_or_compute(cache, examples, number, excluded, excluded.identity(), root, rebuild)
+
+
+def _windows(config: Config, split: Split, model: AbstractRecommender) -> WindowedModel | None:
+    """The model on windows, where shared prefixes are wanted and the model allows them."""
+    if not _wants_windows(config):
+        return None
+    reason = why_not_shared(model, config, split.train)
+    if reason is not None:
+        getLogger().warning(f"{config['model']} is trained example by example, as in RecBole: {reason}.")
+        return None
+    return WindowedModel(model, config)
+
+
+def _wants_windows(config: Config) -> bool:
+    wanted = config["kd_shared_prefixes"]
+    return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted == "auto" else wanted
 
 
 @contextmanager
@@ -118,33 +221,11 @@ def ranking(config: Config, split: Split, student: AbstractRecommender) -> Itera
         yield
 
 
-def _wants_windows(config: Config) -> bool:
-    wanted = config["kd_shared_prefixes"]
-    return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted == "auto" else wanted
-
-
-def _training_data(config: Config, split: Split, student: AbstractRecommender, stack: ExitStack) -> Any:
-    """RecBole's training loader, or windows where shared prefixes are wanted and the student allows them."""
-    if not _wants_windows(config):
-        return split.train_data
-    reason = why_not_shared(student, config, split.train)
-    if reason is not None:
-        getLogger().warning(f"{config['model']} is trained row by row, as in RecBole: {reason}.")
-        return split.train_data
-    stack.enter_context(shared_prefixes(student))
-    stack.enter_context(without_padding(student, config))
-    return WindowLoader(config, split.train_data._dataset, split.train)
-
-
-def _distil(config: Config, split: Split, knowledge: TeacherCache, student: AbstractRecommender, trainer: Any) -> None:
-    if not distils(config):
-        getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
-        return
-    scorer = StudentAdapter(student, config, split.train_data._dataset, split.train)
-    objective = Objective(config, knowledge, split.train, split.future, scorer)
-    if config["kd_curriculum"] != "none" and config["epochs"] <= config["kd_pacing_length"]:
-        getLogger().warning(
-            f"kd_pacing_length is {config['kd_pacing_length']} and epochs {config['epochs']}: training ends before the "
-            "curriculum has shown all rows for an epoch."
-        )
-    trainer.distil(objective, Curriculum(config, split.train) if config["kd_curriculum"] != "none" else None)
+def _log_flops(student: AbstractRecommender, config: Config, split: Split) -> None:
+    """RecBole's count, which fails for some models and data (DSSM with number features): no reason to stop."""
+    try:
+        flops = get_flops(student, split.dataset, config["device"], getLogger(), construct_transform(config))
+    except Exception as error:  # whatever the counter or the model raises on its one made-up row
+        getLogger().warning(f"FLOPs are not counted: RecBole's counter fails on {config['model']} ({error}).")
+    else:
+        getLogger().info(f"FLOPs: {flops}")

@@ -139,10 +139,10 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     def watched(objective: Objective, interaction):
         loss = call(objective, interaction)
         if not gradients:
-            weights = [p for p in objective.scorer.model.parameters() if p.requires_grad]
+            weights = [p for p in objective.student.model.parameters() if p.requires_grad]
             parts = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
             gradients.append(max((float(part.abs().max()) for part in parts if part is not None), default=0.0))
-            paths.append(objective.scorer.path)
+            paths.append(objective.student.family.name)
         return loss
 
     call = Objective.__call__

@@ -6,7 +6,7 @@ import yaml
 from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.curriculum import ORDERS, PACING
 from recbole_prmkd.distil.losses import LOSSES
-from recbole_prmkd.distil.objective import CONFIDENCE, CONSISTENCY
+from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
 from recbole_prmkd.teachers import TEACHERS
@@ -118,7 +118,7 @@ def test_properties_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch
     assert (keys.properties_dir() / "kd.yaml").is_file()
     package = tmp_path / "recbole_prmkd"
     (package / "properties").mkdir(parents=True)
-    monkeypatch.setattr(keys, "__file__", str(package / "keys.py"))
+    monkeypatch.setattr(keys, "__file__", str(package / "recbole_host" / "keys.py"))
     assert keys.properties_dir() == package / "properties"
 
 

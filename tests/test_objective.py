@@ -1,6 +1,7 @@
 """The objective's short cuts change no number: rows in blocks, 1.0 and 0.0 for bools, NaN for the unknown."""
 
-from contextlib import nullcontext
+from functools import partial
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,16 +15,16 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil import objective as module
 from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.distil.baselines.teachers_list import teachers_list
-from recbole_prmkd.distil.candidates import candidate_mask, in_batch_candidates
+from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_candidates
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.top_items import teachers_first
-from recbole_prmkd.distil.trainer import with_kd
+from recbole_prmkd.distil.trainer import PRMKDTrainer
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 from recbole_prmkd.recbole_host.keys import defaults
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.students.positives import UserExamples
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.training import exclusions_of, top_items_of
 
 N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
@@ -50,21 +51,26 @@ CONFIG = {
     "kd_false_negative_mask": True,
     "kd_history_mask": False,
     "kd_shuffled_teachers": False,
+    "kd_rebuild": False,
+    "dataset": "made-up",
     "kd_curriculum": "none",
     "MODEL_TYPE": ModelType.SEQUENTIAL,
 }
 
 
-class Scorer:
+class Student:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    scores_pairs, student_defaults = False, StudentDefaults()
+    in_pairs, sequential, kd = False, True, StudentDefaults()
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
 
-    def prepare(self, interaction):
+    def decide(self, interaction):
         pass
+
+    def rec_loss(self, loss, interaction):
+        return loss(interaction)
 
     def release(self):
         pass
@@ -95,39 +101,35 @@ def knowledge(gaps, widths=(12, 12, 7)):
     return TeacherCache(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
 
 
-def objective(gaps, scores_pairs=False, **more):
+def objective(gaps, in_pairs=False, **more):
     items = torch.randint(1, ITEMS, (N,), generator=torch.Generator().manual_seed(3))
     first = torch.arange(N) // PER_USER * PER_USER
     train = Examples(torch.arange(N) // PER_USER, items, first, torch.arange(N), items)
     future = Examples(train.users, items, torch.arange(N) + 1, first + PER_USER, items)
-    made = Objective({**CONFIG, **more}, knowledge(gaps), train, future, Scorer())
-    made.scorer.scores_pairs = scores_pairs
-    return made
+    config, cache, student = {**CONFIG, **more}, knowledge(gaps), Student()
+    student.in_pairs, student.sequential = in_pairs, config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    excluded = exclusions_of(config, train, future, student.sequential)
+    top = None
+    if "teacher" in SOURCES[config["kd_candidates"]]:
+        with TemporaryDirectory() as folder:
+            top = top_items_of({**config, "kd_cache_dir": folder}, cache, N, excluded)
+    return Objective(config, cache, train, excluded, student, top)
+
+
+def excluded_pairs(made: Objective, examples: Tensor) -> tuple[Tensor, Tensor]:
+    """The user's future items of each example: positions and items."""
+    items = made.train.items
+    future = [items[n + 1 : n // PER_USER * PER_USER + PER_USER] for n in examples.tolist()]
+    return torch.arange(len(examples)).repeat_interleave(torch.tensor([len(part) for part in future])), torch.cat(
+        future
+    )
 
 
 def step(made: Objective) -> tuple[Tensor, Tensor, dict[str, float]]:
     """kd_loss, its gradient and the means after a batch."""
     loss = made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     loss.backward()
-    return loss.detach(), made.scorer.table.grad, made.epoch_means()
-
-
-@pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("per_row", [False, True])
-def test_cosines_are_the_scores_with_nan_for_the_unknown(gaps: bool, per_row: bool) -> None:
-    known_by = knowledge(gaps)
-    candidates = torch.arange(ITEMS).expand(N, -1) if per_row else torch.arange(ITEMS)
-    rows = torch.arange(N)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores, known = known_by.scores(rows, candidates)
-        cosines = known_by.cosines(rows, candidates)
-    assert scores.dtype == cosines.dtype == torch.float32 and known.dtype == torch.bool
-    assert torch.equal(cosines.isnan(), ~known) and torch.equal(cosines.nan_to_num(nan=0), scores)
-    for k, teacher in enumerate(known_by.teachers):
-        items, histories = teacher.items.flip(0).float(), torch.from_numpy(teacher.rows).float()
-        torch.testing.assert_close(scores[k], histories @ items.T, rtol=0, atol=1e-6)
-        assert torch.equal(known[k], (histories != 0).any(1)[:, None] & (items != 0).any(1))
-    assert bool(known.all()) != gaps
+    return loss.detach(), made.student.table.grad, made.epoch_means()
 
 
 @pytest.mark.parametrize(("confidence", "consistency"), RULES)
@@ -139,15 +141,16 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     loss, gradient, means = step(made)
     targets = made.train.targets[BATCH]
     items, columns = in_batch_candidates(targets)
-    mask = candidate_mask(items, targets, made.future.history_pairs(BATCH))
-    scores, known = made.knowledge.scores(BATCH, items)
-    soft = soft_targets(scores.masked_fill(~known, torch.nan), made.knowledge.temperature, mask)
+    mask = candidate_mask(items, targets, excluded_pairs(made, BATCH))
+    scores = made.teacher_cache.scores(BATCH, items)
+    known = ~scores.isnan()
+    soft = soft_targets(scores, made.teacher_cache.temperature, mask)
     agreed = agreement(soft, known.any(-1)).sum().item()
     soft = soft * ((known & mask).sum(-1) / mask.sum(-1)).unsqueeze(-1)  # the share of the candidates that it knows
-    trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.knowledge.validation)
+    trust = CONFIDENCE[confidence](soft, columns, known.any(-1), made.teacher_cache.validation)
     marks = CONSISTENCY[consistency](soft, known, mask)
     target, weights = fuse(soft, trust, marks, damping, known, mask)
-    table = made.scorer.table.detach().clone().requires_grad_()
+    table = made.student.table.detach().clone().requires_grad_()
     expected = kd_loss(table[BATCH][:, items], target, mask & known.any(0), 2.0, "kl")
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
@@ -173,9 +176,9 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
     """An item without a word of any teacher is not thereby a bad one, least of all as a row's own target."""
     made = objective(False, kd_loss=loss)
     unknown = made.train.targets[BATCH[0]]
-    for teacher in made.knowledge.teachers:
+    for teacher in made.teacher_cache.teachers:
         teacher.items[ITEMS - 1 - unknown] = 0
-    made.knowledge = TeacherCache(made.knowledge.teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    made.teacher_cache = TeacherCache(made.teacher_cache.teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
     gradient = step(made)[1]
     assert not gradient[:, unknown].any()
     assert gradient[BATCH].abs().sum(1).gt(0).all()  # all other candidates are
@@ -184,27 +187,27 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
 def test_a_peers_list_can_be_filled_by_what_teachers_agree_on() -> None:
     same = objective(False, kd_candidates="teacher_top", kd_loss="rrd")
     kl = objective(False, kd_candidates="teacher_top")
-    assert same._first is not None and kl._first is not None
-    assert (same._first[0].shape[1], kl._first[0].shape[1]) == (3 * 6, 6)  # of three teachers, kd_top_items 6
+    widths = [made._top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
+    assert widths == [3 * 6, 6]  # of three teachers, kd_top_items 6
 
 
 def test_few_teachers_have_little_to_weigh() -> None:
     made = objective(False)
-    teachers = made.knowledge.teachers
+    teachers = made.teacher_cache.teachers
     for number, words in ((1, "= 1 with one teacher"), (2, "of two teachers both are consistent"), (3, "")):
-        made.knowledge.teachers = teachers[:number]
+        made.teacher_cache.teachers = teachers[:number]
         told = [note for note in ("one teacher", "two teachers") if note in str(made)]
         assert words in str(made) and len(told) == (number < 3)
 
 
 def test_users_without_training_rows_are_not_taught_anothers() -> None:
-    drawn = UserExamples(objective(False).train).draw(torch.tensor([9, 10, 25]), torch.Generator())
+    drawn = UserExamples(objective(False).train).sample(torch.tensor([9, 10, 25]), torch.Generator())
     assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
 
 
 def test_one_teacher_agrees_with_itself_whatever_it_knows() -> None:
     made = objective(True)
-    made.knowledge = TeacherCache(made.knowledge.teachers[:1], torch.arange(ITEMS).flip(0), torch.device("cpu"))
+    made.teacher_cache = TeacherCache(made.teacher_cache.teachers[:1], torch.arange(ITEMS).flip(0), torch.device("cpu"))
     assert step(made)[2]["agreement"] == pytest.approx(1)
 
 
@@ -214,17 +217,17 @@ def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
     scores = torch.zeros(2, 1, 257)
     scores[1, :, 5:] = torch.nan
     mask = torch.ones(1, 257, dtype=torch.bool)
-    made.knowledge = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
+    made.teacher_cache = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
     for rule in ("probability", "entropy", "label_ce"):
         made.config["kd_confidence"] = rule
-        target, counted, shares, *_ = made._fused(scores, torch.zeros(1, dtype=torch.int64), mask)
+        target, counted, shares, *_ = made._fuse_block(scores, torch.zeros(1, dtype=torch.int64), mask)
         torch.testing.assert_close(target, torch.full((1, 257), 1 / 257))
         assert counted.all() and shares[0, 1] < shares[0, 0]  # half of the five, none of the others
         torch.testing.assert_close(shares[0, 1], torch.tensor(5 / 2 / 257))
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("more", [{}, {"scores_pairs": True}, {"kd_candidates": "teacher_top"}])
+@pytest.mark.parametrize("more", [{}, {"in_pairs": True}, {"kd_candidates": "teacher_top"}])
 @pytest.mark.parametrize("size", [1, 500])  # row by row, and blocks of a few
 def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, monkeypatch) -> None:
     loss, gradient, means = step(objective(gaps, **more))
@@ -238,7 +241,7 @@ def test_blocks_give_what_one_block_gives(size: int, more: dict, gaps: bool, mon
 @pytest.mark.parametrize("gaps", [False, True])
 def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) -> None:
     shared = step(objective(gaps, kd_max_candidates=4))
-    by_row = step(objective(gaps, scores_pairs=True))  # the same draw of 4, a list for each row
+    by_row = step(objective(gaps, in_pairs=True))  # the same draw of 4, a list for each row
     torch.testing.assert_close(shared[0], by_row[0], rtol=1e-6, atol=0)
     torch.testing.assert_close(shared[1], by_row[1], rtol=1e-5, atol=1e-8)
     assert shared[2] == pytest.approx(by_row[2], rel=1e-6)
@@ -246,25 +249,25 @@ def test_few_candidates_for_all_rows_give_what_they_give_row_by_row(gaps: bool) 
     assert torch.equal(everything[0], capped[0])
 
 
-@pytest.mark.parametrize("scores_pairs", [False, True])
-def test_a_few_rows_have_the_mean_loss_of_all(scores_pairs: bool) -> None:
-    settings = {"scores_pairs": scores_pairs, "kd_pair_candidates": ITEMS}
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_a_few_rows_have_the_mean_loss_of_all(in_pairs: bool) -> None:
+    settings = {"in_pairs": in_pairs, "kd_pair_candidates": ITEMS}
     everything = step(objective(gaps=False, **settings))[0]
     made = objective(gaps=False, kd_max_rows=5, **settings)
     losses, taught = [], []
     for _ in range(200):
-        made.scorer.table.grad = None
+        made.student.table.grad = None
         losses.append(made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]}))
         losses[-1].backward()
-        taught.append(tuple(torch.nonzero(made.scorer.table.grad.abs().sum(1)).squeeze(1).tolist()))
+        taught.append(tuple(torch.nonzero(made.student.table.grad.abs().sum(1)).squeeze(1).tolist()))
     spread = torch.stack(losses).std() / 200**0.5
     assert abs(torch.stack(losses).mean() - everything) < 4 * spread < 0.1 * everything
     assert {len(rows) for rows in taught} == {5} and len(set(taught)) > 150
 
 
 def test_a_student_has_its_usual_rows_unless_told_otherwise(monkeypatch) -> None:
-    def taught(student_defaults: int | None, **settings: object) -> int:
-        monkeypatch.setattr(Scorer, "student_defaults", StudentDefaults(rows=student_defaults))
+    def taught(own: int | None, **settings: object) -> int:
+        monkeypatch.setattr(Student, "kd", StudentDefaults(rows=own))
         return int(torch.count_nonzero(step(objective(gaps=False, **settings))[1].abs().sum(1)))
 
     assert taught(None) == taught(5, kd_max_rows=None) == taught(5, kd_max_rows=10**6) == len(BATCH)
@@ -277,11 +280,12 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
     batch = {"kd_example": BATCH, "item_id": made.train.targets[BATCH]}
     alone = objective(gaps=False)(batch).item()
-    student = with_kd(lambda interaction: torch.tensor(0.5), made)
-    in_parts = with_kd(lambda interaction: (torch.tensor(0.2), torch.tensor(0.3)), made)
-    made.scorer.watching = nullcontext
-    made.scorer.student_defaults = StudentDefaults(rows=2, every=1)  # until the first batch is seen
-    made.scorer.prepare = lambda interaction: setattr(made.scorer, "student_defaults", StudentDefaults(every=4))
+    trainer = SimpleNamespace(objective=made, device="cpu")
+    student = partial(PRMKDTrainer.compute_loss, trainer, lambda interaction: torch.tensor(0.5))
+    parts = (torch.tensor(0.2), torch.tensor(0.3))
+    in_parts = partial(PRMKDTrainer.compute_loss, trainer, lambda interaction: parts)
+    made.student.kd = StudentDefaults(rows=2, every=1)  # until the first batch is seen
+    made.student.decide = lambda interaction: setattr(made.student, "kd", StudentDefaults(every=4))
     for loss in (student, student, in_parts):  # each epoch anew
         made.begin(0, batches)
         made.epoch_means()
@@ -300,13 +304,13 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
 def test_each_pass_of_an_epoch_has_its_kd_loss() -> None:
     made = objective(gaps=False, kd_every=4)
     made.begin(0, 6)
-    assert [made.due() for _ in range(12)] == [True, False, False, False, True, False] * 2 and made.times == 3
+    assert [made.due() for _ in range(12)] == [True, False, False, False, True, False] * 2 and made.every_factor == 3
 
 
 def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
-    def due(student_defaults: int, **settings: object) -> list[int]:
+    def due(own: int, **settings: object) -> list[int]:
         made = objective(gaps=False, **settings)
-        made.scorer.student_defaults = StudentDefaults(every=student_defaults)
+        made.student.kd = StudentDefaults(every=own)
         made.begin(0, 20)
         return [number for number in range(20) if made.due()]
 
@@ -317,7 +321,7 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
 
 def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
     made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
-    made.scorer.student_defaults = peer.scorer.student_defaults = StudentDefaults(weight=0.1)
+    made.student.kd = peer.student.kd = StudentDefaults(weight=0.1)
     assert made.weight == pytest.approx(0.5) and peer.weight == 5
     assert str(made).startswith("loss = rec_loss + 0.5 x kl(")
 
@@ -325,7 +329,7 @@ def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
 def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
     def loss(own: float, **settings: object) -> Tensor:
         made = objective(gaps=False, **settings)
-        made.scorer.student_defaults = StudentDefaults(temperature=own)
+        made.student.kd = StudentDefaults(temperature=own)
         return step(made)[0]
 
     assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))
@@ -354,8 +358,9 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
     for kind, mask, earlier in [("SEQUENTIAL", False, False), ("SEQUENTIAL", True, True), ("GENERAL", False, True)]:
         made = objective(gaps=False, MODEL_TYPE=ModelType[kind], kd_history_mask=mask)
         positions, items = made._excluded(row)
-        wanted = {*made.future.history_pairs(row)[1].tolist()}
-        history = {*made.train.history_pairs(row)[1].tolist()}
+        train = made.train
+        history = {*train.items[train.start[4] : train.stop[4]].tolist()}
+        wanted = {*train.items[5:PER_USER].tolist()}
         assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
         assert set(positions.tolist()) == {0}
         some = torch.tensor([*history, 0])
@@ -371,12 +376,12 @@ def test_the_first_batch_says_what_is_minimised(caplog) -> None:
         "3 x kl",
         "student / 2)",
         "std, damping 0.5",
-        "easy, root from 0.3 of the rows to all in 7",
+        "easy, root from 0.3 of the examples to all in 7",
         "without false negatives",
     ):
         assert part in caplog.text
     assert (
-        f"kd_loss on 5 rows of the first batch, {len(in_batch_candidates(made.train.targets[BATCH])[0])} "
+        f"kd_loss on 5 examples of the first batch, {len(in_batch_candidates(made.train.targets[BATCH])[0])} "
         in caplog.text
     )
 
@@ -390,20 +395,22 @@ def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rd", "rrd", "dllm2rec"])
-@pytest.mark.parametrize("scores_pairs", [False, True])
-def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, scores_pairs: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
+    kind: str, in_pairs: bool, monkeypatch, tmp_path
+) -> None:
     """With one teacher: the list is the teacher's own, without items of the user and, but for dllm2rec, the target."""
     given = []
     monkeypatch.setattr(module, "kd_loss", lambda *parts: given.append(parts) or kd_loss(*parts))
     only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
-    made = objective(gaps=False, scores_pairs=scores_pairs, kd_confidence="uniform", kd_consistency="none", **only)
-    made.knowledge = knowledge(gaps=False, widths=(12,))
-    made._first = teachers_first(made.knowledge, N, 6, made._excluded)
-    made.scorer.scores = _item_numbers(made.scorer)
+    made = objective(gaps=False, in_pairs=in_pairs, kd_confidence="uniform", kd_consistency="none", **only)
+    made.teacher_cache = knowledge(gaps=False, widths=(12,))
+    made._top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made._excluded)
+    made.student.scores = _item_numbers(made.student)
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given
     columns, listed = teachers_list(target, mask, 6)
-    cosines = made.knowledge.cosines(BATCH, torch.arange(1, ITEMS))[0]
+    cosines = made.teacher_cache.scores(BATCH, torch.arange(1, ITEMS))[0]
     for row, its, in_list in zip(range(len(BATCH)), numbers.gather(1, columns).long().tolist(), listed, strict=True):
         number = int(BATCH[row])
         own = int(made.train.targets[number])
@@ -413,7 +420,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(kind: str, sc
         assert bool(in_list.all()) and its == order[:6]
 
 
-def _item_numbers(scorer: Scorer):
+def _item_numbers(scorer: Student):
     """A scorer's `scores` that gives the candidates' own numbers."""
 
     def numbers(interaction, positions, candidates):

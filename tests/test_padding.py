@@ -6,14 +6,14 @@ from recbole.utils import get_model
 
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.students import padding
-from recbole_prmkd.students.padding import without_padding
+from recbole_prmkd.students import windows
+from recbole_prmkd.students.windows import without_padding
 from recbole_prmkd.training import ranking
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
 def test_scores_equal_those_of_padded_histories(model, cpu_settings, monkeypatch):
-    monkeypatch.setattr(padding, "_TOGETHER", 4)
+    monkeypatch.setattr(windows, "_SIMILAR", 4)
     config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean"))
     split = load_split(config)
     net = get_model(model)(config, split.train_data._dataset).eval()

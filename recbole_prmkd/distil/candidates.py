@@ -1,26 +1,84 @@
-"""Which items a batch is distilled on: the positives of the batch, shared by all of its rows.
+"""Which items a batch is distilled on: the positives of the batch, shared by all of its examples.
 
-A row's own positive is its target; the positives of the other rows are its negatives ("in-batch negative
-items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them; `sample` takes some, in large
-batches and for students that must run once for each (row, candidate) pair. The masks are our choice: whether the paper
-masks anything is not known to us.
+An example's own positive is its target; the positives of the other examples are its negatives ("in-batch negative
+items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them. `sample` takes some, in large batches and
+for students that must run once for each (example, candidate) pair. `ranked_first` and `distinct` add items from the
+head of a ranking, about which in-batch positives say little. `Exclusions` says which items are no negatives of an
+example. The masks and the added items are our choice: whether the paper masks anything is not known to us.
 
-Axes: B batch rows, C candidates, P excluded (row, item) pairs of a batch, M sampled candidates. Item ids are integers,
-0 is padding.
+Axes: B examples of a batch, C candidates, P excluded (example, item) pairs of a batch, M added or sampled candidates.
+Item ids are integers, 0 is padding.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from recbole_prmkd.teacher_cache.store import digest
+
 PADDING = 0
-Pairs = tuple[Tensor, Tensor]  # rows of a batch [P] and items [P]
+Pairs = tuple[Tensor, Tensor]  # positions of examples in the batch [P] and items [P]
+# Who ranks the items that `kd_candidates` adds to those of the batch.
+SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",), "both_top": ("teacher", "student")}
+
+
+class Exclusions:
+    """Items that are no negatives of a training example: future items, its history, its target. Our choice.
+
+    Args:
+        slices: per source (start [N], stop [N], items [M]): the example's excluded items are items[start:stop].
+        targets: [N] where an example's own target is excluded too.
+    """
+
+    def __init__(self, slices: Sequence[tuple[Tensor, Tensor, Tensor]], targets: Tensor | None = None) -> None:
+        self._slices, self._targets = slices, targets
+
+    def identity(self) -> dict[str, Any]:
+        """What decides them, for stored results that depend on them."""
+        targets = [] if self._targets is None else [self._targets]
+        return {"slices": [digest(parts) for parts in self._slices], "targets": digest(targets)}
+
+    def __call__(self, examples: Tensor, among: Tensor | None = None) -> Pairs:
+        """The excluded items of these examples [B]: positions [P] in `examples`, and items [P].
+
+        among: [C] the only items that are wanted, if not all are.
+        """
+        index = examples.cpu()
+        among = None if among is None else among.cpu()
+        parts = [_pairs(start[index], stop[index], items, among) for start, stop, items in self._slices]
+        if self._targets is not None:
+            parts.append((torch.arange(len(index)), self._targets[index]))
+        parts = parts or [(index[:0], index[:0])]
+        positions, items = (torch.cat(column) for column in zip(*parts, strict=True))  # [P] both
+        return positions.to(examples.device), items.to(examples.device)
+
+
+def _pairs(start: Tensor, stop: Tensor, items: Tensor, among: Tensor | None) -> Pairs:
+    """items[start:stop] of each example [B] without padding, P in all: position of the example [P] and item [P]."""
+    length = stop - start  # [B]
+    first = length.cumsum(0) - length  # [B] where each example's items start among the P
+    position = torch.repeat_interleave(length)  # [P]
+    item = items.index_select(0, (start - first).index_select(0, position).add_(torch.arange(len(position))))  # [P]
+    if among is None or len(item) == 0:
+        return position, item
+    wanted = torch.zeros(int(max(item.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
+    kept = torch.nonzero(wanted.index_select(0, item)).squeeze(1)
+    return position.index_select(0, kept), item.index_select(0, kept)
+
+
+def in_batch_items(targets: Tensor) -> Tensor:
+    """The positives of the batch [B], each once, without padding: [C] sorted item ids (arXiv 2401.00797, figure)."""
+    items = torch.unique(targets)  # with padding
+    return items[items != PADDING]  # [C]
 
 
 def in_batch_candidates(targets: Tensor, everyone: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The positives of the batch, each once, and where each row's own one stands (arXiv 2401.00797, figure).
+    """The positives of the batch, and the column of each example's own one (arXiv 2401.00797, figure).
 
     Args:
-        targets: [B] item ids; a row whose target is padding gets column -1, and an empty `candidate_mask`.
+        targets: [B] item ids; an example whose target is padding gets column -1, and an empty `candidate_mask`.
         everyone: [N] the batch's targets, these among them, where `targets` is one process's part of it.
 
     Returns:
@@ -31,13 +89,12 @@ def in_batch_candidates(targets: Tensor, everyone: Tensor | None = None) -> tupl
     """
     if targets.dim() != 1:
         raise ValueError(f"targets must be [B], got {list(targets.shape)}.")
-    items = torch.unique(targets if everyone is None else everyone)  # [C], with padding
-    items = items[items != PADDING]  # [C]
+    items = in_batch_items(targets if everyone is None else everyone)  # [C]
     return items, target_columns(items, targets)
 
 
 def target_columns(items: Tensor, targets: Tensor) -> Tensor:
-    """The column of each row's target in any sorted candidate list, -1 for a padding target (our choice).
+    """The column of each example's target in any sorted candidate list, -1 for a padding target (our choice).
 
     Args:
         items: [C] sorted unique item ids that contain every target (in-batch ones, or with more added).
@@ -56,26 +113,26 @@ def target_columns(items: Tensor, targets: Tensor) -> Tensor:
     found = (items[columns] == targets) | padding  # [B]
     ascending = items[1:] > items[:-1]  # [C - 1]
     if not bool(found.all() & ascending.all()):
-        raise ValueError("items must be sorted, unique and contain the target of every row.")
+        raise ValueError("items must be sorted, unique and contain the target of every example.")
     return columns.masked_fill(padding, -1)
 
 
 def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
-    """Which candidates count for which row: all but its excluded items, its own target always (our choice).
+    """Which candidates count for which example: all but its excluded items, its own target always (our choice).
 
-    Excluded are the false negatives (other training positives of the row's user) and, for the history mask,
-    the row's history. Needs memory for [P] and [B, C] only.
+    Excluded are the false negatives (other training positives of the example's user) and, for the history mask,
+    the example's history. Needs memory for [P] and [B, C] only.
 
     Args:
         items: [C] sorted unique item ids that contain every target.
-        targets: [B] item ids; a row with a padding target counts no candidate.
-        excluded: rows [P] and item ids [P]; ids that are no candidate are ignored.
+        targets: [B] item ids; an example with a padding target counts no candidate.
+        excluded: positions of examples [P] and item ids [P]; ids that are no candidate are ignored.
 
     Returns:
         mask [B, C], bool, True where the candidate counts.
 
     Raises:
-        ValueError: as `target_columns`, or the excluded rows and items are not both [P].
+        ValueError: as `target_columns`, or the excluded positions and items are not both [P].
     """
     own = target_columns(items, targets).clamp(min=0)  # [B]
     mask = torch.ones(len(targets), len(items), dtype=torch.bool, device=items.device)  # [B, C]
@@ -83,12 +140,12 @@ def candidate_mask(items: Tensor, targets: Tensor, excluded: Pairs) -> Tensor:
 
 
 def sample(items: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    """One random subset of the items for all rows, drawn without replacement: what bounds a step's cost (our choice).
+    """One random subset of the items for all examples, without replacement: what bounds a step's cost (our choice).
 
     Args:
         items: [C] sorted unique item ids.
-        number: how many items to draw, at least 1; all C are taken when C is smaller, so M = min(number, C).
-        generator: decides alone what is drawn; a CPU generator draws the same on every device.
+        number: how many items to sample, at least 1; all C are taken when C is smaller, so M = min(number, C).
+        generator: alone decides the sample; a CPU generator gives the same on every device.
 
     Returns:
         [M] of the items, ascending.
@@ -98,12 +155,12 @@ def sample(items: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """
     if number < 1:
         raise ValueError(f"number must be at least 1, got {number}.")
-    drawn = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
-    return items[drawn.sort().values.to(items.device)]
+    chosen = torch.randperm(len(items), generator=generator, device=generator.device)[:number]  # [M]
+    return items[chosen.sort().values.to(items.device)]
 
 
 def sampled_candidates(shared: Tensor, targets: Tensor, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
-    """A row's target, and beside it the sampled items, the same for all rows (our choice).
+    """An example's target, and beside it the sampled items, the same for all examples (our choice).
 
     Args:
         shared: [M] sorted unique item ids, as from `sample`.
@@ -111,12 +168,12 @@ def sampled_candidates(shared: Tensor, targets: Tensor, excluded: Pairs | None =
         excluded: as for `candidate_mask`; without it every item counts.
 
     Returns:
-        candidates [B, 1 + M] item ids, column 0 the row's target and the others the shared items in ascending
+        candidates [B, 1 + M] item ids, column 0 the example's target and the others the shared items in ascending
         order, and their mask [B, 1 + M], bool: as `candidate_mask` for the target and the shared items, and False
-        where a shared item is the row's own target again.
+        where a shared item is the example's own target again.
 
     Raises:
-        ValueError: the excluded rows and items are not both [P].
+        ValueError: the excluded positions and items are not both [P].
     """
     candidates = torch.cat([targets[:, None], shared.expand(len(targets), -1)], dim=1)  # [B, 1 + M]
     mask = candidates != targets[:, None]  # [B, 1 + M]
@@ -124,19 +181,48 @@ def sampled_candidates(shared: Tensor, targets: Tensor, excluded: Pairs | None =
 
 
 def _without(mask: Tensor, items: Tensor, targets: Tensor, excluded: Pairs | None, own: Tensor) -> Tensor:
-    """The mask [B, W], whose last columns are `items` [C], without the excluded; the row's `own` column [B] stays in.
+    """The mask [B, W], its last columns `items` [C], without the excluded; the example's `own` column [B] stays in.
 
-    In place. A row with a padding target counts nothing.
+    In place. An example with a padding target counts nothing.
     """
     real = targets != PADDING  # [B]
     if excluded is not None:
-        row, item = excluded
-        if row.dim() != 1 or row.shape != item.shape:
-            raise ValueError(f"excluded must be rows [P] and items [P], got {list(row.shape)} and {list(item.shape)}.")
+        position, item = excluded
+        if position.dim() != 1 or position.shape != item.shape:
+            raise ValueError(
+                f"excluded must be positions [P] and items [P], got {list(position.shape)} and {list(item.shape)}."
+            )
         item = item.to(items.dtype)
         found = torch.searchsorted(items, item).clamp(max=len(items) - 1)  # [P]
-        # A miss takes out the row's own column, which is set again: without a loop over what hits, or a wait for it.
+        # A miss takes out the example's own column, which is set again: no loop over the hits, and no wait for them.
         width = mask.shape[1]
-        column = torch.where(items[found] == item, found + (width - len(items)), own[row])  # [P]
-        mask.view(-1)[row * width + column] = False
+        column = torch.where(items[found] == item, found + (width - len(items)), own[position])  # [P]
+        mask.view(-1)[position * width + column] = False
     return mask.scatter_(1, own[:, None], real[:, None]).logical_and_(real[:, None])
+
+
+def ranked_first(scores: Tensor, number: int, excluded: Pairs) -> Tensor:
+    """The items with an example's highest scores, [B, n_items] -> [B, number], without `excluded` (our choice).
+
+    0 where no item is left.
+    """
+    scores = scores.detach().index_put(excluded, torch.tensor(-torch.inf).to(scores))
+    scores[:, PADDING] = -torch.inf
+    best = scores.topk(min(number, scores.shape[1] - 1), dim=1)
+    return best.indices.masked_fill(best.values == -torch.inf, PADDING)
+
+
+def distinct(added: Tensor, *before: Tensor) -> Tensor:
+    """Which of an example's added candidates [B, M] are new; padding never is.
+
+    Args:
+        before: candidates of all examples [C], or of each example [B, C], masked ones among them.
+    Returns:
+        [B, M] bool; of equal items of an example the first counts.
+    """
+    there = torch.zeros_like(added, dtype=torch.bool)  # [B, M]
+    for part in before:
+        there |= torch.isin(added, part) if part.dim() == 1 else (added[:, :, None] == part[:, None]).any(dim=2)
+    order = torch.arange(added.shape[1], device=added.device)
+    earlier = (added[:, :, None] == added[:, None]) & (order[None, :] < order[:, None])  # [B, M, M]
+    return ~there & ~earlier.any(dim=2) & (added != PADDING)

@@ -1,158 +1,137 @@
-"""The multi-teacher distillation trainer: a mixin over any RecBole trainer, whose loop stays its own.
+"""The distillation trainer: RecBole's own trainers, whose loss function is `compute_loss`.
 
-The model's loss is wrapped on the instance, so every RecBole trainer carries distillation; the teachers are never
-part of the student, so its parameters, checkpoint and serving cost are the stock model's.
+RecBole's training loop takes the loss as an argument, so neither the loop nor the model is changed. The teachers are
+never part of the student: its parameters, checkpoint and serving cost are those of the stock model.
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
 from recbole.config import Config
-from recbole.data.dataloader import UserDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.trainer import Trainer
-from torch import Tensor
-from torch.utils.data.distributed import DistributedSampler
+from recbole.trainer import NCLTrainer, Trainer
 
-from recbole_prmkd.data.examples import Examples
-from recbole_prmkd.distil.curriculum import PACING, difficulty, scheduled_examples
-from recbole_prmkd.distil.objective import Objective, described
+from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.schedule import Curriculum, interactions
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.students.windows import WindowLoader
 
+Loss = Callable[..., Any]
+# Trainers with a training loop of their own, which takes the loss as an argument as RecBole's does.
+_OWN_LOOP = (NCLTrainer,)
 
-class DistillationMixin:
-    """Adds to a RecBole trainer: the kd_loss, the curriculum, and a record of each epoch.
 
-    Without `distil` it is the host trainer unchanged. `history` holds one dict of numbers per epoch.
+class PRMKDTrainer(Trainer):
+    """RecBole's trainer with the KD loss and the curriculum; `history` holds one dict of numbers per epoch.
+
+    Built as RecBole builds trainers, `PRMKDTrainer(config, model)`. Then `fit` prepares teachers and teacher cache from
+    the config and the loaders that it is given. `distil` hands over an objective that is prepared already. For a model
+    that RecBole trains with another trainer (MKR, RecVAE...), the object is of a subclass of both.
+
+    Raises:
+        UserError: the config has no `kd` that distils, or the trainer of the model ignores the loss function.
     """
 
-    config: Config
-    model: AbstractRecommender
-    tensorboard: Any
-    logger: Any
+    def __new__(cls, config: Config, model: AbstractRecommender) -> "PRMKDTrainer":
+        """The subclass that this model needs."""
+        return super().__new__(distillation_trainer(host_trainer(config, type(model))) if cls is PRMKDTrainer else cls)
 
-    objective: Objective | None = None
-    curriculum: "Curriculum | None" = None
-
-    def distil(self, objective: Objective, curriculum: "Curriculum | None") -> None:
-        """Train with this objective and curriculum from now on."""
-        self.objective, self.curriculum = objective, curriculum
+    def __init__(self, config: Config, model: AbstractRecommender) -> None:
+        super().__init__(config, model)
+        self.objective: Objective | None = None
+        self.curriculum: Curriculum | None = None
         self.history: list[dict[str, float]] = []
-        # MKR alone has its rec_loss under another name.
-        name = "calculate_rs_loss" if hasattr(self.model, "calculate_rs_loss") else "calculate_loss"
-        setattr(self.model, name, with_kd(getattr(self.model, name), objective))
+        self._alone = False
+        self._epoch_seen = -1  # the last epoch whose loss went through `_train_epoch` below
+        self._share = 1.0
 
-    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """The host's epoch on the scheduled rows, then the epoch's record."""
-        if isinstance(train_data, WindowLoader):
-            train_data.epoch = epoch_idx
-        share = self.curriculum.schedule(train_data, epoch_idx) if self.curriculum else 1.0
-        if self.objective is not None:
-            self.objective.begin(epoch_idx, len(interactions(train_data)))
-        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)  # type: ignore[misc]
-        if self.objective is not None:
-            settled = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": share}
-            numbers = {**self.objective.epoch_means(), **settled}
-            self.history.append({"epoch": epoch_idx, **numbers})
-            for name, value in numbers.items():
-                self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
-            self.logger.info(f"epoch {epoch_idx} distillation [{described(numbers)}]")
-        return losses
+    def distil(self, objective: Objective | None, curriculum: Curriculum | None = None) -> None:
+        """Train with this objective and curriculum from now on; None: without kd_loss (`kd_weight: 0`)."""
+        self.objective, self.curriculum, self._alone = objective, curriculum, objective is None
 
+    def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's `fit`. Without `distil` before it, everything that distillation needs is prepared first."""
+        if self.objective is not None or self._alone:
+            return super().fit(train_data, valid_data, *args, **kwargs)
+        from recbole_prmkd.training import distilled_by_itself  # which builds trainers
 
-class PRMKDTrainer(DistillationMixin, Trainer):
-    """The trainer of students that RecBole trains with its plain `Trainer`."""
+        with distilled_by_itself(self, train_data, valid_data) as data:
+            return super().fit(data, valid_data, *args, **kwargs)
 
+    def compute_loss(self, loss: Loss, batch: Interaction) -> Any:
+        """rec_loss + weight x kd_loss of one batch; both are recorded apart.
 
-def distillation_trainer(host: type) -> type:
-    """The host trainer class with distillation: PRMKDTrainer for the plain one, a subclass for any other."""
-    return PRMKDTrainer if host is Trainer else type(f"PRMKD{host.__name__}", (DistillationMixin, host), {})
+        A loss in parts stays one, with kd_loss in front, since NCL drops the last part in its warm-up. A loss in one
+        part stays that too, since some trainers (MKR's) cannot add up more.
 
-
-def with_kd(calculate_loss: Callable[..., Any], objective: Objective) -> Callable[..., Any]:
-    """The student's loss with the weighted kd_loss added; both are recorded apart.
-
-    A loss in parts stays one, with kd_loss in front: one RecBole trainer (NCL) drops the last part in its warm-up. One
-    in one part stays that too: some trainers (MKR's) cannot add up more.
-    """
-
-    def loss(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
+        Args:
+            loss: the model's own loss of a batch, as the trainer chose it.
+        """
+        objective = self.objective
+        assert objective is not None
         if objective.due():
-            with objective.scorer.watching():
-                rec_loss = calculate_loss(interaction, *args, **kwargs)
-            kd_loss = objective(interaction)
-            kd_loss = objective.weight * objective.times * kd_loss  # both known now, on the first batch too
+            rec_loss = objective.student.rec_loss(loss, batch)
+            kd_loss = objective(batch)
+            kd_loss = objective.weight * objective.every_factor * kd_loss  # both decided by now, on the first batch too
         else:
-            rec_loss = calculate_loss(interaction, *args, **kwargs)
-            kd_loss = torch.zeros((), device=objective.config["device"])  # a loss in parts has as many in each batch
+            rec_loss = loss(batch)
+            kd_loss = torch.zeros((), device=self.device)  # a loss in parts has as many in each batch
         if isinstance(rec_loss, tuple):
             objective.note("rec_loss", torch.stack([part.detach().sum() for part in rec_loss]).sum())
             return (kd_loss, *rec_loss)
         objective.note("rec_loss", rec_loss)
         return kd_loss + rec_loss
 
-    return loss
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Loss | None = None, show_progress: bool = False
+    ) -> Any:
+        """One pass over the scheduled examples. A trainer may make several of an epoch, each with its own loss."""
+        self._epoch_seen = epoch_idx
+        loss = loss_func or self.model.calculate_loss
+        if isinstance(train_data, WindowLoader):
+            train_data.epoch = epoch_idx
+        if self.curriculum is not None:
+            self._share = self.curriculum.schedule(train_data, epoch_idx)
+        # A knowledge model's loss on triples has no candidates to score.
+        if self.objective is not None and loss != getattr(self.model, "calculate_kg_loss", None):
+            self.objective.begin(epoch_idx, len(interactions(train_data)))
+            loss = partial(self.compute_loss, loss)
+        return super()._train_epoch(train_data, epoch_idx, loss_func=loss, show_progress=show_progress)
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx: int, losses: Any, tag: str = "Loss/Train") -> None:
+        """RecBole's record of an epoch's losses, and beside it what explains the distillation."""
+        super()._add_train_loss_to_tensorboard(epoch_idx, losses, tag)
+        if self.objective is None:
+            return
+        if self._epoch_seen != epoch_idx:
+            raise UserError(
+                f"{type(self).__name__} trains {type(self.model).__name__} without the loss function that it is given, "
+                "so nothing was distilled: let its _train_epoch call super()._train_epoch, or use --kd=none."
+            )
+        decided = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": self._share}
+        numbers = {**self.objective.epoch_means(), **decided}
+        self.history.append({"epoch": epoch_idx, **numbers})
+        for name, value in numbers.items():
+            self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
+        self.logger.info(f"epoch {epoch_idx} distillation [{_in_words(numbers)}]")
 
 
-class Curriculum:
-    """Which training rows an epoch shows: a pure function of (seed, epoch).
+def distillation_trainer(host: type) -> type[PRMKDTrainer]:
+    """The trainer class of a host trainer: PRMKDTrainer for the plain one, a subclass of both for any other.
 
-    Students that are trained on whole users see users instead, each as difficult as the user's newest row.
+    The host comes first, so that the loss functions that it chooses (MKR's, RecVAE's two) reach
+    `PRMKDTrainer._train_epoch`; it comes last where it has a loop of its own.
     """
-
-    def __init__(self, config: Config, train: Examples) -> None:
-        self.config, self.train = config, train
-        self.popularity = mean_popularity(train)  # [N]
-        self.difficulty = difficulty(train.lengths, self.popularity, config["kd_curriculum_mix"])  # [N]
-
-    def schedule(self, train_data: Any, epoch: int) -> float:
-        """Let the loader show this epoch's rows to both losses; returns their share of all rows."""
-        config = self.config
-        share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
-        loader = interactions(train_data)
-        if isinstance(loader, UserDataLoader):
-            users, level = self._users
-            show_only(loader, users[scheduled_examples(level, share, config["kd_curriculum"], config["seed"])])
-            return share
-        rows = scheduled_examples(self.difficulty, share, config["kd_curriculum"], config["seed"])
-        if isinstance(loader, WindowLoader):
-            loader.schedule(rows)
-        else:
-            show_only(loader, rows)
-        return share
-
-    @cached_property
-    def _users(self) -> tuple[Tensor, Tensor]:
-        """Users with training rows, and their difficulty: [U] both."""
-        train = self.train
-        by_length = torch.argsort(train.lengths, stable=True)
-        by_user = by_length[torch.argsort(train.users[by_length], stable=True)]
-        users, number = torch.unique(train.users, return_counts=True)
-        rows = by_user[number.cumsum(0) - 1]  # [U] with the longest history
-        return users, difficulty(train.lengths[rows], self.popularity[rows], self.config["kd_curriculum_mix"])
+    if host is Trainer:
+        return PRMKDTrainer
+    bases = (PRMKDTrainer, host) if issubclass(host, _OWN_LOOP) else (host, PRMKDTrainer)
+    return type(f"PRMKD{host.__name__}", bases, {})
 
 
-def interactions(train_data: Any) -> Any:
-    """The loader of users' rows: a knowledge model's loader holds it beside one of triples."""
-    return getattr(train_data, "general_dataloader", train_data)
-
-
-def show_only(loader: Any, numbers: Tensor) -> None:
-    """Let a RecBole loader draw these rows (or users) alone, from its next epoch on."""
-    # It draws from this list; a sampler made from it follows its length, that of several processes has counted before.
-    vars(loader)["dataset"][:] = numbers.tolist()
-    if isinstance(loader.sampler, DistributedSampler):
-        rows: Any = numbers.tolist()
-        sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=loader.sampler.shuffle)
-        vars(loader.sampler).update(vars(sampler))
-
-
-def mean_popularity(train: Examples) -> Tensor:
-    """Mean training count of the items of each row's history (of its target where it has none), [N]."""
-    count = torch.bincount(train.targets, minlength=int(train.items.max()) + 1).double().clamp(min=1)
-    total = torch.cat([torch.zeros(1, dtype=torch.double), count[train.items].cumsum(0)])
-    mean = (total[train.stop] - total[train.start]) / train.lengths.clamp(min=1)
-    return torch.where(train.lengths > 0, mean, count[train.targets])
+def _in_words(values: dict[str, float]) -> str:
+    """One line of numbers for the log."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())

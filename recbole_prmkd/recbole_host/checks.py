@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole.config import Config
 from recbole.evaluator.register import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType, ModelType, get_model
 
 from recbole_prmkd.data import atomic_files
 from recbole_prmkd.data.encoder import encoder_folder
@@ -18,28 +18,13 @@ from recbole_prmkd.data.text import text_fields
 from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import Vectors, check_vectors
 
-# Models that RecBole finds, and that import a package of their own when they are made or trained.
-_NEEDED = {"NCL": "faiss", "KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter"}
-# Loss-based or closed-form models that RecBole does not train by gradient.
-_UNTRAINED = {
-    "Pop",
-    "Random",
-    "ItemKNN",
-    "EASE",
-    "SLIMElastic",
-    "ADMMSLIM",
-    "NCEPLRec",
-    "XGBoost",
-    "LightGBM",
-}
-# Models that RecBole trains in stages; the last one ranks items, and starts from a file of the stage before.
-_STAGED = {"S3Rec", "RaCT"}
 _LEAST_FREE = 200 * 1024**2  # bytes
 
 
@@ -53,14 +38,21 @@ def check_run(config: Config, output: Path) -> None:
     """
     _check_data(config)
     _check_metrics(config)
-    package = _NEEDED.get(config["model"])
+    package = _traits(config).package
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
     for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         _check_writable(folder)
-    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
-    if teachers:
+    if config["kd"] != "none":
         check_distillation(config)
+    check_teachers(config)
+    if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
+        raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
+
+
+def check_teachers(config: Config) -> None:
+    """Refuse teachers, or item vectors to start from, that cannot be prepared with these settings and files."""
+    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
     start = source_of(config)
     if start not in ("none", "text"):
         teachers.append(start)
@@ -69,8 +61,6 @@ def check_run(config: Config, output: Path) -> None:
         _check_teachers(config, teachers)
     if start == "text":
         _check_text(config)
-    if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
-        raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
 
 
 def check_pretraining(config: Config, output: Path) -> None:
@@ -140,16 +130,17 @@ def check_distillation(config: Config) -> None:
 
 
 def _check_student(config: Config) -> None:
-    if config["model"] in _UNTRAINED or config["MODEL_TYPE"] in {ModelType.TRADITIONAL, ModelType.DECISIONTREE}:
+    staged = _traits(config).training == "stages"
+    if _traits(config).training == "none" or config["MODEL_TYPE"] in {ModelType.TRADITIONAL, ModelType.DECISIONTREE}:
         raise UserError(
             f"{config['model']} is not trained by gradient, so there is nothing to distil into: use --kd=none."
         )
-    if config["model"] in _STAGED and config["train_stage"] != "finetune":
+    if staged and config["train_stage"] != "finetune":
         raise UserError(
             f"{config['model']} learns in stages and is distilled in the last one: run train_stage="
             f"{config['train_stage']} with --kd=none, then --train_stage=finetune with --pre_model_path=FILE."
         )
-    if config["model"] in _STAGED and not Path(config["pre_model_path"]).is_file():
+    if staged and not Path(config["pre_model_path"]).is_file():
         raise UserError(
             f"There is no pre_model_path {config['pre_model_path']!r}: name the file that {config['model']}'s stage "
             "before this one left."
@@ -158,6 +149,10 @@ def _check_student(config: Config) -> None:
         raise UserError(
             f"Distillation ranks items, but metrics are {config['metrics']}: use Recall, MRR, NDCG, Hit or Precision."
         )
+
+
+def _traits(config: Config) -> Traits:
+    return traits_of(get_model(config["model"]))[0]
 
 
 def _check_objective(config: Config) -> None:

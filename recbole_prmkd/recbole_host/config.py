@@ -6,6 +6,7 @@ user's files, dict and command line.
 """
 
 import copy
+import importlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from recbole.utils import ModelType, get_model
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
+from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
 from recbole_prmkd.teachers import TEACHERS
 
@@ -49,12 +51,14 @@ class HostView:
 
 
 def load_config(
-    model: str | None = None,
+    model: str | type | None = None,
     dataset: str | None = None,
     config_file_list: Sequence[str] | None = None,
     config_dict: Mapping[str, Any] | None = None,
 ) -> Config:
     """The checked configuration of a run; the arguments are those of `recbole.quick_start.run_recbole`.
+
+    model may be a class of the user's own, which RecBole's look-ups then find by its name.
 
     Raises:
         UserError: unknown model, unreadable file, or a kd_ key that is unknown, mistyped or out of range.
@@ -93,18 +97,32 @@ def load_config(
             ) from error
     if on_cpu(config["use_gpu"]):
         config["device"] = torch.device("cpu")  # RecBole forgets use_gpu, and its processes have none but CUDA's
+    return _with_keys(config, settings)
+
+
+def complete(config: Config) -> Config:
+    """A Config that RecBole's own code made, with the kd_ keys checked and defaults and preset filled in; in place.
+
+    Raises:
+        UserError: a kd_ key is unknown, mistyped or out of range.
+    """
+    given = keys.checked(config.final_config_dict, TEACHERS)
+    return _with_keys(config, {**keys.defaults(), **keys.preset(given.get("kd", "none")), **given})
+
+
+def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
     config.parameters["Distillation"] = list(settings)
     for key, value in settings.items():
         config[key] = value
     if config["kd_teacher_seed"] is None:
         config["kd_teacher_seed"] = config["seed"]
-    if kd == "single":
+    if config["kd"] == "single":
         config["kd_teachers"] = config["kd_teachers"][:1]
     return config
 
 
 def host_view(
-    model: str | None,
+    model: str | type | None,
     dataset: str | None,
     config_file_list: Sequence[str] | None,
     config_dict: Mapping[str, Any] | None,
@@ -116,6 +134,7 @@ def host_view(
     if not name or not data:
         raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
     model_class = find_model(name)
+    name = model_class.__name__
     host._load_internal_config_dict(name, model_class, data)
     return HostView(name, data, model_class.type, host.external_config_dict, host.internal_config_dict)
 
@@ -190,12 +209,16 @@ def _read_settings(config_file_list: Sequence[str] | None, config_dict: Mapping[
     return host
 
 
-def find_model(name: str) -> Any:
-    """The model class of this name, from RecBole or from this package.
+def find_model(name: str | type) -> Any:
+    """The model class of this name, from RecBole or from this package; of `package.module:Class`; or the class itself.
 
     Raises:
         UserError: there is none, or it differs in case.
     """
+    if isinstance(name, type):
+        return register_model(name)
+    if ":" in name:
+        return register_model(_imported(name))
     try:
         return get_model(name)
     except (ValueError, AttributeError) as error:
@@ -204,6 +227,16 @@ def find_model(name: str) -> Any:
         ) from error
     except ImportError as error:
         raise UserError(f"Model {name!r} needs a package that is not installed: {error}.") from error
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"There is no model {path!r} ({error}): write package.module:Class, with the package on PYTHONPATH."
+        ) from error
 
 
 def _start_repairs(view: HostView) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from unittest import mock
 
 import torch
 from recbole.config import Config
+from recbole.data.interaction import Interaction
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+WEIGHT = "kd_batch_weight"  # of a batch's mean loss among those of other processes
 _PATIENCE = timedelta(hours=12)  # a rank may wait that long for another one
 
 
@@ -39,6 +41,11 @@ def share_of(positions: Tensor, config: Config) -> tuple[Tensor, float]:
         return positions, 1.0
     part = positions.tensor_split(number)[rank]
     return part, len(part) * number / len(positions)
+
+
+def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
+    """The mean loss of a batch times its weight among those of other processes."""
+    return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
 
 
 def gathered(targets: Tensor, config: Config) -> Tensor:

@@ -18,6 +18,7 @@ from recbole.data.dataloader import AbstractDataLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recbole_prmkd.students.probe import probed_state, restore_probed
 from recbole_prmkd.students.windows import WindowLoader
 from recbole_prmkd.teacher_cache.store import digest
 
@@ -47,9 +48,9 @@ def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
             if isinstance(value, Tensor) or value is not trainer.others_at_start.get(name)
         },
         "held": [[*key, _kept(value)] for key, value in _held(trainer.model) if _changed(trainer, key, value)],
-        "scorer": objective.scorer.settled if (objective := getattr(trainer, "objective", None)) else None,
+        "student_probe": probed_state(objective.student) if (objective := _objective(trainer)) else None,
         "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(trainer)},
-        "random": _random_states(),
+        "random": random_states(),
         "generators": {name: generator.get_state() for name, generator in _generators(trainer, train_data)},
     }
 
@@ -60,9 +61,9 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     trainer.model.load_other_parameter(state["other_parameter"])
     for module, name, value in state.get("held", []):
         _hold(trainer.model.get_submodule(module), name, value, trainer.device)
-    objective = getattr(trainer, "objective", None)
-    if objective is not None and state.get("scorer"):
-        objective.scorer.settled = state["scorer"]
+    objective = _objective(trainer)
+    if objective is not None and state.get("student_probe"):
+        restore_probed(objective.student, state["student_probe"])
     for name, kept in state["optimizers"].items():
         optimizer = getattr(trainer, name)
         optimizer.load_state_dict(kept)
@@ -83,7 +84,7 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     for name, generator in _generators(trainer, train_data):
         if name in state["generators"]:  # a population may turn kd_loss on, whose generator then starts
             generator.set_state(state["generators"][name])
-    _set_random_states(state["random"])
+    set_random_states(state["random"])
 
 
 def save(state: Mapping[str, Any], folder: Path) -> None:
@@ -94,6 +95,10 @@ def save(state: Mapping[str, Any], folder: Path) -> None:
 def load(folder: Path) -> dict[str, Any]:
     """The state in a folder, on the CPU."""
     return torch.load(folder / FILE, map_location="cpu", weights_only=True)
+
+
+def _objective(trainer: Any) -> Any:
+    return getattr(trainer, "objective", None)
 
 
 def _optimizers(trainer: Any) -> list[tuple[str, Optimizer]]:
@@ -147,12 +152,13 @@ def _generators(trainer: Any, train_data: Any) -> Iterator[tuple[str, torch.Gene
     for name, part in {"loader": train_data, **vars(train_data)}.items():  # a loader may hold others (graph and items)
         if isinstance(part, AbstractDataLoader):
             yield name, part.generator
-    objective = getattr(trainer, "objective", None)
+    objective = _objective(trainer)
     if objective is not None:
         yield "candidates", objective.generator
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators: Python's, numpy's and torch's."""
     _, key, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -162,7 +168,8 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _set_random_states(states: Mapping[str, Any]) -> None:
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` gave."""
     random.setstate(states["python"])
     key, *rest = states["numpy"]
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), *rest))

@@ -15,6 +15,7 @@ from recbole.config import Config
 
 from recbole_prmkd.distil.trainer import PRMKDTrainer
 from recbole_prmkd.recbole_host.keys import defaults, properties_dir
+from recbole_prmkd.recbole_host.models import properties_name
 from recbole_prmkd.students import STUDENTS
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer
@@ -37,7 +38,7 @@ def _read_our_properties() -> None:
         return
 
     def load(self: Config, model: str, model_class: type, dataset: str) -> None:
-        host(self, model, model_class, dataset)
+        host(self, properties_name(model_class), model_class, dataset)
         if model in TEACHERS:
             self.internal_config_dict.update(defaults())
         if model in TEACHERS or model in STUDENTS:

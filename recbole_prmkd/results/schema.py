@@ -25,6 +25,19 @@ class _Measured(_Part):
     test_unseen: Metrics
 
 
+class KDResult(_Part):
+    """How the student was distilled: what was found out about its class, and the strength of kd_loss that follows."""
+
+    traits: str = Field(description="class whose traits it has, or `probed`")
+    family: str = Field(description="where its scores come from: factorised, loss, full or pairs")
+    scores: str = Field(description="what it ranks by: logits, or what logits were made from")
+    loss: str = Field(description="its own loss: full-softmax, pairwise or pointwise")
+    weight: float = Field(description="of kd_loss beside the student's own loss, in force")
+    temperature: float = Field(description="of the student's scores, in force")
+    rows: int | None = Field(description="examples of a batch that kd_loss is computed on, at most; None: all")
+    every: int = Field(description="period of kd_loss in batches")
+
+
 class StudentResult(_Measured):
     """The student, with the best epoch's weights; with `kd: ensemble` the teachers together, 0 epochs and seconds."""
 
@@ -35,6 +48,7 @@ class StudentResult(_Measured):
     checkpoint: str | None = Field(description="file beside result.json; None if it was not to be saved")
     train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
     valid_scores: list[float] = Field(default=[], description="valid_metric at each validation")
+    kd: KDResult | None = Field(default=None, description="None where kd_loss was not in use")
 
 
 class TeacherResult(_Measured):

@@ -1,18 +1,18 @@
-"""The student's own scores of chosen candidates, with gradient, from any RecBole model without editing it.
+"""The student as the method sees it: its own loss, and its scores of chosen candidates, from any RecBole model.
 
-Four paths, the first that works on the first batch:
-1. `factorised`: the users x items product of `full_sort_predict`, with the candidates' items alone;
-2. `loss`: the logits that the model has just computed for its full-softmax loss, where they are no such product;
-3. `full`: `full_sort_predict`, the score that evaluation ranks by, for all items;
-4. `pairs`: one prediction per (row, candidate), for models that must see both together (DeepFM and its kind).
-   There the candidates are few: the row's target and `kd_pair_candidates` others.
+`StudentAdapter` owns everything that is done to the model: what it replaces is listed in `attached` and put back when
+training ends. The scores come from one of four families, chosen on the first batch (`students.probe`):
+
+1. `Factorised`: the users x items product of `full_sort_predict`, with the candidates' columns only;
+2. `LossLogits`: the logits that the model has just computed for its full-softmax loss;
+3. `FullRanking`: `full_sort_predict`, the score that evaluation ranks by, for all items;
+4. `PairScores`: one prediction per (example, candidate), for models that must see both together (DeepFM and its kind).
+
 All share the step's own forward pass where the model makes the same one again.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple
-from logging import getLogger
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,274 +22,353 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
-from recbole_prmkd.distil.candidates import Pairs
-from recbole_prmkd.distil.top_items import first_of
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.students.defaults import StudentDefaults, student_defaults
-from recbole_prmkd.students.factorised import candidates_alone
-from recbole_prmkd.students.logits import as_logits
+from recbole_prmkd.students.defaults import StudentDefaults
+from recbole_prmkd.students.layers import running_statistics_kept, scaled_dropout
 from recbole_prmkd.students.positives import UserExamples, positive_examples
-from recbole_prmkd.students.windows import WINDOW, alike
+from recbole_prmkd.students.traits import to_logits, traits_of
+from recbole_prmkd.students.windows import WINDOW, WindowedModel, replaced
 
-# Models whose full_sort_predict runs user by user, or holds rows x items x width at once.
-_BY_PAIRS = {"FISM", "NAIS", "TransRec", "GCMC", "KGCN", "KGNNLS", "RippleNet"}
-_PROBED, _PROBED_ITEMS = 8, 512  # rows and items that the paths are compared on
+Loss = Callable[..., Any]  # batch -> the model's own loss
 
 
 class StudentAdapter:
-    """Scores [B, C] of a batch's positive rows for candidates, after the step's own loss was computed.
+    """Own loss and scores of a RecBole model in training.
 
-    Use: `with scorer.watching(): loss = calculate_loss(batch)`, then `scorer.prepare(batch)` and `scorer.scores`.
+    Use: `adapter.rec_loss(model.calculate_loss, batch)`, then `adapter.decide(batch)` and `adapter.scores(...)`, then
+    `adapter.release()`, all inside `attached`.
+
+    Attributes:
+        traits, traits_from: what is known of the model's class, and from which class.
+        family: how candidates are scored; None before the first batch.
+        kd: strength of the KD loss for this student; known with the family.
+        shares_forward: whether each example's scores come from the loss's own forward pass.
+        loss_kind: `full-softmax`, `pairwise` or `pointwise`; known with the family.
     """
 
     def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset, train: Examples) -> None:
-        """dataset: of the training split, for items' features; train: its rows."""
+        """dataset: of the training split, for items' features; train: its examples."""
         self.model, self.config, self.dataset, self.train = model, config, dataset, train
-        self.path: str | None = None
-        # Known with the path:
-        self.student_defaults = StudentDefaults()
-        self.shares_pass = False  # whether each row's scores come from the loss's own forward pass
-        self._user_rows: UserExamples | None = None
-        self._logits: Tensor | None = None
-        self._logits_rank = False  # whether they are the scores of all items
-        self._scores: Tensor | None = None
-        self._passes: list[tuple[tuple[Any, ...], Any]] = []
-
-    @property
-    def settled(self) -> dict[str, Any] | None:
-        """What the first batch has settled, for a training that goes on: to probe again may draw random numbers."""
-        if self.path is None:
-            return None
-        known = {"path": self.path, "shares_pass": self.shares_pass, "logits_rank": self._logits_rank}
-        return {**known, "student_defaults": list(astuple(self.student_defaults))}
-
-    @settled.setter
-    def settled(self, known: dict[str, Any]) -> None:
-        self.path, self.shares_pass, self._logits_rank = (known[k] for k in ("path", "shares_pass", "logits_rank"))
-        self.student_defaults = StudentDefaults(*known["student_defaults"])
+        self.traits, self.traits_from = traits_of(type(model))
+        self.to_logits = to_logits(model, self.traits)
+        self.sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.family: Family | None = None
+        self.kd = StudentDefaults()
+        self.loss_kind = ""
+        self.shares_forward = False
+        self.loss_logits: Tensor | None = None  # [B, n_items] of the step, where the loss computed them
+        self.kept: KeptForward | None = None
+        self._user_examples: UserExamples | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Keep what the loss computes: its logits, and the forward pass."""
-        self._logits, self._passes = None, []
+    def attached(self, windows: WindowedModel | None = None, dropout: float = 1.0) -> Iterator[None]:
+        """Inside, the model is prepared for training; afterwards it is as it was.
+
+        Replaced on the instance: `forward`, which keeps what it gives within a step, and with `windows` the methods
+        that `WindowedModel.methods` names. Dropout probabilities are multiplied by `dropout`.
+        """
+        methods = windows.methods() if windows is not None else {}
+        self.kept = KeptForward(methods.get("forward", self.model.forward))
+        try:
+            with replaced(self.model, {**methods, "forward": self.kept}), scaled_dropout(self.model, dropout):
+                yield
+        finally:
+            self.kept = None
+
+    def rec_loss(self, loss: Loss, interaction: Interaction) -> Any:
+        """The model's own loss of the batch, a tensor or several; what it computes on the way is kept for `scores`."""
+        self.loss_logits = None
         criterion = getattr(self.model, "loss_fct", None)
         hook = criterion.register_forward_pre_hook(self._keep_logits) if isinstance(criterion, nn.Module) else None
+        assert self.kept is not None, "rec_loss is computed inside `attached`"
         try:
-            with self._kept_forward():
-                yield
+            with self.kept.keeping():
+                return loss(interaction)
         finally:
             if hook is not None:
                 hook.remove()
 
     def positives(self, interaction: Interaction, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Places of the batch's positive rows and their numbers, each training row once: [B] and [B].
+        """Positions of the batch's positives and their training examples, each example once: [B] and [B].
 
-        generator: draws a row of each user for students that are trained on whole users.
+        generator: samples an example of each user for students that are trained on whole users.
         """
+        if WINDOW in interaction:  # each example once, all of them positives
+            examples = interaction[EXAMPLE]
+            return torch.arange(len(examples), device=examples.device), examples
         if EXAMPLE in interaction:
             return positive_examples(interaction, self.config["LABEL_FIELD"])
-        if self._user_rows is None:
-            self._user_rows = UserExamples(self.train)
-        return self._user_rows.draw(interaction[self.config["USER_ID_FIELD"]], generator)
+        if self._user_examples is None:
+            self._user_examples = UserExamples(self.train)
+        return self._user_examples.sample(interaction[self.config["USER_ID_FIELD"]], generator)
+
+    def decide(self, interaction: Interaction) -> None:
+        """Choose the family and the strength of the KD loss on the first batch, and log both."""
+        if self.family is None:
+            from recbole_prmkd.students.probe import decide  # the first batch only
+
+            decide(self, interaction)
 
     @property
-    def scores_pairs(self) -> bool:
-        """Whether candidates are scored pair by pair; known after the first `prepare`."""
-        return self.path == "pairs"
-
-    def prepare(self, interaction: Interaction) -> None:
-        """Choose the path on the first batch, and say which."""
-        if self.path is None:
-            self.path = self._probe(interaction)
-            self.student_defaults = student_defaults(
-                self.model, self.config, interaction, self.scores_pairs, self.shares_pass
-            )
-            getLogger().info(f"Student scores come from: {self.path}.")
+    def in_pairs(self) -> bool:
+        """Whether candidates are scored pair by pair; known after the first `decide`."""
+        return isinstance(self.family, PairScores)
 
     def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
-        """The student's scores with gradient, [B, C].
+        """The student's scores with gradient, on the scale of logits, [B, C].
 
         Args:
             interaction: the batch.
-            positions: [B] the rows of the batch to score.
-            candidates: [C] for all rows, or [B, C]; where `scores_pairs`, [B, C].
+            positions: [B] the examples of the batch to score.
+            candidates: [C] for all examples, or [B, C]; where `in_pairs`, [B, C].
         """
-        if self.scores_pairs:
-            return self._pairs(interaction, positions, candidates)
-        if self.path == "factorised":
-            return self._factorised(interaction, positions, candidates)
-        scores = self._all(interaction, positions)  # [B, n_items]
-        return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
+        assert self.family is not None, "decide comes first"
+        # A forward pass beside the loss's own leaves BatchNorm's running statistics as they are.
+        with nullcontext() if self.shares_forward else running_statistics_kept(self.model):
+            return self.family.scores(interaction, positions, candidates)
 
-    def first(self, interaction: Interaction, positions: Tensor, number: int, excluded: Pairs) -> Tensor:
-        """The items that the student ranks first for these rows, [B, number], without `excluded`.
+    def all_scores(self, interaction: Interaction, positions: Tensor) -> Tensor:
+        """Scores of all items for these examples, [B, n_items].
 
         Raises:
-            UserError: a student that scores row by row, whose first items are not known.
+            UserError: a student that scores pair by pair.
         """
-        if self.scores_pairs:
+        if not isinstance(self.family, FullRanking):
             raise UserError(
                 f"{type(self.model).__name__} scores items one by one, so what it ranks first is not known: use "
                 "kd_candidates=batch or teacher_top."
             )
-        return first_of(self._all(interaction, positions), number, excluded)
+        with nullcontext() if self.shares_forward else running_statistics_kept(self.model):
+            return self.family.all_scores(interaction, positions)
 
     def release(self) -> None:
         """Forget the step's tensors, and graph caches that would otherwise outlive it."""
-        self._logits, self._scores, self._passes = None, None, []
+        self.loss_logits = None
+        if self.kept is not None:
+            self.kept.forget()
+        if self.family is not None:
+            self.family.forget()
         clear_graph_cache(self.model)
 
-    def _probe(self, interaction: Interaction) -> str:
-        sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if self._logits is not None and self._logits.shape == (_rows(interaction), self.dataset.item_num):
-            self._logits_rank, self.shares_pass = True, sequential
-            positions = torch.arange(_rows(interaction), device=self._logits.device)
-            made = len(self._passes)
-            with torch.no_grad():  # in training mode: the forward pass is shared, and so is its dropout
-                product = self._is_product(self._logits, interaction, positions)
-            return "factorised" if product and len(self._passes) == made else "loss"
-        if type(self.model).__name__ in _BY_PAIRS:
-            return "pairs"
-        # A few rows, in evaluation mode: dropout would make two passes differ.
-        few = interaction if WINDOW in interaction else interaction[:_PROBED]
-        positions = torch.arange(min(_rows(few), _PROBED), device=self.config["device"])
-        training, passes = self.model.training, self._passes[:]
-        self.model.eval()
-        try:
-            full = self._full(few)
-            if not full.requires_grad:
-                raise UserError(
-                    f"{type(self.model).__name__} gives no score with a gradient: it cannot be distilled, use "
-                    "--kd=none."
-                )
-            product = self._is_product(full[positions], few, positions)
-            self.shares_pass = sequential and self._pass_is_shared(interaction, product)
-            return "factorised" if product else "full"
-        except NotImplementedError:
-            return "pairs"
-        finally:
-            self.model.train(training)
-            self._passes = passes
-
-    def _pass_is_shared(self, interaction: Interaction, product: bool) -> bool:
-        """Whether the model asks its `forward` the same for its scores as it did for its loss; BERT4Rec does not."""
-        made = len(self._passes)
-        with torch.no_grad():
-            if product:
-                first = torch.zeros(1, dtype=torch.long, device=self.config["device"])
-                self._factorised(interaction, torch.arange(_rows(interaction), device=first.device), first)
-            else:
-                self._full(interaction)
-        return len(self._passes) == made
-
-    def _is_product(self, scores: Tensor, interaction: Interaction, positions: Tensor) -> bool:
-        """Whether the factorised path gives these rows' scores [B, n_items], for common and for own candidates."""
-        step = max(2, self.dataset.item_num // _PROBED_ITEMS)
-        items = torch.arange(1, self.dataset.item_num, step, device=scores.device)
-        for candidates in (items, items[:_PROBED].expand(len(positions), -1)):
-            try:
-                ours = self._factorised(interaction, positions, candidates)
-            except Exception:  # whatever a foreign model raises where a later step needs the scores of all items
-                return False
-            wanted = scores[:, items[: ours.shape[-1]]]
-            if ours.shape != wanted.shape or not alike(ours, wanted):
-                return False
-        return True
-
-    def _all(self, interaction: Interaction, positions: Tensor) -> Tensor:
-        """Scores of the rows at `positions` for all items, [B, n_items]; computed once a step."""
-        if self._logits_rank:
-            assert self._logits is not None
-            return self._logits[positions]
-        if self._scores is None:
-            interaction, positions = self._alone(interaction, positions)
-            self._scores = self._full(interaction)[positions]
-        return self._scores
-
-    def _full(self, interaction: Interaction) -> Tensor:
-        """`full_sort_predict` as logits, [rows, width]: all items, or as many as the product was made with."""
+    def full(self, interaction: Interaction) -> Tensor:
+        """`full_sort_predict` as logits, [examples, width]: all items, or as many as the product was computed for."""
         clear_graph_cache(self.model)
-        with self._kept_forward(shared=True):
+        with self.kept.sharing() if self.kept is not None else nullcontext():
             scores = self.model.full_sort_predict(interaction)
-        return as_logits(self.model, scores.view(_rows(interaction), -1))
+        scores = scores.view(number_of_examples(interaction), -1)
+        return scores if self.to_logits is None else self.to_logits(scores)
 
-    def _factorised(self, interaction: Interaction, positions: Tensor, items: Tensor) -> Tensor:
-        """Scores of the rows at `positions` for items [C], or [B, C] of each row; [B, C]."""
-        interaction, positions = self._alone(interaction, positions)
-        if items.dim() == 2 and len(positions) < _rows(interaction):
-            items = items.new_zeros(_rows(interaction), items.shape[1]).index_copy(0, positions, items)
-        with candidates_alone(items, self.dataset.item_num):
-            return self._full(interaction)[positions]
-
-    def _alone(self, interaction: Interaction, positions: Tensor) -> tuple[Interaction, Tensor]:
-        """The rows at `positions` as a batch of their own, where the others' forward pass is not there already."""
-        if self.shares_pass or WINDOW in interaction or len(positions) == _rows(interaction):
+    def subset(self, interaction: Interaction, positions: Tensor) -> tuple[Interaction, Tensor]:
+        """The examples at `positions` as a batch of their own, unless the whole batch's forward pass is there."""
+        if self.shares_forward or WINDOW in interaction or len(positions) == number_of_examples(interaction):
             return interaction, positions
-        return Interaction(_of_rows(interaction, positions)), torch.arange(len(positions), device=positions.device)
-
-    def _pairs(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
-        number, width = candidates.shape
-        repeated = positions.repeat_interleave(width)
-        pairs = _of_rows(interaction, repeated)
-        items = candidates.reshape(-1)
-        features = self.dataset.get_item_feature()
-        for name in features.columns:
-            pairs[name] = features[name].to(items.device)[items]
-        pairs[self.config["ITEM_ID_FIELD"]] = items
-        return self._pair_logits(Interaction(pairs)).view(number, width)
-
-    def _pair_logits(self, pairs: Interaction) -> Tensor:
-        context = self.config["MODEL_TYPE"] == ModelType.CONTEXT
-        scores = self.model.forward(pairs) if context else self.model.predict(pairs)
-        return as_logits(self.model, scores.view(-1))
+        columns = of_examples(interaction, positions)
+        return Interaction(columns), torch.arange(len(positions), device=positions.device)
 
     def _keep_logits(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor) and arguments[0].dim() == 2:
-            self._logits = arguments[0]
+            self.loss_logits = arguments[0]
+
+
+class KeptForward:
+    """Stands in for `model.forward` while a student is attached: keeps a step's outputs by their arguments."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        self._keep = self._share = False
+        self.outputs: list[tuple[tuple[Any, ...], Any]] = []
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not self._keep:
+            return self._forward(*arguments, **named)
+        key = (*arguments, *named.items())
+        for kept, output in self.outputs if self._share else ():
+            if len(kept) == len(key) and all(a is b for a, b in zip(kept, key, strict=True)):
+                return output
+        output = self._forward(*arguments, **named)
+        self.outputs.append((key, output))
+        return output
 
     @contextmanager
-    def _kept_forward(self, shared: bool = False) -> Iterator[None]:
-        """What `model.forward` gives is kept for the step; `shared`: and given again for the same arguments.
-
-        The loss itself never shares: a model may call `forward` twice for two views by two dropouts (FEARec).
-        """
-        model, forward = self.model, self.model.forward
-
-        def kept(*arguments: Any, **named: Any) -> Any:
-            key = (*arguments, *named.items())
-            for known, output in self._passes if shared else ():
-                if len(known) == len(key) and all(a is b for a, b in zip(known, key, strict=True)):
-                    return output
-            output = forward(*arguments, **named)
-            self._passes.append((key, output))
-            return output
-
-        had = model.__dict__.get("forward")
-        model.forward = kept
+    def keeping(self) -> Iterator[None]:
+        """Inside, outputs are kept but not given again: a loss may want two views by two dropouts (FEARec)."""
+        self.outputs, self._keep = [], True
         try:
             yield
         finally:
-            if had is None:
-                del model.__dict__["forward"]
-            else:
-                model.forward = had
+            self._keep = False
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, the same arguments give the kept output again."""
+        self._keep = self._share = True
+        try:
+            yield
+        finally:
+            self._keep = self._share = False
+
+    def forget(self) -> None:
+        """Release the kept outputs."""
+        self.outputs = []
 
 
-def _rows(interaction: Interaction) -> int:
-    """Rows of a batch: in one of windows there are more of them than windows."""
+class Family:
+    """How candidates are scored. `scores` is `StudentAdapter.scores`; `forget` releases what belongs to the step."""
+
+    name = ""
+
+    def __init__(self, student: StudentAdapter) -> None:
+        self.student = student
+
+    def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
+        """[B, C]."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Nothing is kept here."""
+
+
+class FullRanking(Family):
+    """`full_sort_predict` for all items, computed once a step."""
+
+    name = "full"
+    _all: Tensor | None = None
+
+    def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
+        """[B, C]."""
+        scores = self.all_scores(interaction, positions)  # [B, n_items]
+        return scores[:, candidates] if candidates.dim() == 1 else scores.gather(1, candidates)
+
+    def all_scores(self, interaction: Interaction, positions: Tensor) -> Tensor:
+        """[B, n_items]; within one step the positions are the same."""
+        if self._all is None:
+            interaction, positions = self.student.subset(interaction, positions)
+            self._all = self.student.full(interaction)[positions]
+        return self._all
+
+    def forget(self) -> None:
+        """The step's scores."""
+        self._all = None
+
+
+class LossLogits(FullRanking):
+    """The logits that the loss has just computed, where they are no product with the items alone."""
+
+    name = "loss"
+
+    def all_scores(self, interaction: Interaction, positions: Tensor) -> Tensor:
+        """[B, n_items]."""
+        assert self.student.loss_logits is not None
+        return self.student.loss_logits[positions]
+
+
+class Factorised(FullRanking):
+    """The product of `full_sort_predict` with the candidates' columns only: no cost in the catalogue's size.
+
+    ranks_by_logits: the loss has computed the scores of all items, which `all_scores` then takes.
+    """
+
+    name = "factorised"
+
+    def __init__(self, student: StudentAdapter, ranks_by_logits: bool = False) -> None:
+        super().__init__(student)
+        self.ranks_by_logits = ranks_by_logits
+
+    def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
+        """[B, C]."""
+        student = self.student
+        interaction, positions = student.subset(interaction, positions)
+        number = number_of_examples(interaction)
+        if candidates.dim() == 2 and len(positions) < number:
+            empty = candidates.new_zeros(number, candidates.shape[1])
+            candidates = empty.index_copy(0, positions, candidates)
+        with CandidateColumns(candidates, student.dataset.item_num):
+            return student.full(interaction)[positions]
+
+    def all_scores(self, interaction: Interaction, positions: Tensor) -> Tensor:
+        """[B, n_items]."""
+        if self.ranks_by_logits:
+            assert self.student.loss_logits is not None
+            return self.student.loss_logits[positions]
+        return super().all_scores(interaction, positions)
+
+
+class PairScores(Family):
+    """One prediction per (example, candidate)."""
+
+    name = "pairs"
+
+    def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
+        """[B, C] from candidates [B, C]."""
+        student = self.student
+        number, width = candidates.shape
+        pairs = of_examples(interaction, positions.repeat_interleave(width))
+        items = candidates.reshape(-1)  # [B * C]
+        features = student.dataset.get_item_feature()
+        for name in features.columns:
+            pairs[name] = features[name].to(items.device)[items]
+        pairs[student.config["ITEM_ID_FIELD"]] = items
+        context = student.config["MODEL_TYPE"] == ModelType.CONTEXT
+        predict = student.model.forward if context else student.model.predict
+        scores = predict(Interaction(pairs)).view(-1)
+        return (scores if student.to_logits is None else student.to_logits(scores)).view(number, width)
+
+
+class CandidateColumns(TorchFunctionMode):
+    """Inside, products with a table of all items are computed for these items alone.
+
+    Most models rank by one product, users [B, D] x items [D, n_items]. A model that does not follow that form gives
+    another width or an error, which the probe of the first batch sees.
+    """
+
+    def __init__(self, candidates: Tensor, n_items: int) -> None:
+        """candidates: item ids, [C] for all users or [B, C] of each."""
+        super().__init__()
+        self.candidates, self.n_items = candidates, n_items
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("matmul", "mm", "__matmul__") and len(args) == 2 and self._is_table(args[1], 1):
+            return self._product(args[0], args[1].transpose(0, 1))
+        if name == "linear" and len(args) >= 2 and self._is_table(args[1], 0):
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            product = self._product(args[0], args[1])
+            return product if bias is None else product + bias[self.candidates].to(product.dtype)  # as AMP's own linear
+        return func(*args, **(kwargs or {}))
+
+    def _product(self, users: Tensor, items: Tensor) -> Tensor:
+        """[B, C] from users [B, D] and all items [n_items, D]; [B, 1, C] from [B, 1, D]."""
+        # Rows of the table itself: columns of its transpose would be gathered one number at a time.
+        chosen = items[self.candidates]  # [C, D] or [B, C, D]
+        if chosen.dim() == 2:
+            return users @ chosen.transpose(0, 1)
+        if users.dim() == 3:
+            return torch.bmm(users, chosen.transpose(1, 2))
+        return torch.bmm(chosen, users.unsqueeze(-1)).squeeze(-1)
+
+    def _is_table(self, value: Any, items_axis: int) -> bool:
+        return isinstance(value, Tensor) and value.dim() == 2 and value.shape[items_axis] == self.n_items
+
+
+def number_of_examples(interaction: Interaction) -> int:
+    """Examples of a batch; a batch of windows holds more of them than windows."""
     return len(interaction[EXAMPLE]) if EXAMPLE in interaction else len(interaction)
 
 
-def _of_rows(interaction: Interaction, positions: Tensor) -> dict[str, Tensor]:
-    """The columns of these rows; a knowledge model's batch holds triples beside them, in a number of their own."""
+def of_examples(interaction: Interaction, positions: Tensor) -> dict[str, Tensor]:
+    """The columns of these examples. A knowledge model's batch holds triples beside them, which are left out."""
+    number = number_of_examples(interaction)
     columns = {name: interaction[name] for name in interaction.columns if name != EXAMPLE}
-    return {name: column[positions] for name, column in columns.items() if len(column) == _rows(interaction)}
+    return {name: column[positions] for name, column in columns.items() if len(column) == number}
 
 
 def clear_graph_cache(model: AbstractRecommender) -> None:
-    """Null the tensors that graph models (and DMF) keep for evaluation, so that no later score is stale."""
+    """Null the tensors that graph models (and DMF) keep for evaluation, so that no future score is stale."""
     for name in vars(model):
         if name.startswith("restore_") or name == "i_embedding":
             setattr(model, name, None)

@@ -1,8 +1,9 @@
-"""What a kd_loss is by the kind of student, unless the user says otherwise: our choice, by cost and quality.
+"""How strong the KD loss is for a student, unless the user says otherwise: our choice, by cost and quality.
 
-A kd_loss is cheap where scores are a by-product of the student's own loss; else each row of a sequential student, with
-its own history, costs a pass, and others have steps of few milliseconds, but for those that pass a graph. A kd_loss
-costs these about the same for any few rows; with pairs each row counts. The figures are in `docs/costs.md`.
+A KD loss is cheap where the scores are a by-product of the student's own loss. Where they are not, each example of a
+sequential student costs a forward pass. Students without order have steps of a few milliseconds, unless they pass a
+graph; a KD loss costs these about the same for any few examples, but with pairs each example counts. The figures are
+in `docs/costs.md`.
 """
 
 from dataclasses import dataclass
@@ -10,21 +11,21 @@ from dataclasses import dataclass
 from recbole.config import Config
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import InputType, ModelType
+from recbole.utils import InputType
 from torch import nn
 
 from recbole_prmkd.data.examples import EXAMPLE
-
-_SUMMED = {"SGL", "ConvNCF"}  # their loss on pairs is the batch's sum, and far larger than a mean
-_COSINES = {"DSSM"}  # its scores are cosines, of which a softmax at temperature 1 is nearly flat
+from recbole_prmkd.students.traits import Traits
 
 
 @dataclass(frozen=True)
 class StudentDefaults:
-    """rows and every: `kd_max_rows` and `kd_every` where they are auto; None: all rows.
+    """What `auto` means for this student, and the factors that make its KD loss one of the size of its own loss.
 
-    temperature: times `kd_temperature`, makes the scores logits of a softmax. weight: times `kd_weight`, makes a
-    kd_loss one of the size of the student's own loss.
+    Attributes:
+        rows, every: `kd_max_rows` and `kd_every` where they are `auto`; rows None: all examples of a batch.
+        temperature: factor on `kd_temperature`, which makes the scores logits of a softmax.
+        weight: factor on `kd_weight`.
     """
 
     rows: int | None = None
@@ -33,51 +34,64 @@ class StudentDefaults:
     weight: float = 1.0
 
 
-def student_defaults(
-    model: AbstractRecommender, config: Config, interaction: Interaction, scores_pairs: bool, shares_pass: bool
-) -> StudentDefaults:
-    """What is usual for this student.
+def student_defaults(step: str, loss: str, traits: Traits, sequential: bool, shares_forward: bool) -> StudentDefaults:
+    """The defaults of a student.
 
     Args:
-        interaction: a batch.
-        scores_pairs: whether candidates are scored pair by pair.
-        shares_pass: whether each row's scores come from the loss's own forward pass.
+        step: what `own_step` says. loss: what `own_loss` says.
+        sequential: whether each example has its own history in the batch.
+        shares_forward: whether each example's scores come from the loss's own forward pass.
     """
-    return StudentDefaults(*_share(model, config, scores_pairs, shares_pass), *_scale(model, config, interaction))
+    return StudentDefaults(*_share(step, traits, sequential, shares_forward), *_scale(loss, traits))
 
 
-def _share(model: AbstractRecommender, config: Config, scores_pairs: bool, shares_pass: bool) -> tuple[int | None, int]:
-    """Rows of a batch, and in how many batches once."""
-    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        if not shares_pass:
-            return 256, 1
-        # GRU4Rec's own step takes little more time than a kd_loss on all of its rows.
-        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-        return (512, 2) if recurrent else (None, 1)
-    if scores_pairs:
-        return 16, 4
-    # A student that passes a whole graph in each step keeps what came of it for evaluation.
-    return (256, 4) if hasattr(model, "restore_user_e") else (64, 16)
+def own_step(model: AbstractRecommender, traits: Traits, pairs: bool) -> str:
+    """`pairs`, `recurrent`, `graph` or `plain`: what decides how much a KD loss costs beside the model's own step."""
+    if pairs:
+        return "pairs"
+    if traits.step is not None:
+        return traits.step
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return "recurrent"
+    # A model that passes a whole graph in each step keeps the result for evaluation.
+    return "graph" if hasattr(model, "restore_user_e") else "plain"
 
 
-def _scale(model: AbstractRecommender, config: Config, interaction: Interaction) -> tuple[float, float]:
-    """Temperature and weight.
+def own_loss(config: Config, interaction: Interaction, traits: Traits) -> str:
+    """`pairwise`, `pointwise` or `full-softmax`: what the student's own loss compares.
 
-    A loss on pairs is content with differences far below those of a softmax: to reach a soft target from there the
-    student would have to grow its vectors many times over, and fits its training rows in doing so. Losses on pairs, and
-    on single items, are also smaller than one on all items.
+    RecBole calls auto-encoders and SINE pairwise too. The first learn from whole users, the second from all items, so
+    the batch decides: a loss on samples has labels or sampled negatives in it.
     """
-    if not _learns_from_samples(config, interaction):
-        return 1.0, 1.0
-    if config["MODEL_INPUT_TYPE"] != InputType.PAIRWISE:
-        return 0.1 if type(model).__name__ in _COSINES else 1.0, 0.01
-    return 0.1, 1.0 if type(model).__name__ in _SUMMED else 0.1
-
-
-def _learns_from_samples(config: Config, interaction: Interaction) -> bool:
-    """Whether the loss compares a row's item with drawn ones, or judges it alone, not with all items.
-
-    RecBole calls auto-encoders and SINE pairwise too: the first learn from whole users, the second from all items.
-    """
+    if traits.loss is not None:
+        return traits.loss
     sampled = {config["LABEL_FIELD"], config["NEG_PREFIX"] + config["ITEM_ID_FIELD"]} & {*interaction.columns}
-    return EXAMPLE in interaction and bool(sampled) and config["loss_type"] not in ("CE", "NLL")
+    if not (EXAMPLE in interaction and sampled) or config["loss_type"] in ("CE", "NLL"):
+        return "full-softmax"
+    return "pairwise" if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE else "pointwise"
+
+
+def _share(step: str, traits: Traits, sequential: bool, shares_forward: bool) -> tuple[int | None, int]:
+    """Examples of a batch, and the period of the KD loss in batches."""
+    if sequential:
+        if not shares_forward:
+            return 256, 1
+        # GRU4Rec's own step takes little more time than a KD loss on all of its examples.
+        return (512, 2) if step == "recurrent" else (None, 1)
+    if step == "pairs":
+        return 16, 4
+    return (256, 4) if step == "graph" else (64, 16)
+
+
+def _scale(loss: str, traits: Traits) -> tuple[float, float]:
+    """Factors on temperature and weight.
+
+    A pairwise loss is content with differences far below those of a softmax. To reach a soft target from there the
+    student would have to grow its vectors many times over, and would overfit its training examples in doing so.
+    Pairwise and pointwise losses are also smaller than a full softmax.
+    """
+    if loss == "full-softmax":
+        return 1.0, 1.0
+    if loss == "pointwise":
+        return 0.1 if traits.scores == "cosines" else 1.0, 0.01
+    return 0.1, 1.0 if traits.summed_loss else 0.1

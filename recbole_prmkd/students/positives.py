@@ -1,7 +1,7 @@
-"""The positive training rows of a batch, whatever the student's loader puts into it.
+"""The positive training examples of a batch, whatever the student's loader puts into it.
 
 RecBole's batches are (user, item) rows with labels, pairs or several sampled negatives, and for auto-encoders whole
-users. All reduce to positions in the batch and the numbers of the training rows that stand there.
+users. All reduce to positions in the batch and the numbers of the training examples that stand there.
 """
 
 import torch
@@ -12,41 +12,41 @@ from recbole_prmkd.data.examples import EXAMPLE, Examples
 
 
 def positive_examples(interaction: Interaction, label: str) -> tuple[Tensor, Tensor]:
-    """Places of a batch's positive rows and their numbers, each training row once: [B] and [B].
+    """Positions of a batch's positives and their training examples, each example once: [B] and [B].
 
     label: the field that is 1 for a positive, where the batch has it.
     """
-    rows = interaction[EXAMPLE]
-    positions = torch.arange(len(rows), device=rows.device)
+    examples = interaction[EXAMPLE]
+    positions = torch.arange(len(examples), device=examples.device)
     if label in interaction:
         positions = positions[interaction[label] > 0]
-    # Several sampled negatives repeat a positive row: keep its first place.
-    order = torch.argsort(rows[positions], stable=True)
+    # Several sampled negatives repeat a positive: keep its first position.
+    order = torch.argsort(examples[positions], stable=True)
     first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = rows[positions[order[1:]]] != rows[positions[order[:-1]]]
+    first[1:] = examples[positions[order[1:]]] != examples[positions[order[:-1]]]
     positions = positions[order[first]].sort().values
-    return positions, rows[positions]
+    return positions, examples[positions]
 
 
 class UserExamples:
-    """One training row of each user of a batch, for students that are trained on whole users. Our choice.
+    """One training example of each user of a batch, for students that are trained on whole users. Our choice.
 
-    An auto-encoder's scores depend on the user alone, while a teacher speaks of one row (history, target); so each
-    time a user comes, one of the user's rows that have a history is drawn for the teachers.
+    An auto-encoder's scores depend on the user alone, while a teacher scores one example (history, target). So each
+    time a user comes, one of the user's examples that have a history is sampled for the teachers.
     """
 
     def __init__(self, train: Examples) -> None:
         usable = torch.nonzero(train.lengths > 0).squeeze(1)
-        self._rows = usable[torch.argsort(train.users[usable], stable=True)]  # by user
-        users = train.users[self._rows]
+        self._examples = usable[torch.argsort(train.users[usable], stable=True)]  # by user
+        users = train.users[self._examples]
         self._first = torch.searchsorted(users, torch.arange(int(train.users.max()) + 2))
 
-    def draw(self, users: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Places of the users [B] that have a row, and a row of each: [B'] and [B'], on the users' device."""
-        last = len(self._first) - 2  # the greatest user of the training rows
-        known = users.cpu().clamp(max=last)
-        first, number = self._first[known], (self._first[known + 1] - self._first[known]) * (users.cpu() <= last)
+    def sample(self, users: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Positions of the users [B] that have an example, and an example of each: [B'] both, on the users' device."""
+        last = len(self._first) - 2  # the greatest user of the training examples
+        user = users.cpu().clamp(max=last)
+        first, number = self._first[user], (self._first[user + 1] - self._first[user]) * (users.cpu() <= last)
         positions = torch.nonzero(number > 0).squeeze(1)
-        share = torch.rand(len(known), generator=generator, dtype=torch.float64)
-        rows = self._rows[(first + (share * number).long())[positions]]
-        return positions.to(users.device), rows.to(users.device)
+        share = torch.rand(len(user), generator=generator, dtype=torch.float64)
+        examples = self._examples[(first + (share * number).long())[positions]]
+        return positions.to(users.device), examples.to(users.device)

@@ -1,33 +1,36 @@
-"""Shared prefixes: one pass over a window of a user's items gives the vectors of all its prefixes.
+"""Windows: one forward pass over a window of a user's items gives the vectors of all its prefixes.
 
-RecBole trains a sequential model on one row per prefix, each padded to the maximum length. A causal model's state
-at position p depends on the items up to p alone, so one window serves all rows whose target lies in it. The model
-is not edited: `gather_indexes`, which every such model calls to pick the last state, is replaced on the instance
-and returns all wanted positions; `calculate_loss` then works unmodified. `forward` is replaced too, by calls of itself
-on windows of similar length, each group cut to its longest.
+RecBole trains a sequential model on one padded row per prefix. A causal model's state at position p depends on the
+items up to p alone, so one window serves all examples whose target lies in it. The model is not edited: while
+`WindowedModel.methods` are in place, its own loss and scores of a batch of windows cover all examples of the batch.
 
-What differs from RecBole: rows of a window share a batch, and a target deep in a long history sees at least `context`
-items before it, not always the maximum.
+What differs from RecBole: the examples of a window share a batch, and a target deep in a long history sees at least
+`context` items before it, not always the maximum.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
-from torch import Tensor, nn
+from torch import Tensor
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
-from recbole_prmkd.recbole_host.processes import share_of
-from recbole_prmkd.students.bucketing import least_padding
+from recbole_prmkd.recbole_host.processes import WEIGHT, share_of, weighted
 
-WINDOW, OFFSET = "kd_window", "kd_offset"  # a row's window in the batch, and its last item's place there
-WEIGHT = "kd_batch_weight"  # of the batch's mean loss among those of other processes
+WINDOW, OFFSET = "kd_window", "kd_offset"  # an example's window in the batch, and its last item's position there
+# What a group of sequences costs beside its padding, in positions (measured on one CPU core, 64 wide): each step of a
+# recurrent network, and each forward pass. On a GPU padding costs less than another forward pass.
+_STEP, _FORWARD = 8, 128
+_SIMILAR = 128  # histories of similar length that are ranked together: enough for full matrix products
+
+Groups = Callable[[Tensor], list[Tensor]]  # lengths [W] -> numbers of the windows that are read together
 
 
 @dataclass(frozen=True)
@@ -144,71 +147,128 @@ class WindowLoader:
 
 
 def example_positions(interaction: Interaction, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's newest history item stands in the batch: sequence [R] and place in it [R].
+    """Where each example's newest history item stands in the batch: sequence [R] and position in it [R].
 
-    length: [B] true lengths; in a batch without windows each sequence is one row.
+    length: [B] true lengths; in a batch without windows each sequence is one example.
     """
     if WINDOW in interaction:
         return interaction[WINDOW], interaction[OFFSET]
     return torch.arange(len(length), device=length.device), length - 1
 
 
-def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
-    """The mean loss of a batch times its weight among those of other processes."""
-    return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
+def least_padding(lengths: Tensor) -> list[Tensor]:
+    """Groups of sequences, each to be cut to its own maximum length, at the least cost of padding and forward passes.
+
+    Args:
+        lengths: [B] of each sequence, in items.
+    Returns:
+        [B'] numbers of sequences, short ones first, each once; a single group on a GPU.
+    """
+    if lengths.device.type != "cpu":
+        return [torch.arange(len(lengths), device=lengths.device)]
+    sizes, counts = np.unique(lengths.numpy(), return_counts=True)
+    until = np.concatenate([[0], counts.cumsum()])  # sequences shorter than sizes[i]
+    cost, start = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, dtype=int)
+    for last, size in enumerate(sizes, start=1):  # the cheapest way to cut what is no longer than `size`
+        costs = cost[:last] + size * (until[last] - until[:last] + _STEP) + _FORWARD
+        start[last], cost[last] = costs.argmin(), costs.min()
+    order, cuts, last = lengths.argsort(stable=True), [], len(sizes)
+    while last:
+        cuts.append(until[last] - until[start[last]])
+        last = start[last]
+    return list(order.split(cuts[::-1]))
 
 
-_PROBED = 64  # rows that a model is asked on whether it can share
-Groups = Callable[[Tensor], list[Tensor]]  # lengths [W] -> numbers of windows that are read together
-_ENTRIES = ("calculate_loss", "full_sort_predict", "encode_batch")  # what is called with a batch
+class WindowedModel:
+    """A model's own methods, so that a batch of windows covers all examples of the batch.
 
+    Args:
+        config: with it, `full_sort_predict` of a plain batch cuts padding too: a causal model's state at the last
+            item depends on no future position, so short histories are ranked apart from long ones.
+        grouped: which windows `forward` reads together, by their lengths.
+    """
 
-class _OnWindows:
-    """What stands in for a model's methods inside `shared_prefixes`."""
+    def __init__(
+        self, model: AbstractRecommender, config: Config | None = None, grouped: Groups = least_padding
+    ) -> None:
+        self._model, self._config, self._grouped = model, config, grouped
+        self._own = {
+            name: getattr(model, name)
+            for name in ("gather_indexes", "forward", "calculate_loss", "full_sort_predict", "encode_batch")
+            if hasattr(model, name)
+        }
+        self._wanted: list[tuple[Tensor, Tensor]] = []  # the examples to give: window [R] and position in it [R]
 
-    def __init__(self, model: AbstractRecommender, grouped: Groups) -> None:
-        self._gather, self._forward, self._grouped = model.gather_indexes, model.forward, grouped
-        self._wanted: list[tuple[Tensor, Tensor]] = []  # the rows to give: window [R] and place in it [R]
+    def methods(self) -> dict[str, Callable[..., Any]]:
+        """What takes the place of the model's methods, by name; a batch without windows gives what it gave before."""
+        return {name: getattr(self, name) for name in self._own}
 
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
+        """The states of all wanted examples, [R, D], where the model asks for the last one of each sequence."""
         if not self._wanted:
-            return self._gather(output, gather_index)
+            return self._own["gather_indexes"](output, gather_index)
         window, offset = self._wanted[-1]
         return output[window, offset]  # [R, D]
 
     def forward(self, item_seq: Tensor, *others: Tensor) -> Any:
         """The model's own, of windows [W, L] and numbers of each [W], in groups of similar length; [R, D]."""
+        forward = self._own["forward"]
         if not self._wanted:
-            return self._forward(item_seq, *others)
+            return forward(item_seq, *others)
         length = (item_seq != 0).sum(1)  # [W]
         groups = self._grouped(length)
         if len(groups) == 1:
-            return self._forward(item_seq, *others)
+            return forward(item_seq, *others)
         (window, offset), vectors, order = self._wanted[-1], [], []
         for group in groups:
             place = torch.full_like(length, -1)
             place[group] = torch.arange(len(group), device=length.device)
-            rows = torch.nonzero(place[window] >= 0).squeeze(1)
+            examples = torch.nonzero(place[window] >= 0).squeeze(1)
             max_length = int(length[group].max())
-            with self._giving(place[window[rows]], offset[rows]):
-                given = self._forward(item_seq[group, :max_length], *(other[group] for other in others))
-            if len(given) != len(rows):  # said here: a place out of range below would end a CUDA process
-                raise ValueError(f"forward gave {len(given)} vectors for {len(rows)} rows")
+            with self._giving(place[window[examples]], offset[examples]):
+                given = forward(item_seq[group, :max_length], *(other[group] for other in others))
+            if len(given) != len(examples):  # a position out of range below would end a CUDA process
+                raise ValueError(f"forward gave {len(given)} vectors for {len(examples)} examples")
             vectors.append(given)
-            order.append(rows)
+            order.append(examples)
         return torch.cat(vectors)[torch.cat(order).argsort()]
 
-    def entry(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's `name`, which is called with a batch; one without a window column passes through unchanged."""
+    def calculate_loss(self, interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
+        """The mean loss over the examples, times the weight of this process's part of the batch."""
+        loss = self._of_batch("calculate_loss", interaction, *args, **kwargs)
+        return weighted(loss, interaction) if WEIGHT in interaction else loss
 
-        def call(interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
-            if WINDOW not in interaction:
-                return function(interaction, *args, **kwargs)
-            with self._giving(interaction[WINDOW], interaction[OFFSET]):
-                result = function(interaction, *args, **kwargs)
-            return weighted(result, interaction) if name == "calculate_loss" else result
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items for each example."""
+        if WINDOW in interaction or self._config is None:
+            return self._of_batch("full_sort_predict", interaction)
+        length = interaction[self._config["ITEM_LIST_LENGTH_FIELD"]]  # [B]
+        parts = torch.argsort(length, stable=True).split(_SIMILAR)
+        scores = [
+            self._own["full_sort_predict"](self._cut(interaction[part], length[part])).view(len(part), -1)
+            for part in parts
+        ]
+        back = torch.argsort(torch.cat(parts))
+        return torch.cat(scores)[back]  # [B, n_items]
 
-        return call
+    def encode_batch(self, interaction: Interaction, *args: Any) -> Any:
+        """A teacher's vectors of the examples."""
+        return self._of_batch("encode_batch", interaction, *args)
+
+    def _of_batch(self, name: str, interaction: Interaction, *args: Any, **kwargs: Any) -> Any:
+        if WINDOW not in interaction:
+            return self._own[name](interaction, *args, **kwargs)
+        with self._giving(interaction[WINDOW], interaction[OFFSET]):
+            return self._own[name](interaction, *args, **kwargs)
+
+    def _cut(self, interaction: Interaction, length: Tensor) -> Interaction:
+        """The batch with every list cut to its own maximum length."""
+        assert self._config is not None
+        max_length, suffix = int(length.max()), self._config["LIST_SUFFIX"]
+        for name in interaction.columns:
+            if name.endswith(suffix) and interaction[name].dim() > 1:
+                interaction.interaction[name] = interaction[name][:, :max_length]
+        return interaction
 
     @contextmanager
     def _giving(self, window: Tensor, offset: Tensor) -> Iterator[None]:
@@ -220,14 +280,8 @@ class _OnWindows:
 
 
 @contextmanager
-def shared_prefixes(model: AbstractRecommender, grouped: Groups = least_padding) -> Iterator[None]:
-    """Inside, the model's loss, scores and vectors of a batch of windows cover all rows of the batch.
-
-    grouped: which windows `forward` reads together, by their lengths.
-    """
-    stand_in = _OnWindows(model, grouped)
-    entries = {name: stand_in.entry(name, getattr(model, name)) for name in _ENTRIES if hasattr(model, name)}
-    methods = {"gather_indexes": stand_in.gather_indexes, "forward": stand_in.forward, **entries}
+def replaced(model: AbstractRecommender, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, these methods stand on the instance in place of the model's own; afterwards it is as it was."""
     before = {name: vars(model).get(name) for name in methods}  # None: the class's own
     for name, method in methods.items():
         setattr(model, name, method)
@@ -240,60 +294,18 @@ def shared_prefixes(model: AbstractRecommender, grouped: Groups = least_padding)
                 setattr(model, name, function)
 
 
-def _each_length(length: Tensor) -> list[Tensor]:
-    """Windows of each length for themselves."""
-    return [torch.nonzero(length == size).squeeze(1) for size in length.unique()]
+@contextmanager
+def shared_prefixes(model: AbstractRecommender) -> Iterator[None]:
+    """Inside, the model's loss, scores and vectors of a batch of windows cover all examples of the batch."""
+    with replaced(model, WindowedModel(model).methods()):
+        yield
 
 
-def alike(ours: Tensor, wanted: Tensor) -> bool:
-    """Whether scores are the same up to rounding, against their spread: an untrained model's may be very small."""
-    tolerance = max(1e-4, 4 * torch.finfo(wanted.dtype).eps)  # half precision under AMP
-    ours, wanted = ours.float(), wanted.float()
-    spread = float(wanted.std())
-    return spread > 0 and torch.allclose(ours, wanted, rtol=tolerance, atol=tolerance * spread)
+@contextmanager
+def without_padding(model: AbstractRecommender, config: Config) -> Iterator[None]:
+    """Inside, `full_sort_predict` of plain batches gives the same scores, up to rounding, from shorter sequences.
 
-
-def why_not_shared(model: AbstractRecommender, config: Config, rows: Examples) -> str | None:
-    """None where shared prefixes give the model's own loss and scores on a few real rows; else the reason.
-
-    The live model is run in evaluation mode on some users' prefixes, two of each at least, as RecBole would feed them
-    and as windows: a model that looks at future items, or does not use `gather_indexes`, gives other numbers.
+    Only for models that `causal_check.why_not_shared` has found causal.
     """
-    if not hasattr(model, "gather_indexes"):
-        return "it is no sequential model of RecBole"
-    if config["loss_type"] != "CE":
-        return "its loss_type is not CE"
-    max_length = config["MAX_ITEM_LIST_LENGTH"]
-    usable = (rows.lengths > 0) & (rows.lengths <= max_length)  # [N]
-    usable &= torch.bincount(rows.users[usable], minlength=int(rows.users.max()) + 1)[rows.users] > 1
-    if not bool(usable.any()):
-        return "no user has two rows with histories, so there is nothing to share"
-    by_user = torch.argsort(rows.users, stable=True)
-    sample = rows.select(by_user[usable[by_user]][:_PROBED].sort().values)
-    item_seq, item_seq_len = sample.histories(torch.arange(len(sample)), max_length)
-    prefixes = Interaction(
-        {
-            config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]: nn.functional.pad(
-                item_seq, (0, max_length - item_seq.shape[1])
-            ),
-            config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len,
-            config["USER_ID_FIELD"]: sample.users,
-            config["ITEM_ID_FIELD"]: sample.targets,
-        }
-    ).to(config["device"])
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            loss, scores = model.calculate_loss(prefixes), model.full_sort_predict(prefixes)
-            batch = WindowLoader(config, None, sample).batch(torch.arange(len(sample))).to(config["device"])
-            with shared_prefixes(model, _each_length):
-                shared_loss, shared_scores = model.calculate_loss(batch), model.full_sort_predict(batch)
-            scores, shared_scores = scores.view(len(sample), -1), shared_scores.view(len(sample), -1)
-        # The loss alone would not tell: of tiny scores it is the same in any case.
-        same = torch.allclose(loss, shared_loss, rtol=1e-4, atol=1e-5) and alike(shared_scores, scores)
-        return None if same else "its state at a position depends on future items"
-    except Exception as error:  # whatever a foreign model raises on windows means that it cannot share
-        return f"it does not accept windows ({type(error).__name__})"
-    finally:
-        model.train(training)
+    with replaced(model, {"full_sort_predict": WindowedModel(model, config).full_sort_predict}):
+        yield

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +22,31 @@ from torch.nn import functional
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.recbole_host.keys import kind_of
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.students.causal_check import why_not_shared
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teacher_cache import encoding_jobs, store
 from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
+VERSION = "1.0"  # raise it when the same teacher and examples give other stored vectors
 _PLACES = 1 << 15  # history positions encoded at a time, padding included
 
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """One teacher's vectors; items on the device, rows on disk."""
+    """One teacher's vectors: items on the device, histories of the training examples on disk."""
 
     name: str
     temperature: float
     holdout: float
     items: Tensor  # [n_items, D] float16
-    rows: np.ndarray  # [N, D] float16, memory-mapped
+    histories: np.ndarray  # [N, D] float16, memory-mapped
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of both arrays, on which the scores depend and nothing else."""
+        return store.digest([self.items, self.histories])
 
     @classmethod
     def of(
@@ -55,49 +63,36 @@ class TeacherCache:
     def __init__(self, teachers: Sequence[CachedTeacher], canonical: Tensor, device: torch.device) -> None:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
-        self._canonical = canonical.to(device)
+        self.canonical = canonical.to(device)
         self.n_items = len(canonical)  # with PAD
-        self._unknown_items = [(teacher.items == 0).all(dim=1) for teacher in teachers]
+        self._not_covered = [(teacher.items == 0).all(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
-    def scores(self, rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of the rows' histories with the candidates.
+    def scores(self, examples: Tensor, *candidates: Tensor) -> Tensor:
+        """Cosines of the examples' histories with the candidates; NaN where a teacher does not cover one of the two.
 
         Args:
-            rows: [B] row numbers.
-            candidates: [C] for all rows or [B, C] per row, in the student's item ids.
+            examples: [B] example numbers.
+            candidates: each [C] for all examples or [B, C] per example, in the student's item ids.
         Returns:
-            scores [T, B, C] float32, and known [T, B, C] bool: whether the teacher knows both row and item.
+            [T, B, sum of C] float32, the candidates beside each other.
         """
-        scores = self.cosines(rows, candidates)
-        known = ~scores.isnan()
-        return scores.nan_to_num_(nan=0.0), known
-
-    def cosines(self, rows: Tensor, *candidates: Tensor) -> Tensor:
-        """`scores` alone, NaN where the teacher knows nothing of the row or the item.
-
-        Args:
-            rows: [B] row numbers.
-            candidates: each [C] or [B, C], as for `scores`.
-        Returns:
-            [T, B, sum of C], the candidates beside each other, float32.
-        """
-        columns = [self._canonical[part] for part in candidates]
+        columns = [self.canonical[part] for part in candidates]
         widths = [part.shape[-1] for part in columns]
-        numbers = rows.cpu().numpy()
-        scores = torch.empty(len(self.teachers), len(rows), sum(widths), device=self.device)
-        for out, teacher, unknown_items in zip(scores, self.teachers, self._unknown_items, strict=True):
-            history = torch.from_numpy(teacher.rows[numbers]).to(self.device).float()  # [B, D]
+        numbers = examples.cpu().numpy()
+        scores = torch.empty(len(self.teachers), len(examples), sum(widths), device=self.device)
+        for out, teacher, not_covered in zip(scores, self.teachers, self._not_covered, strict=True):
+            history = torch.from_numpy(teacher.histories[numbers]).to(self.device).float()  # [B, D]
             # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
             history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
-            for part, place in zip(columns, out.split(widths, dim=1), strict=True):
+            for part, block in zip(columns, out.split(widths, dim=1), strict=True):
                 item = teacher.items[part].float()  # [C, D] or [B, C, D]
-                item[..., 0].masked_fill_(unknown_items[part], torch.nan)
+                item[..., 0].masked_fill_(not_covered[part], torch.nan)
                 if item.dim() == 2:
-                    torch.mm(history, item.T, out=place)
+                    torch.mm(history, item.T, out=block)
                 else:
-                    torch.bmm(item, history.unsqueeze(-1), out=place.unsqueeze(-1))
+                    torch.bmm(item, history.unsqueeze(-1), out=block.unsqueeze(-1))
         return scores
 
 
@@ -107,14 +102,15 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
     The identity records teacher weights and side information, item numbering, rows, and how histories were cut.
     """
     root = Path(student["kd_cache_dir"]) / student["dataset"]
-    identity = {
-        "teacher": teacher.digest,
-        "id_map": store.digest(data.item_tokens),
-        "rows": data.train.digest(),
-        "max_length": teacher.config["MAX_ITEM_LIST_LENGTH"],
-        "context": teacher.config["kd_window_context"],
+    identity = store.identity(
+        code=f"{teacher.model.code_version} cache {VERSION}",
+        teacher=teacher.digest,
+        id_map=store.digest(data.item_tokens),
+        rows=data.train.digest(),
+        max_length=teacher.config["MAX_ITEM_LIST_LENGTH"],
+        context=teacher.config["kd_window_context"],
         **encoding_jobs.precision_entry(student),
-    }
+    )
     if teacher.model.reads_examples:
         identity["users"] = store.digest([data.train.users])
     kind = f"knowledge-{kind_of(teacher.name)}"

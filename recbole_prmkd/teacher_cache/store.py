@@ -1,9 +1,14 @@
-"""Folders on disk that a later run may trust: item vectors, fine-tuned teachers, teacher knowledge.
+"""Folders on disk that a later run may trust: item vectors, fine-tuned teachers, teacher caches, top items.
 
 A folder holds a few arrays or weight files and `manifest.json`. It is written under another name and renamed
 when complete, so a killed run leaves nothing that has the right name. The manifest records the identity of
 everything that the content depends on; a folder is reused only if the identity is equal and every file still
 has its checksum. Nothing here is pickled: arrays are npy (memory-mapped), weights are safetensors.
+
+`identity` puts the version of the code that makes the content into the identity. Each maker declares it beside its
+code (`VERSION`, or a teacher's `version`) and raises it by hand whenever the same input gives other outputs;
+`tests/test_output_versions.py` fails where that was forgotten. Stored folders of the former version are then made
+anew, and so they are under another minor version of torch or transformers, whose numerics may differ.
 """
 
 import errno
@@ -14,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib import metadata
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -26,9 +32,26 @@ from recbole_prmkd.errors import UserError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+LIBRARIES = ("torch", "transformers")
 _STALE_SECONDS = 24 * 3600
+_READABLE = 48  # characters of a value that the log shows; digests are longer
 
 Files = Mapping[str, "np.ndarray | Mapping[str, torch.Tensor]"]
+
+
+def identity(code: str, **parts: Any) -> dict[str, Any]:
+    """All that a stored folder's content depends on, as `find` and `save` want it.
+
+    Args:
+        code: version of the code that makes the content.
+        parts: flat name -> value; digests of the inputs, and the settings that count.
+    """
+    return {"code": code, **library_versions(), **parts}
+
+
+def library_versions() -> dict[str, str]:
+    """Major and minor version of the libraries whose numerics the contents depend on."""
+    return {name: ".".join(metadata.version(name).split(".")[:2]) for name in LIBRARIES}
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -39,7 +62,7 @@ def digest(parts: Iterable[Any]) -> str:
             part = part.detach().cpu().contiguous().numpy()
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).tobytes())
+            sha.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         else:
             sha.update(json.dumps(part, sort_keys=True, default=str).encode())
         sha.update(b"\0")
@@ -83,7 +106,9 @@ def find(root: Path, kind: str, identity: Mapping[str, Any]) -> StoredFolder | N
     Args:
         root: folder of the data set inside the cache or teacher directory.
         kind: what it is, for example `knowledge-UniSRec`.
-        identity: flat name -> value; two runs with an equal identity may share the content.
+        identity: what `identity` gave; two runs with an equal one may share the content.
+    Raises:
+        ValueError: the identity holds no versions.
     """
     path = _path(root, kind, identity)
     if not path.is_dir():
@@ -97,12 +122,22 @@ def find(root: Path, kind: str, identity: Mapping[str, Any]) -> StoredFolder | N
 
 
 def save(
-    root: Path, kind: str, identity: Mapping[str, Any], files: Files, notes: Mapping[str, Any] | None = None
+    root: Path,
+    kind: str,
+    identity: Mapping[str, Any],
+    files: Files,
+    notes: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = True,
 ) -> StoredFolder:
-    """Write a folder atomically and return it; an older one of the same identity is replaced.
+    """Write a folder atomically and return it.
 
+    Args:
+        replace: an older folder of the same identity is replaced; False returns that one if it is sound, since another
+            process, which made the same at the same time, may have mapped its arrays.
     Raises:
         UserError: the folder cannot be written (full disk, no permission).
+        ValueError: the identity holds no versions.
     """
     path = _path(root, kind, identity)
     part = root / f".part-{path.name}-{os.getpid()}"
@@ -130,7 +165,10 @@ def save(
             "notes": dict(notes or {}),
         }
         write_json(part / MANIFEST, manifest)
-        _swap_in(part, path, identity)
+        if replace or not path.is_dir() or _fault(path, identity) is not None:
+            _swap_in(part, path, identity)
+        else:
+            shutil.rmtree(part)
         return StoredFolder(path, _manifest(path))
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -149,6 +187,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _path(root: Path, kind: str, identity: Mapping[str, Any]) -> Path:
+    missing = {"code", *LIBRARIES} - identity.keys()
+    if missing:
+        raise ValueError(f"The identity of a {kind} lacks {', '.join(sorted(missing))}: make it with store.identity.")
     return root / f"{kind}-{digest([dict(identity)])[:16]}"
 
 
@@ -208,7 +249,14 @@ def _fault(path: Path, identity: Mapping[str, Any]) -> str | None:
 
 def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     plain = as_json(dict(wanted))
-    return [key for key in sorted({*stored, *plain}) if stored.get(key) != plain.get(key)]
+    keys = [key for key in sorted({*stored, *plain}) if stored.get(key) != plain.get(key)]
+    return [_change(key, stored.get(key), plain.get(key)) for key in keys]
+
+
+def _change(key: str, stored: Any, wanted: Any) -> str:
+    """The key, with both values where they are short enough to read."""
+    values = [json.dumps(value) for value in (stored, wanted)]
+    return f"{key} ({values[0]}, now {values[1]})" if max(map(len, values)) <= _READABLE else key
 
 
 def _say_what_differs(root: Path, kind: str, identity: Mapping[str, Any]) -> None:

@@ -31,6 +31,10 @@ class Teacher(SequentialRecommender):
         temperature: divides the cosine in training, and in the soft targets that a student sees.
     """
 
+    # Of the code that makes its weights and vectors. Raise it by hand when the same input gives other ones, here or in
+    # a base class: what is stored under the former version is then made anew.
+    version: str = "1.0"
+
     input_type = InputType.POINTWISE
     # Parameter-name prefixes that stay fixed when a pre-trained checkpoint is fine-tuned.
     frozen_when_pretrained: tuple[str, ...] = ()
@@ -54,6 +58,11 @@ class Teacher(SequentialRecommender):
         if self.same_target not in SAME_TARGET:
             raise UserError(f"same_target {self.same_target!r} is not legal: use one of {', '.join(SAME_TARGET)}.")
         self.loss_fct = nn.CrossEntropyLoss()
+
+    @property
+    def code_version(self) -> str:
+        """Class and version, as the identity of a stored folder names them."""
+        return f"{type(self).__name__} {self.version}"
 
     def encode_items(self) -> Tensor:
         """Vectors of all items by internal id, [n_items, D], with gradient; row 0 is PAD."""

@@ -75,13 +75,16 @@ def newest(interaction: Interaction, model: SequentialRecommender, max_length: i
 def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> StudentResult:
     """The ensemble's metrics on validation and test rows, in the place of a student's."""
     data = teacher_data(split, config["kd_teacher_seed"])
-    max_length = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
-    model = Ensemble(max_length, data.dataset(max_length, data.test), teachers).to(config["device"]).eval()
-    metrics = rankings(model, max_length, data)
+    reads_most = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    model = Ensemble(reads_most, data.dataset(reads_most, data.test), teachers).to(config["device"]).eval()
+    metrics = rankings(model, reads_most, data)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # beside a student whose ranking leaves earlier items out
         metrics |= {part: metrics[f"{part}_unseen"] for part in ("valid", "test")}
     return StudentResult(
-        **metrics,
+        valid=metrics["valid"],
+        test=metrics["test"],
+        valid_unseen=metrics["valid_unseen"],
+        test_unseen=metrics["test_unseen"],
         model=config["model"],
         parameters=sum(teacher.parameters for teacher in teachers),
         train_seconds=0.0,

@@ -28,11 +28,16 @@ from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
+from recbole_prmkd.students.causal_check import why_not_shared
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
 from recbole_prmkd.teachers.pretrained import checkpoint_of
+
+# Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
+VERSION = "1.0"
+RANKING_VERSION = "1.0"
 
 
 @dataclass
@@ -124,18 +129,19 @@ def start(model: Teacher, name: str, config: Config) -> Path | None:
 def _identity(
     name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: Path | None
 ) -> Mapping[str, Any]:
-    return {
-        "teacher": kind_of(name),
-        "settings": {key: config[key] for key in sorted(teacher_settings(name, {}))},
-        "context": config["kd_window_context"],
-        "seed": config["seed"],
-        "checkpoint": store.file_digest(checkpoint) if checkpoint else None,
-        "side_information": store.digest(tensor for _, tensor in sorted(given_tables(model).items())),
-        "items": store.digest(data.item_tokens),
-        "rows": data.fit.digest(),
-        "holdout": data.holdout.digest(),
+    return store.identity(
+        code=f"{model.code_version} fine-tuning {VERSION}",
+        teacher=kind_of(name),
+        settings={key: config[key] for key in sorted(teacher_settings(name, {}))},
+        context=config["kd_window_context"],
+        seed=config["seed"],
+        checkpoint=store.file_digest(checkpoint) if checkpoint else None,
+        side_information=store.digest(tensor for _, tensor in sorted(given_tables(model).items())),
+        items=store.digest(data.item_tokens),
+        rows=data.fit.digest(),
+        holdout=data.holdout.digest(),
         **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
-    }
+    )
 
 
 def given_tables(model: Teacher) -> dict[str, Tensor]:
@@ -218,12 +224,13 @@ def _metrics(
     kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
 ) -> dict[str, dict[str, float]]:
     """The teacher's own metrics on the student's validation and test rows; stored apart from its weights."""
-    identity = {
-        "teacher": digest,
-        "metrics": [config["metrics"], config["topk"], config["metric_decimal_place"]],
-        "valid": data.valid.digest(),
-        "test": data.test.digest(),
-    }
+    identity = store.identity(
+        code=f"{model.code_version} ranking {RANKING_VERSION}",
+        teacher=digest,
+        metrics=[config["metrics"], config["topk"], config["metric_decimal_place"]],
+        valid=data.valid.digest(),
+        test=data.test.digest(),
+    )
     stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:
         stored = store.save(root, f"metrics-{kind}", identity, {}, rankings(model, config, data))

@@ -65,6 +65,7 @@ class Recformer(Teacher):
     plays no part; there is a masked language model instead, unless `mlm_weight` is 0.
     """
 
+    version = "1.0"
     item_text = "tokens"
     side_information = ("item_tokens", "encoder_hash")
     # DeepSpeed leaves frozen word embeddings out, a plain Longformer has no item positions, a fine-tuned file no head.

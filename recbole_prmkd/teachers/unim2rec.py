@@ -41,6 +41,7 @@ _TABLES = {"text": "plm_embedding", "image": "image_embedding"}  # modality -> i
 class UniM2Rec(CausalTeacher):
     """UniM2Rec as a RecBole model; `modalities` names those in use, in the order of axis M."""
 
+    version = "1.0"
     side_information = tuple(_TABLES.values())
     # A UniSRec file has the text side alone; a data set may have images where the checkpoint's had none.
     checkpoint_may_lack = ("adaptors.image.", "gates.", "missing")

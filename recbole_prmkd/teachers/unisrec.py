@@ -64,6 +64,7 @@ class MoEAdaptor(nn.Module):
 class UniSRec(CausalTeacher):
     """UniSRec as a RecBole model; `train_stage` pretrain, inductive (text alone) or transductive (text + ID)."""
 
+    version = "1.0"
     side_information = ("plm_embedding", "noisy_plm_embedding")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:

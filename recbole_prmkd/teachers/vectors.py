@@ -30,6 +30,7 @@ _IDS = {"items": ["item_id"], "users": ["user_id"], "rows": ["user_id", "item_id
 class Vectors(Teacher):
     """An external model's vectors as a RecBole model that only scores."""
 
+    version = "1.0"
     side_information = ("item_vectors", "row_keys", "row_vectors")
     item_text = "nothing"
     learns = False

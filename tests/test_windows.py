@@ -8,9 +8,10 @@ from recbole.utils import get_model
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.students import bucketing as lengths
-from recbole_prmkd.students import windows as prefixes
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared, windows
+from recbole_prmkd.students import causal_check
+from recbole_prmkd.students import windows as module
+from recbole_prmkd.students.causal_check import why_not_shared
+from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, windows
 
 
 @pytest.fixture
@@ -43,8 +44,8 @@ def test_windows_hold_each_row_with_enough_context(max_length, context):
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "UniSRec"])
 def test_loss_and_scores_equal_the_models_own(model, together, student, monkeypatch):
     # The windows are read as one, or each length for itself.
-    monkeypatch.setattr(lengths, "_PASS", 10**6 if together else 0)
-    monkeypatch.setattr(lengths, "_STEP", 0)
+    monkeypatch.setattr(module, "_FORWARD", 10**6 if together else 0)
+    monkeypatch.setattr(module, "_STEP", 0)
     net, config, split = student(model, kd_unisrec_hidden_size=16, n_exps=2)
     net.eval()
     assert why_not_shared(net, config, split.train) is None
@@ -110,8 +111,8 @@ def test_a_model_that_looks_ahead_is_refused(student, monkeypatch):
     monkeypatch.setattr(net, "get_attention_mask", lambda item_seq: mask(item_seq, bidirectional=True))
     ahead = "its state at a position depends on future items"
     assert why_not_shared(net, config, split.train) == ahead
-    # Users with a single row show nothing of it: others are asked, and without others nothing is shared.
-    monkeypatch.setattr(prefixes, "_PROBED", 8)
+    # Users with a single example show nothing of it: others are tried, and without others nothing is shared.
+    monkeypatch.setattr(causal_check, "_PROBED", 8)
     users = split.train.users
     single = torch.tensor([int(torch.nonzero((users == user) & (split.train.lengths > 0))[0]) for user in range(1, 13)])
     others = torch.nonzero(users > 12).squeeze(1)

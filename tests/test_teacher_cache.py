@@ -15,9 +15,11 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.teacher_cache import scores as module
-from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache, build_or_load, open_cache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+
+ITEMS, EXAMPLES = 12, 30
 
 
 class GivenScores:
@@ -59,14 +61,14 @@ def test_scores_are_the_live_teachers(built):
     max_length = teacher.config["MAX_ITEM_LIST_LENGTH"]
     rows = torch.nonzero((split.train.lengths > 0) & (split.train.lengths <= max_length)).squeeze(1)[::3]
     candidates = torch.arange(1, len(split.item_tokens) + 1)
-    scores, known = knowledge.scores(rows, candidates)
+    scores = knowledge.scores(rows, candidates)
     seq, length = data.train.histories(rows, max_length)
     items = teacher.model.encode_items()
     history = functional.normalize(teacher.model.encode_histories(seq, length, items), dim=-1)
     live = history @ functional.normalize(items, dim=-1)[data.canonical[candidates]].T
     torch.testing.assert_close(scores[0], live, rtol=0, atol=2e-3)  # half precision
-    assert known.all()
-    per_row, _ = knowledge.scores(rows, candidates.expand(len(rows), -1))
+    assert not scores.isnan().any()
+    per_row = knowledge.scores(rows, candidates.expand(len(rows), -1))
     torch.testing.assert_close(per_row, scores)
 
 
@@ -90,7 +92,7 @@ def test_shuffled_teachers_give_each_row_the_scores_of_other_items(built):
     _, split, *_, true = built()
     *_, shuffled = built(kd_shuffled_teachers=True)
     rows, items = torch.nonzero(split.train.lengths > 0).squeeze(1)[:20], torch.arange(1, true.n_items)
-    scores, control = true.scores(rows, items)[0][0], shuffled.scores(rows, items)[0][0]
+    scores, control = true.scores(rows, items)[0], shuffled.scores(rows, items)[0]
     torch.testing.assert_close(control.sort(dim=1).values, scores.sort(dim=1).values)
     assert (control != scores).float().mean() > 0.8
 
@@ -101,7 +103,7 @@ def test_unknown_rows_and_items_have_no_weight(built, tmp_path):
     file.write_text("".join(line for line in file.open() if not line.startswith("i7\t")))
     config, split, _, _, knowledge = built(data_path=str(data))
     candidates = torch.arange(1, 31)
-    _, known = knowledge.scores(torch.arange(len(split.train)), candidates)
+    known = ~knowledge.scores(torch.arange(len(split.train)), candidates).isnan()
     without_text = split.item_tokens.index("i7")
     assert not known[0, :, without_text].any()
     assert torch.equal(known[0].any(1), split.train.lengths > 0)
@@ -126,7 +128,7 @@ def test_objective_by_hand(built):
         theirs = [part.histories(torch.tensor([row]), 99)[0][0] for part in (split.future, split.train)]
         others = set(torch.cat(theirs).tolist()) - {int(batch["item_id"][n])}  # this student knows no order
         mine = torch.tensor([item for item in items.tolist() if item not in others])
-        target = (knowledge.scores(rows[n : n + 1], mine)[0][0, 0] / teacher.model.temperature).softmax(0)
+        target = (knowledge.scores(rows[n : n + 1], mine)[0, 0] / teacher.model.temperature).softmax(0)
         student = scorer.table[row, mine].log_softmax(0)
         total += functional.kl_div(student, target, reduction="sum").item()
     assert loss.item() == pytest.approx(total / len(rows), rel=1e-5)
@@ -221,9 +223,8 @@ def test_half_precision_is_close_and_stored_apart(encoded):
     assert not torch.equal(full, half) and (torch.cosine_similarity(full[known], half[known]) > 0.99).all()
     assert torch.equal(half.any(dim=1), known)
     first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
-    # What was stored before there was a choice of precision stays valid.
-    assert set(first) == {"teacher", "id_map", "rows", "max_length", "context"}
-    assert second["precision"] == "bfloat16" and first["rows"] == second["rows"]
+    assert set(second) == {*first, "precision"} and second["precision"] == "bfloat16"
+    assert first["rows"] == second["rows"]
 
 
 def test_equal_histories_have_equal_numbers():
@@ -235,6 +236,47 @@ def test_equal_histories_have_equal_numbers():
     assert module._history_numbers(rows, 3).tolist() == [2, 3, 1, 3, 0, 0]
     assert module._history_numbers(rows, 9).tolist() == [2, 4, 1, 3, 0, 0]
     assert len(module._history_numbers(rows.select(torch.tensor([], dtype=torch.int64)), 2)) == 0
+
+
+def random_cache(gaps):
+    """Two teachers of random vectors; with gaps, each covers only some of the items and examples."""
+    rng = np.random.default_rng(0)
+
+    def vectors(number, width):
+        table = functional.normalize(torch.from_numpy(rng.normal(size=(number, width))), dim=-1).half()
+        if gaps:
+            table[torch.from_numpy(rng.random(number) < 0.2)] = 0
+        return table
+
+    teachers = [
+        CachedTeacher(f"T{k}", 0.1, 0.5, vectors(ITEMS, width), vectors(EXAMPLES, width).numpy())
+        for k, width in enumerate((12, 7))
+    ]
+    return TeacherCache(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_scores_are_cosines_and_nan_where_a_teacher_does_not_cover(gaps, per_example):
+    cache = random_cache(gaps)
+    examples, candidates = torch.arange(EXAMPLES), torch.arange(ITEMS)
+    if per_example:
+        candidates = candidates.expand(EXAMPLES, -1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = cache.scores(examples, candidates)
+    assert scores.dtype == torch.float32 and scores.isnan().any() == gaps
+    for k, teacher in enumerate(cache.teachers):
+        items, histories = teacher.items.flip(0).float(), torch.from_numpy(teacher.histories).float()
+        covered = (histories != 0).any(1)[:, None] & (items != 0).any(1)
+        torch.testing.assert_close(scores[k].nan_to_num(nan=0), histories @ items.T, rtol=0, atol=1e-6)
+        assert torch.equal(~scores[k].isnan(), covered)
+
+
+def test_several_candidate_lists_stand_beside_each_other():
+    cache, examples = random_cache(gaps=True), torch.tensor([5, 2, 9])
+    shared, own = torch.tensor([3, 1]), torch.tensor([[4, 5, 1], [6, 7, 8], [2, 3, 9]])
+    both = [cache.scores(examples, shared), cache.scores(examples, own)]
+    torch.testing.assert_close(cache.scores(examples, shared, own), torch.cat(both, dim=-1), equal_nan=True)
 
 
 def test_teacher_without_gradient_and_outside_the_student(built):

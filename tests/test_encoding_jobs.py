@@ -16,7 +16,7 @@ import torch
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import encoding_jobs, store
 
-ROWS, IDENTITY = 20, {"text": "abc"}
+ROWS, IDENTITY = 20, store.identity(code="1.0", text="abc")
 BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # rows 18 and 19 are in none
 
 
@@ -94,14 +94,14 @@ def test_sigkill(every, whole, tmp_path):
 import os, signal, sys
 sys.path[:0] = {[os.path.dirname(__file__)]!r}
 from pathlib import Path
-import test_passes
-test_passes.encoding_jobs._EVERY = {every}
-def vectors_of(index, given=test_passes.vectors_of):
+import test_encoding_jobs
+test_encoding_jobs.encoding_jobs._EVERY = {every}
+def vectors_of(index, given=test_encoding_jobs.vectors_of):
     if index.tolist() == {BATCHES[4].tolist()}:
         os.kill(os.getpid(), signal.SIGKILL)
     return given(index)
-test_passes.vectors_of = vectors_of
-test_passes.run(Path({str(tmp_path / "killed")!r}))
+test_encoding_jobs.vectors_of = vectors_of
+test_encoding_jobs.run(Path({str(tmp_path / "killed")!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -159,7 +159,7 @@ def test_other_rows_dtype_or_batches_do_not_fit(tmp_path):
 
 
 def test_two_identities_and_rebuild(whole, tmp_path):
-    other = {"text": "xyz"}
+    other = {**IDENTITY, "text": "xyz"}
     stop(tmp_path)
     stop(tmp_path, identity=other)
     assert len(left(tmp_path)) == 2
@@ -203,11 +203,11 @@ def test_a_lock_of_a_removed_folder_does_not_count(tmp_path, monkeypatch):
 
 def test_stale_passes_are_removed(tmp_path):
     stop(tmp_path)
-    stop(tmp_path, identity={"text": "xyz"})
+    stop(tmp_path, identity={**IDENTITY, "text": "xyz"})
     old, fresh = tmp_path.glob(".pass-*")
     week = time.time() - 8 * 24 * 3600
     os.utime(old, (week, week))
-    run(tmp_path, identity={"text": "another"})
+    run(tmp_path, identity={**IDENTITY, "code": "1.1"})
     assert left(tmp_path) == [fresh.name]
 
 

@@ -1,16 +1,19 @@
 """Folders that a later run may trust: complete, unchanged and of the right identity, or made anew with a reason."""
 
+import json
 import logging
 import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import store
 
-IDENTITY = {"rows": "abc", "text": "def"}
+IDENTITY = store.identity(code="1.0", examples="abc", text="def")
 
 
 @pytest.fixture
@@ -29,8 +32,37 @@ def test_round_trip(stored, tmp_path):
 def test_what_differs_is_said(stored, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert store.find(tmp_path, "knowledge-A", {**IDENTITY, "text": "new"}) is None
-    assert "differs in text" in caplog.text
+    assert 'differs in text ("def", now "new"): it is made anew' in caplog.text
     assert store.find(tmp_path, "knowledge-B", IDENTITY) is None
+
+
+@pytest.mark.parametrize("changed", [{"code": "1.1"}, {"torch": "2.0"}, {"transformers": "9.9"}])
+def test_what_other_code_or_libraries_made_is_not_read(changed, stored, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert store.find(tmp_path, "knowledge-A", {**IDENTITY, **changed}) is None
+    ((key, value),) = changed.items()
+    assert f'differs in {key} ("{IDENTITY[key]}", now "{value}"): it is made anew' in caplog.text
+
+
+def test_a_folder_of_before_there_were_versions_is_not_read(stored, tmp_path, caplog):
+    former = {"examples": "abc", "text": "def"}
+    manifest = json.loads((stored.path / store.MANIFEST).read_text())
+    folder = stored.path.rename(tmp_path / f"knowledge-A-{store.digest([former])[:16]}")
+    store.write_json(folder / store.MANIFEST, manifest | {"identity": former})
+    with caplog.at_level(logging.INFO):
+        assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
+    assert 'differs in code (null, now "1.0"), torch (null' in caplog.text
+
+
+def test_versions_are_the_installed_ones():
+    assert IDENTITY["torch"] == ".".join(torch.__version__.split(".")[:2])
+    assert IDENTITY["transformers"] == ".".join(transformers.__version__.split(".")[:2])
+
+
+def test_an_identity_without_versions_is_a_mistake(tmp_path):
+    for call in (store.find, partial(store.save, files={})):
+        with pytest.raises(ValueError, match=r"lacks code, torch, transformers: make it with store\.identity"):
+            call(tmp_path, "knowledge-A", {"text": "def"})
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest", "identity"])

@@ -1,0 +1,60 @@
+"""Models in RecBole's look-ups, and what RecBole knows of a model through its base classes.
+
+A user's `class MyNeuMF(NeuMF)` has NeuMF's properties and trainer, as it has NeuMF's traits (`students.traits`).
+"""
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import recbole.config
+import recbole.trainer
+from recbole.config import Config
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import get_trainer
+
+from recbole_prmkd.errors import UserError
+
+_PROPERTIES = Path(recbole.config.__file__).parent.parent / "properties" / "model"
+
+
+def register_model(model: type) -> type:
+    """Let `recbole.utils.get_model` find a class by its name. Safe to call again.
+
+    RecBole resolves a model by the module name `recbole.model.<kind>_recommender.<name in lower case>`.
+
+    Raises:
+        UserError: it is no model class of RecBole's kind, or RecBole has another model of that name.
+    """
+    if not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
+        raise UserError(f"{model!r} is no RecBole model: give a subclass of one of RecBole's abstract recommenders.")
+    name = f"recbole.model.general_recommender.{model.__name__.lower()}"
+    there = sys.modules.get(name)
+    if model.__module__.startswith("recbole.model.") or (there is not None and model in vars(there).values()):
+        return model
+    if _is_recboles(model.__name__) or (there is not None and not getattr(there, "_of_user", False)):
+        raise UserError(f"RecBole has a model {model.__name__} already: give your class another name.")
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    vars(module).update({model.__name__: model, "_of_user": True})
+    sys.modules[name] = module
+    return model
+
+
+def properties_name(model: type) -> str:
+    """The nearest class among a model and its bases that RecBole has properties for; the model's own name if none."""
+    return next((base.__name__ for base in model.__mro__ if _is_recboles(base.__name__)), model.__name__)
+
+
+def host_trainer(config: Config, model: type) -> type:
+    """RecBole's trainer class of a model: of the nearest base that has one of its own, else by the model's type."""
+    for base in model.__mro__:
+        trainer = getattr(recbole.trainer, f"{base.__name__}Trainer", None)
+        if trainer is not None and base.__name__ != "PRMKD":
+            return trainer
+    return get_trainer(config["MODEL_TYPE"], model.__name__)
+
+
+def _is_recboles(name: str) -> bool:
+    return (_PROPERTIES / f"{name}.yaml").is_file()

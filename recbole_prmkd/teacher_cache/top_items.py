@@ -1,0 +1,108 @@
+"""The items that the teachers rank first for each training example, scored once and stored.
+
+They depend on teachers, data and masks alone, so that runs with other seeds or students, and all trials of a sweep,
+share one stored folder. Our choice of candidates; arXiv 2401.00797 has in-batch candidates alone.
+
+Axes: N training examples, T teachers, M items of an example over all teachers, B examples of a batch, P excluded pairs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+
+VERSION = "1.0"  # raise it when the same caches and exclusions give other items or scores
+KIND = "top-items"
+_SCORES = 1 << 24  # teachers x examples x items that are scored at a time
+
+# Example numbers [B] -> positions [P] in these B and items [P] that are no candidates of theirs.
+Excluded = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TopItems:
+    """Items [N, M] int32 in the student's ids, 0 where a teacher covers too few, and their scores [T, N, M] float32.
+
+    Both are memory-mapped. The first M / T items of an example are the first teacher's, best first, and so on; the
+    scores are those of all teachers, NaN where one does not cover the example or the item.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+
+    def of(self, examples: Tensor) -> tuple[Tensor, Tensor]:
+        """Items [B, M] int64 and scores [T, B, M] of these examples [B], on their device."""
+        index = examples.cpu().numpy()
+        items, scores = torch.from_numpy(self.items[index]), torch.from_numpy(self.scores[:, index])
+        return items.long().to(examples.device), scores.to(examples.device)
+
+
+def load_or_compute(
+    cache: TeacherCache,
+    examples: int,
+    number: int,
+    excluded: Excluded,
+    identity: Mapping[str, Any],
+    root: Path,
+    rebuild: bool = False,
+) -> TopItems:
+    """The stored top items of these teachers and examples, computed now where none match.
+
+    Args:
+        cache: its vectors, their order and its numbering of the items (shuffled or not) are part of what must match.
+        examples: number of training examples, N.
+        number: items of an example over all teachers, as many of each (fewer distinct ones where they agree); at
+            least one.
+        excluded: what `identity` describes.
+        identity: all that `excluded` depends on: digests of the examples, and the settings of the masks.
+        root: folder of the data set inside the cache directory.
+        rebuild: compute them whatever is stored.
+    Raises:
+        UserError: the folder cannot be written (full disk, no permission).
+    """
+    wanted = store.identity(
+        code=VERSION,
+        teachers=[teacher.digest for teacher in cache.teachers],
+        id_map=store.digest([cache.canonical]),
+        number=number,
+        count=examples,
+        device=torch.device(cache.device).type,
+        excluded=store.digest([dict(identity)]),
+    )
+    stored = None if rebuild else store.find(root, KIND, wanted)
+    if stored is None:
+        items, scores = _compute(cache, examples, number, excluded)
+        files = {"items": items.int().numpy(), "scores": scores.numpy()}
+        stored = store.save(root, KIND, wanted, files, replace=rebuild)
+    return TopItems(stored.array("items"), stored.array("scores"))
+
+
+@torch.no_grad()
+def _compute(cache: TeacherCache, examples: int, number: int, excluded: Excluded) -> tuple[Tensor, Tensor]:
+    """Items [N, M] int64, M = teachers x ceil(number / teachers), and scores [T, N, M], both on the CPU."""
+    teachers, n_items = len(cache.teachers), cache.n_items
+    each = min(-(-number // teachers), n_items - 1)
+    items = torch.arange(n_items, device=cache.device)
+    first = torch.zeros(examples, teachers * each, dtype=torch.int64)
+    scores = torch.empty(teachers, examples, teachers * each)
+    size = max(1, _SCORES // (teachers * n_items))
+    for index in tqdm(torch.arange(examples).split(size), desc="teachers' first items"):
+        every = cache.scores(index.to(cache.device), items)  # [T, B, n_items]
+        ranked = every.nan_to_num(nan=-torch.inf)
+        position, item = excluded(index.to(cache.device))  # [P] both
+        ranked[:, position, item] = -torch.inf
+        ranked[:, :, 0] = -torch.inf
+        best = ranked.topk(each, dim=2)
+        chosen = best.indices.masked_fill(best.values == -torch.inf, 0)  # [T, B, each]
+        chosen = chosen.transpose(0, 1).flatten(1)  # [B, M]
+        first[index] = chosen.cpu()
+        scores[:, index] = every.gather(2, chosen.expand(teachers, -1, -1)).cpu()
+    return first, scores
