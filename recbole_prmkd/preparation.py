@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
-from recbole_prmkd.results.result import StepResult
+from recbole_prmkd.results.schema import StepResult
 from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
 from recbole_prmkd.teacher_cache.store import StoredFolder

@@ -8,7 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.results.result import read
+from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import Ensemble, newest, serve
 from recbole_prmkd.teachers.fit import fit_or_load
@@ -93,7 +93,7 @@ def test_a_run_of_the_ensemble_leaves_the_usual_result(settings, vectors, tmp_pa
     for number, model in enumerate(("SASRec", "DeepFM")):  # the model plays no part; its kind says which ranking
         run = run_recbole_prmkd(model, "tiny", config_dict={**given, "kd_output_dir": str(tmp_path / str(number))})
         assert run["test_result"] == run["result"]["student"]["test"]
-    first, second = (read(tmp_path / str(number)) for number in range(2))
+    first, second = (read_result(tmp_path / str(number)) for number in range(2))
     student = first.student
     assert student.parameters == sum(teacher.parameters for teacher in first.teachers.values())
     assert student.epochs == 0 and student.checkpoint is None and first.distillation == []

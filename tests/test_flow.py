@@ -12,7 +12,8 @@ from conftest import write_tiny
 from recbole.quick_start import run_recbole
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.results.result import RunResult, read
+from recbole_prmkd.results.run_folder import read_result
+from recbole_prmkd.results.schema import RunResult
 
 STUDENTS = ["SASRec", "DeepFM", "LightGCN"]
 
@@ -57,7 +58,7 @@ def test_result_is_complete_and_a_warm_run_equals_the_cold_one(model, settings, 
     made = ["text", "teacher UniSRec", "knowledge UniSRec"]
     assert [cold["result"]["steps"][step]["reused"] for step in made] == [False] * 3
     assert [warm["result"]["steps"][step]["reused"] for step in made] == [True] * 3
-    result = read(tmp_path / "1")
+    result = read_result(tmp_path / "1")
     assert json.loads((tmp_path / "1" / "result.json").read_text())["schema"] == "recbole_prmkd/1"
     assert {"valid", "test", "valid_unseen", "test_unseen"} <= set(
         RunResult.model_json_schema()["$defs"]["StudentResult"]["properties"]

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.results.result import read
+from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.teacher_cache import encoding_jobs
 from recbole_prmkd.tune import encode_on, run_sweep
 from recbole_prmkd.tune.trial_inputs import make_trial_inputs
@@ -72,7 +72,7 @@ def check_winner(out):
     trials, folder = listed(out["output_dir"]), Path(out["output_dir"])
     good = trials[trials.status != "failed"]
     assert out["best_valid_score"] == good[METRIC].max()
-    assert read(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
+    assert read_result(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
     assert not [column for column in trials if "test" in column]
     again = run_recbole_prmkd(
         config_file_list=[str(folder / "best.yaml")], config_dict={"kd_output_dir": str(folder / "again")}
@@ -89,7 +89,7 @@ def test_a_sweep_from_file_to_winner(settings, sweep_file):
     assert len(trials) == 2 and (trials.status == "finished").all() and trials.error.isna().all()
     assert (trials.seconds > 0).all() and trials["best epoch"].isin([0, 1]).all()
     assert set(SPACE) <= set(trials.columns)
-    assert out["best_valid_score"] == trials[METRIC].max() == read(folder / "winner").student.valid["mrr@10"]
+    assert out["best_valid_score"] == trials[METRIC].max() == read_result(folder / "winner").student.valid["mrr@10"]
     one = folder / "trials" / trials.index[0]
     assert list(one.glob("tensorboard/events*")) and list(one.glob("log/**/*.log"))
     assert (folder / "parallel_coordinates.svg").stat().st_size > 1000
@@ -203,7 +203,7 @@ def test_resume_after_the_driver_was_killed(settings, sweep_file, tmp_path):
     for trial, content in finished.items():
         assert (trial / "finished.json").read_text() == content
         assert sorted(trial.glob("log/**/*.log")) == logs[trial]
-    assert read(folder / "winner").student.valid["mrr@10"] == trials[METRIC].max()
+    assert read_result(folder / "winner").student.valid["mrr@10"] == trials[METRIC].max()
     with pytest.raises(UserError, match="epochs"):
         run_sweep("BPR", "tiny", None, {**fixed, "epochs": 3}, file, resume=True)
 

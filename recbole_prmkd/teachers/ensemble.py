@@ -17,7 +17,7 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.data.split import Split
-from recbole_prmkd.results.result import StudentResult
+from recbole_prmkd.results.schema import StudentResult
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings

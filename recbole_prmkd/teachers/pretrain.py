@@ -25,7 +25,8 @@ from recbole_prmkd.recbole_host.checks import check_pretraining
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import pretraining_properties
 from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.provenance import package_versions
+from recbole_prmkd.results.run_folder import output_folder
 from recbole_prmkd.students.windows import WindowLoader
 from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
@@ -65,7 +66,7 @@ def pretrain(
     for each in configs:
         check_pretraining(each, output)
     file = pretrained.weights_file(output, model)
-    with results.output_folder(output, f"unfinished-{model}") as folder:
+    with output_folder(output, f"unfinished-{model}") as folder:
         logs = folder / f"{model}-pretraining"
         logs.mkdir()
         with run_logging(config, logs):
@@ -99,7 +100,7 @@ def _pretrain(
     if old is not None:
         return old, True
     trained = _train(teacher, config, data, logs)
-    card = {**made_from, **trained, "versions": results.versions()}
+    card = {**made_from, **trained, "versions": package_versions()}
     pretrained.write(folder, model, pretraining_weights(teacher), card)
     getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
     return {**card, "teacher": model}, False
