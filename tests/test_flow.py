@@ -200,7 +200,7 @@ def test_histories_too_short_to_learn_from(settings, tmp_path):
     lines = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(12) for step in range(3)]
     (data / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
     (data / "tiny.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\ta {n}\n" for n in range(9)))
-    with pytest.raises(UserError, match="No training row has a history that UniSRec could learn from"):
+    with pytest.raises(UserError, match="No training example has a history that UniSRec could learn from"):
         run_recbole_prmkd("LightGCN", "tiny", config_dict=settings(kd="mean", data_path=str(tmp_path / "data")))
     assert not (tmp_path / "out").exists()
 
