@@ -10,7 +10,7 @@ from torch.nn import functional
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
-from recbole_prmkd.students.windows import why_not_shared
+from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.teachers import unim2rec, unisrec
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import MoEAdaptor, UniSRec

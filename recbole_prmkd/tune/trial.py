@@ -50,7 +50,7 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
     # The GPUs that Ray lent to this trial; RecBole would take the first of the machine.
     gpus = {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
     config = plan.config(searched | gpus)
-    config["show_progress"] = False
+    config["show_progress"], config["kd_rebuild"] = False, False  # what trials share was computed before them
     if config["kd"] != "none":
         check_distillation(config)  # a plain run of best.yaml would reject it
     checkpoint, state = tune.get_checkpoint(), None
