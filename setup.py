@@ -38,6 +38,7 @@ DOCS = [
 TEST = [
     *DEMO,
     "pytest>=8",
+    "hypothesis>=6.100",  # states what holds for all inputs of the pure functions of distil/, not for a few of them
     "ruff>=0.9",
     "mypy>=1.14",
     "codespell>=2.4",  # spelling of code and prose, in a second

@@ -1,10 +1,10 @@
 """The whole run, as visible steps:
 
-config -> data -> item text -> teachers -> knowledge cache -> student -> distillation -> evaluation -> result
+config -> data -> item text -> teachers -> teacher cache -> student -> distillation -> evaluation -> result
 
 The order of RecBole's own `run_recbole` is kept call by call, so that `kd: none` gives its metrics and weights bit
-for bit. What is made on the way (item vectors, teachers, knowledge) is reused where it still matches; the student is
-seeded after it, so a cold and a warm run give the same student.
+for bit. What is made on the way (item vectors, teachers, teacher cache) is reused where it still matches. The student
+is seeded after it, so a cold and a warm run give the same student.
 """
 
 import tempfile
@@ -108,8 +108,8 @@ def _run(
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         unseen = {
-            part: evaluate_unseen(trainer, config, data, rows) or plain(metrics)
-            for part, data, rows, metrics in (
+            part: evaluate_unseen(trainer, config, data, examples) or plain(metrics)
+            for part, data, examples, metrics in (
                 ("valid", split.valid_data, split.valid, best_valid),
                 ("test", split.test_data, split.test, test),
             )

@@ -6,12 +6,16 @@ import shutil
 import sys
 from functools import partial
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 torch.set_num_threads(1)
+# The same examples in every run, no time limit for a slow machine, nothing kept on disk.
+hypothesis.settings.register_profile("prmkd", derandomize=True, deadline=None, database=None, max_examples=50)
+hypothesis.settings.load_profile("prmkd")
 
 import recbole_prmkd  # noqa: E402, F401
 from recbole_prmkd.data.encoder import DEFAULT_ENCODER, encoder_folder  # noqa: E402
@@ -46,6 +50,24 @@ def seed(monkeypatch):
     np.random.seed(0)
     torch.manual_seed(0)
     monkeypatch.setattr(sys, "argv", ["pytest"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_runs():
+    """Runs without what takes longer than their training: RecBole's second of watching the CPU, all figures but one."""
+    from recbole_prmkd import quick_start
+
+    draw, figures = quick_start.draw_distillation, []
+
+    def draw_once(*arguments):
+        if not figures:
+            figures.append(arguments)
+            draw(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("psutil.cpu_percent", lambda interval=None: 0.0)
+        patch.setattr(quick_start, "draw_distillation", draw_once)
+        yield
 
 
 def write_tiny(folder, name="tiny", swap=None):

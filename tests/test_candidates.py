@@ -1,11 +1,14 @@
-"""Candidates: what the batch offers, what counts for each row, and the few that pair-wise students score."""
+"""Candidates: what the batch offers, what counts for each example, and the few that pairwise students score."""
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_prmkd.distil.candidates import (
+    Exclusions,
     candidate_mask,
     in_batch_candidates,
     sample,
@@ -19,8 +22,21 @@ def randint(high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def pairs(excluded: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, P] items of each row as (row, item) pairs."""
+    """[B, P] items of each example as (example, item) pairs."""
     return torch.arange(len(excluded)).repeat_interleave(excluded.shape[1]), excluded.flatten()
+
+
+ITEM = st.integers(0, 9)  # 0 is padding
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Targets [B] of up to 6 examples, some padding, and excluded items [B, P], some in no batch."""
+    targets = torch.tensor(draw(st.lists(ITEM, min_size=1, max_size=6)))
+    assume(bool(targets.any()))
+    width = draw(st.integers(0, 5))
+    excluded = draw(st.lists(st.integers(0, 12), min_size=len(targets) * width, max_size=len(targets) * width))
+    return targets, torch.tensor(excluded, dtype=torch.long).view(len(targets), width)
 
 
 def expected_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> list[list[bool]]:
@@ -31,17 +47,47 @@ def expected_mask(items: Tensor, targets: Tensor, excluded: Tensor) -> list[list
     ]
 
 
+SLICE = st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=8, max_size=8),
+    st.lists(st.lists(SLICE, min_size=3, max_size=3), max_size=2),
+    st.lists(st.integers(0, 2), max_size=4),
+    st.none() | st.sets(st.integers(1, 12), min_size=1),
+    st.none() | st.lists(st.integers(1, 9), min_size=3, max_size=3),
+)
+def test_exclusions_are_the_items_of_each_examples_slices_and_its_target(items, sources, batch, among, targets) -> None:  # type: ignore[no-untyped-def]
+    """Of three examples; a batch has any of them, twice too, or none."""
+    numbers = torch.tensor(items)
+    slices = [(*torch.tensor(bounds).T, numbers) for bounds in sources]
+    excluded = Exclusions(slices, None if targets is None else torch.tensor(targets))
+    wanted = None if among is None else torch.tensor(sorted(among), dtype=torch.long)
+    position, item = excluded(torch.tensor(batch, dtype=torch.long), wanted)
+    expected = []
+    for index, example in enumerate(batch):
+        for bounds in sources:
+            start, stop = bounds[example]
+            expected += [(index, one) for one in items[start:stop] if among is None or one in among]
+        expected += [(index, targets[example])] if targets is not None else []
+    assert sorted(zip(position.tolist(), item.tolist(), strict=True)) == sorted(expected)
+
+
 def test_positives_are_sorted_unique_and_without_padding() -> None:
     items, columns = in_batch_candidates(torch.tensor([7, 3, 7, 0, 9]))
     assert items.tolist() == [3, 7, 9]
     assert columns.tolist() == [1, 0, 1, -1, 2]
 
 
-def test_columns_find_each_target() -> None:
-    targets = randint(50, (200,), seed=0) + 1
-    items, columns = in_batch_candidates(targets)
-    assert torch.equal(items[columns], targets)
-    assert items.tolist() == sorted(set(targets.tolist()))
+@given(batches(), st.lists(ITEM, max_size=6))
+def test_columns_find_each_target_among_everyones(batch: tuple[Tensor, Tensor], others: list[int]) -> None:
+    targets, _ = batch
+    for everyone in ([], others):  # the targets of other processes
+        together = torch.cat([targets, torch.tensor(everyone, dtype=torch.long)]) if everyone else None
+        items, columns = in_batch_candidates(targets, together)
+        assert items.tolist() == sorted({*targets.tolist(), *everyone} - {0})
+        assert torch.equal(items[columns[targets > 0]], targets[targets > 0])
+        assert bool((columns[targets == 0] == -1).all())
 
 
 def test_mask_in_a_hand_made_batch() -> None:
@@ -55,14 +101,13 @@ def test_mask_in_a_hand_made_batch() -> None:
     ]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_mask_equals_its_definition(seed: int) -> None:
-    targets = randint(30, (40,), seed)  # some are padding
-    in_batch, _ = in_batch_candidates(targets)
-    more = torch.unique(torch.cat([in_batch, torch.tensor([31, 35, 50])]))
-    excluded = randint(60, (40, 25), seed + 100)
-    for items in (in_batch, more):
-        assert candidate_mask(items, targets, pairs(excluded)).tolist() == expected_mask(items, targets, excluded)
+@given(batches(), st.sets(st.integers(1, 14), max_size=4))
+def test_mask_equals_its_definition(batch: tuple[Tensor, Tensor], more: set[int]) -> None:
+    targets, excluded = batch
+    items = torch.tensor(sorted({*targets.tolist(), *more} - {0}))
+    before = targets.clone(), excluded.clone()
+    assert candidate_mask(items, targets, pairs(excluded)).tolist() == expected_mask(items, targets, excluded)
+    assert torch.equal(targets, before[0]) and torch.equal(excluded, before[1])
 
 
 def test_mask_takes_narrow_ids_no_exclusions_and_a_batch_of_one() -> None:
@@ -83,7 +128,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_mask_never_holds_rows_by_excluded_by_candidates() -> None:
+def test_mask_never_holds_examples_by_excluded_by_candidates() -> None:
     targets = randint(300, (64,), seed=1) + 1
     items = torch.arange(1, 401)
     excluded = randint(500, (64, 350), seed=2)
@@ -92,43 +137,27 @@ def test_mask_never_holds_rows_by_excluded_by_candidates() -> None:
     assert largest.numel == 64 * 400
 
 
-def test_input_stays_as_it_was() -> None:
-    targets, excluded = randint(9, (5,), seed=3) + 1, randint(9, (5, 4), seed=4)
-    before = targets.clone(), excluded.clone()
-    candidate_mask(in_batch_candidates(targets)[0], targets, pairs(excluded))
-    assert torch.equal(targets, before[0]) and torch.equal(excluded, before[1])
-
-
-def test_sample_has_the_target_first_and_shared_items_after() -> None:
-    targets = randint(100, (32,), seed=5) + 1
+@given(batches(), st.integers(1, 9), st.integers(0, 5))
+def test_sampled_candidates_are_the_target_and_shared_items_with_the_mask_of_these(
+    batch: tuple[Tensor, Tensor], number: int, seed: int
+) -> None:
+    targets, excluded = batch
     items, _ = in_batch_candidates(targets)
-    candidates, mask = sampled_candidates(sample(items, 8, torch.Generator().manual_seed(0)), targets)
-    assert candidates.shape == mask.shape == (32, 9)
-    assert torch.equal(candidates[:, 0], targets)
-    shared = candidates[0, 1:]
-    assert torch.equal(candidates[:, 1:], shared.expand(32, -1))
-    assert shared.tolist() == sorted(set(shared.tolist())) and set(shared.tolist()) <= set(items.tolist())
-    assert torch.equal(mask[:, 1:], candidates[:, 1:] != targets.unsqueeze(1)) and bool(mask[:, 0].all())
-    assert not bool(mask.all())  # some row met its own target again
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_sample_has_the_mask_of_its_items(seed: int) -> None:
-    targets = randint(30, (40,), seed)  # some are padding
-    items, _ = in_batch_candidates(targets)
-    excluded = randint(40, (40, 25), seed + 100)
-    candidates, mask = sampled_candidates(
-        sample(items, 9, torch.Generator().manual_seed(seed)), targets, pairs(excluded)
-    )
-    full = torch.tensor(expected_mask(items, targets, excluded))
-    shared = full[:, torch.searchsorted(items, candidates[0, 1:])] & (candidates[:, 1:] != targets[:, None])
-    assert torch.equal(mask, torch.cat([targets[:, None] != 0, shared], dim=1))
+    shared = sample(items, number, torch.Generator().manual_seed(seed))
+    assert shared.tolist() == sorted(set(shared.tolist()) & set(items.tolist()))
+    assert len(shared) == min(number, len(items))
+    full = torch.tensor(expected_mask(items, targets, excluded))[:, torch.searchsorted(items, shared)]
+    once = shared != targets[:, None]  # the target stands first, and counts there alone
+    for given_, counted in ((pairs(excluded), full), (None, (targets > 0)[:, None])):
+        candidates, mask = sampled_candidates(shared, targets, given_)
+        assert torch.equal(candidates, torch.cat([targets[:, None], shared.expand(len(targets), -1)], dim=1))
+        assert torch.equal(mask, torch.cat([targets[:, None] != 0, counted & once], dim=1))
 
 
 def test_sample_follows_the_generator() -> None:
     targets = torch.arange(1, 101)
-    drawn = [sample(targets, 9, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    sampled = [sample(targets, 9, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[0], sampled[2])
 
 
 def test_sample_of_more_than_there_are_takes_all() -> None:
@@ -160,6 +189,6 @@ def test_each_item_is_sampled_equally_often() -> None:
         (lambda one: sampled_candidates(one, one, (one, one[:0])), r"\[1\] and \[0\]"),
     ],
 )
-def test_what_cannot_be_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_shapes_and_ranges_raise(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call(torch.tensor([1]))

@@ -232,3 +232,16 @@ def test_a_teacher_made_with_other_precision_is_another_one(settings, tmp_path):
         result = run_recbole_prmkd("SASRec", "tiny", config_dict=given)["result"]
         reused.append(result["steps"]["teacher UniSRec"]["reused"])
     assert reused == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_half_precision_trains_a_sequential_student_as_single_precision_does(model, settings):
+    runs = [
+        run_recbole_prmkd(model, "tiny", config_dict=settings(kd="prmkd_plus", kd_item_init="none", enable_amp=amp))
+        for amp in (False, True)
+    ]
+    single, half = (run["result"] for run in runs)
+    assert half["student"]["kd"] == single["student"]["kd"]
+    for rounded, exact in zip(half["distillation"], single["distillation"], strict=True):
+        assert rounded["rec_loss"] == pytest.approx(exact["rec_loss"], rel=0.01)
+        assert rounded["kd_loss"] == pytest.approx(exact["kd_loss"], rel=0.15)  # its teachers are rounded too

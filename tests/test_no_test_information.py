@@ -1,4 +1,4 @@
-"""No test information in any choice: only the final evaluation reads test rows, and other test items change nothing."""
+"""No test information in any choice: only the final evaluation reads test examples, other ones change nothing."""
 
 import pandas as pd
 import pytest
@@ -22,11 +22,11 @@ STOPPING = {"epochs": 4, "stopping_step": 1, "kd_unisrec_epochs": 3}
 
 
 def guarded(split, allowed):
-    """The split, whose test loader and test data set fail when a row is read before `allowed` says so."""
+    """The split, whose test loader and test data set fail when an example is read before `allowed` says so."""
 
     def refuse(name):
         def read(self, *arguments):
-            assert allowed, f"test rows were read by {name} before the final evaluation"
+            assert allowed, f"test examples were read by {name} before the final evaluation"
             return getattr(super(type(self), self), name)(*arguments)
 
         return read
@@ -56,7 +56,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("kd", sorted(CHOICES))
 @pytest.mark.parametrize("model", ["SASRec", "LightGCN"])
-def test_only_the_final_evaluation_reads_test_rows(model, kd, watched, settings):
+def test_only_the_final_evaluation_reads_test_examples(model, kd, watched, settings):
     run = run_recbole_prmkd(model, "tiny", config_dict=settings(kd=kd, **CHOICES[kd]))
     assert watched and run["test_result"]["recall@10"] >= 0
 
@@ -64,9 +64,9 @@ def test_only_the_final_evaluation_reads_test_rows(model, kd, watched, settings)
 @pytest.mark.parametrize("model", ["SASRec", "LightGCN"])
 def test_the_guard_sees_a_reader(model, settings):
     split = guarded(load_split(load_config(model, "tiny", config_dict=settings(kd="prmkd"))), [])
-    with pytest.raises(AssertionError, match="test rows were read by __iter__"):
+    with pytest.raises(AssertionError, match="test examples were read by __iter__"):
         next(iter(split.test_data))
-    with pytest.raises(AssertionError, match="test rows were read by __getitem__"):
+    with pytest.raises(AssertionError, match="test examples were read by __getitem__"):
         split.test_data._dataset[torch.tensor([0])]
 
 
@@ -116,7 +116,7 @@ def test_other_test_items_change_no_bit_of_what_is_learnt(model, kd, two_data_se
     assert weights.keys() == other_weights.keys()
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     assert rest == other_rest
-    assert tested[0] != tested[1]  # so it was other rows that were ranked at the end
+    assert tested[0] != tested[1]  # so other examples were ranked at the end
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch.nn import functional
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil import objective as module
 from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
-from recbole_prmkd.distil.baselines.teachers_list import teachers_list
+from recbole_prmkd.distil.baselines.ranking import teacher_ranking
 from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_candidates
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.objective import Objective
@@ -409,7 +409,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
     made.student.scores = _item_numbers(made.student)
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given
-    columns, listed = teachers_list(target, mask, 6)
+    columns, listed = teacher_ranking(target, mask, 6)
     cosines = made.teacher_cache.scores(BATCH, torch.arange(1, ITEMS))[0]
     for row, its, in_list in zip(range(len(BATCH)), numbers.gather(1, columns).long().tolist(), listed, strict=True):
         number = int(BATCH[row])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.teacher_cache import encoding_jobs
-from recbole_prmkd.tune import encode_on, run_sweep, trial_inputs
+from recbole_prmkd.tune import encode_on, run_sweep
+from recbole_prmkd.tune.trial_inputs import make_trial_inputs
 
 ROOT = Path(__file__).parent.parent
 SPACE = {"kd_weight": {"loguniform": [0.5, 20]}, "learning_rate": {"loguniform": [0.0005, 0.02]}}
@@ -66,7 +68,7 @@ def listed(folder):
 
 
 def check_winner(out):
-    """best.yaml gives the winner's validation score, exactly; only the winner has seen the test rows."""
+    """best.yaml gives the winner's validation score, exactly; only the winner has seen the test set."""
     trials, folder = listed(out["output_dir"]), Path(out["output_dir"])
     good = trials[trials.status != "failed"]
     assert out["best_valid_score"] == good[METRIC].max()
@@ -114,10 +116,17 @@ def test_failed_trials_are_listed_and_the_others_go_on(settings, sweep_file):
 def test_asha_and_a_node_killed_in_the_middle(model, settings, sweep_file, two_nodes, monkeypatch):
     """Six trials stop early where they are worse; a node dies: what had ended stays, the sweep completes.
 
-    DeepFM's trials take the knowledge from the object store, as where nodes share no storage.
+    DeepFM's trials take the teacher cache from the object store, as where nodes share no storage.
     """
     if model == "DeepFM":
-        monkeypatch.setattr(trial_inputs, "_seen_everywhere", lambda files: False)
+
+        def unseen(*given):
+            inputs = make_trial_inputs(*given)
+            return replace(
+                inputs, teachers={name: replace(t, folder=Path("unseen")) for name, t in inputs.teachers.items()}
+            )
+
+        monkeypatch.setattr("recbole_prmkd.tune.sweep.make_trial_inputs", unseen)
     file = sweep_file(trials=6, scheduler={"name": "asha", "grace": 2, "reduction": 2}, search="optuna", seed=1)
     fixed = settings(kd="prmkd", epochs=24, stopping_step=50)
     folder = Path(fixed["kd_output_dir"])
@@ -255,7 +264,7 @@ def test_the_cache_from_ray_data_equals_the_local_one(teacher, settings, tmp_pat
         made.append(cache_of(folder))
     local, spread = made
     arrays = {name for name in local if name.endswith(("npy", "safetensors"))}
-    # Item and row knowledge, teacher weights; text vectors where the teacher reads no tokens.
+    # Teacher cache of items and examples, teacher weights; text vectors where the teacher reads no tokens.
     assert local.keys() == spread.keys() and len(arrays) == (3 if teacher == "Recformer" else 4)
     for name in local:
         left, right = local[name], spread[name]

@@ -1,12 +1,14 @@
-"""Which training rows an epoch sees: their difficulty, the share that is shown, and in which order it grows.
+"""Which training examples an epoch shows: their difficulty, the share that is shown, and the order in which it grows.
 
-The figure of arXiv 2401.00797 gives the two criteria (length of the sequence, popularity of its items) and
-the direction (easier to harder); formulas and pacing are our choice. Order `easy` is the paper's; `random`
-(same pacing, random rows) and `hard` are the controls without which no claim about a curriculum stands (Wu et
-al., ICLR 2021). Pacing: `root` adds rows fast at first (Platanios et al., NAACL 2019), `linear` evenly,
-`exponential` slowly at first, `step` all at once (the last two after Hacohen and Weinshall, ICML 2019).
+The figure of arXiv 2401.00797 gives the two criteria (length of the history, popularity of its items) and the direction
+(easier to harder). Formulas and pacing are our choice.
 
-Everything is a pure function of its arguments, so resumed and distributed runs agree. Axes: N training rows.
+- Order: `easy` is the paper's. `random` (same pacing, random examples) and `hard` are controls, without which no claim
+  about a curriculum stands (Wu et al., ICLR 2021).
+- Pacing: `root` adds examples fast at first (Platanios et al., NAACL 2019), `linear` evenly, `exponential` slowly at
+  first, `step` all at once (the last two after Hacohen and Weinshall, ICML 2019).
+
+Everything is a pure function of its arguments, so resumed and distributed runs agree. Axes: N training examples.
 """
 
 from collections.abc import Callable
@@ -16,13 +18,13 @@ from torch import Tensor
 
 
 def difficulty(length: Tensor, popularity: Tensor, mix: float) -> Tensor:
-    """mix * rank01(length) + (1 - mix) * rank01(-log popularity): long rows of rare items are hard.
+    """mix * rank01(length) + (1 - mix) * rank01(-log popularity): long histories of rare items are hard.
 
-    The two criteria are those of arXiv 2401.00797 (figure), ranks and their mix are our choice. The logarithm
-    does not change ranks, so it is not taken and a popularity of 0 is allowed.
+    The two criteria are those of arXiv 2401.00797 (figure). Ranks and their mix are our choice. The logarithm does not
+    change ranks, so it is not taken, and a popularity of 0 is allowed.
 
     Args:
-        length: [N] length of each row's history.
+        length: [N] length of each example's history.
         popularity: [N] mean number of interactions of the items in it, any unit.
         mix: in [0, 1]; 1 is length alone, 0 popularity alone.
 
@@ -73,16 +75,16 @@ PACING: dict[str, Callable[[int, float, int], float]] = {
 
 
 def scheduled_examples(difficulty: Tensor, share: float, order: str, seed: int) -> Tensor:
-    """The rows that an epoch shows; a larger share shows the same ones and more (our choice).
+    """The examples that an epoch shows; a larger share shows the same ones and more (our choice).
 
     Args:
-        difficulty: [N], of `difficulty`; ties go by row index.
+        difficulty: [N], of `difficulty`; ties go by index.
         share: in (0, 1], of PACING.
-        order: a key of ORDERS: `easy` or `hard` rows first, or a `random` permutation that seed alone fixes.
+        order: a key of ORDERS: `easy` or `hard` ones first, or a `random` permutation that seed alone fixes.
         seed: of the random order, the other two do not use it.
 
     Returns:
-        Row indices, int64, ascending: share * N rounded to the nearest number, at least one row.
+        Indices of examples, int64, ascending: share * N rounded to the nearest number, at least one.
 
     Raises:
         ValueError: difficulty is not [N], or share is out of range.

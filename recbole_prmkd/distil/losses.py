@@ -1,12 +1,15 @@
 """The distillation loss between a student's candidate scores and the fused target of the teachers.
 
-The figure of arXiv 2401.00797 names the loss (L_KD) but not its form, so all three forms are our choice. `kl`
-is the default: it is 0 for a perfect student, and its square of the temperature keeps gradients alike in size
-at any temperature (Hinton et al., arXiv 1503.02531). `ce` is the plain cross entropy, on the scale of the
-student's own loss, with the gradients of `kl` at temperature 1. `mse` compares probabilities: it is bounded,
-and mild where the student is unsure. Beside them stand the losses of other papers, `peers`.
+The figure of arXiv 2401.00797 names the loss (L_KD) but not its form, so all three forms are our choice.
 
-Axes: B batch rows, C candidates.
+- `kl`, the default, is 0 for a perfect student. The square of the temperature keeps its gradients alike in size at any
+  temperature (Hinton et al., arXiv 1503.02531).
+- `ce` is the plain cross entropy, on the scale of the student's own loss. At temperature 1 its gradients are those of
+  `kl`.
+- `mse` compares probabilities. It is bounded, and mild where the student is unsure.
+- `baselines` has the losses of other papers.
+
+Axes: B batch examples, C candidates.
 """
 
 from collections.abc import Callable
@@ -22,18 +25,18 @@ MASKED = -1e38  # score of a masked candidate: probability exactly 0, and 0 * lo
 
 
 def kl(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Per row, KL(target || student) * temperature^2; [B, C] log-probabilities and probabilities -> [B]."""
+    """Per example, KL(target || student) * temperature^2; [B, C] log-probabilities and probabilities -> [B]."""
     log_target = target.clamp(min=torch.finfo(target.dtype).tiny).log_()  # [B, C]; faster than torch.xlogy
     return (target * (log_student - log_target)).sum(-1) * -(temperature**2)
 
 
 def ce(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Per row, -sum of target * log student (no square of the temperature); [B, C], [B, C] -> [B]."""
+    """Per example, -sum of target * log student (no square of the temperature); [B, C], [B, C] -> [B]."""
     return -(target * log_student).sum(-1)
 
 
 def mse(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Per row, the sum over C of (target - student)^2 in probabilities; [B, C], [B, C] -> [B]."""
+    """Per example, the sum over C of (target - student)^2 in probabilities; [B, C], [B, C] -> [B]."""
     return ((target - log_student.exp()) ** 2).sum(-1)
 
 
@@ -48,19 +51,19 @@ def kd_loss(
     kind: str,
     settings: RankSettings | None = None,
 ) -> Tensor:
-    """L_KD: the mean loss over the rows that have a target (named in arXiv 2401.00797, forms our choice).
+    """L_KD: the mean loss over the examples that have a target (named in arXiv 2401.00797, forms our choice).
 
     Args:
         scores: [B, C] the student's own scores; float64 stays float64, all else is computed in float32.
-        target: [B, C] the fused target, summing to 1 over C; a row of zeros has no target and is left out. It
-            is detached: the teachers learn nothing here.
+        target: [B, C] the fused target, summing to 1 over C. An example whose target is 0 throughout has none and is
+            left out. It is detached: the teachers learn nothing here.
         mask: [B, C], bool; masked columns neither count nor get gradient.
         temperature: > 0, of the student's softmax.
         kind: a key of LOSSES or BASELINES.
         settings: what a loss in BASELINES needs.
 
     Returns:
-        A scalar; without any row that has a target a 0 that still carries (zero) gradient.
+        A scalar; 0, with gradients of 0, where no example has a target.
 
     Raises:
         ValueError: the shapes differ, the temperature is not above 0, or settings are missing.
@@ -76,11 +79,11 @@ def kd_loss(
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         target = torch.where(mask, target.detach().to(scores), 0)
         has_target = target.sum(-1) != 0  # [B]
-        counts = mask & has_target.unsqueeze(1)  # [B, C]; a row without a target may hold anything, NaN too
+        counts = mask & has_target.unsqueeze(1)  # [B, C]; an example without a target may hold anything, NaN too
         # hardtanh is clamp with a backward pass of one kernel, not four. Neither cut nor masked scores get gradient.
         scores = torch.where(counts, hardtanh(scores / temperature, -LARGEST, LARGEST), MASKED)
         if settings is not None and kind in BASELINES:
-            rows = BASELINES[kind](scores, target, counts, settings)  # [B]
+            losses = BASELINES[kind](scores, target, counts, settings)  # [B]
         else:
-            rows = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
-        return rows.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)
+            losses = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
+        return losses.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)

@@ -2,8 +2,8 @@
 
 data sets -> their training splits, joined -> text and images of each -> batches of mixed domains -> weights and card
 
-Only training rows are used, so a data set may be pre-trained on and then be the target. Early stopping follows the
-in-batch accuracy on held-out training rows (at most 5 % of them).
+Only training examples are used, so that a data set may be pre-trained on and then be the target. Early stopping follows
+the in-batch accuracy on held-out training examples (at most 5 % of them).
 """
 
 import shutil
@@ -35,7 +35,7 @@ from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, se
 from recbole_prmkd.teachers.fit import given_tables, learnt_weights
 from recbole_prmkd.teachers.pretrain_trainer import PretrainTrainer
 
-_VALIDATION_ROWS = 64  # rows of a validation batch where rows are not windows
+_VALIDATION_BATCH = 64  # examples of a validation batch that is not made of windows
 
 
 def pretrain(
@@ -119,12 +119,12 @@ def _train(teacher: Teacher, config: Config, data: JoinedData, logs: Path) -> di
         dataset = data.dataset(config, second_half(data.fit) if config["second_half"] else data.fit)
         train = TrainDataLoader(config, dataset, None, shuffle=True)
         numbers = torch.arange(len(data.holdout))[: config["max_validation_rows"]]
-        valid = [held_out[index] for index in numbers.split(_VALIDATION_ROWS)]
+        valid = [held_out[index] for index in numbers.split(_VALIDATION_BATCH)]
     trainer = quiet_trainer(PretrainTrainer, config, teacher, logs)
     before = trainer.in_batch_accuracy(valid)
     getLogger().info(
-        f"{config['model']}: {len(dataset)} rows of {len(data.domains)} data sets, in-batch accuracy before "
-        f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out rows."
+        f"{config['model']}: {len(dataset)} examples of {len(data.domains)} data sets, in-batch accuracy before "
+        f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out examples."
     )
     started = time.time()
     trainer.fit(train, valid, show_progress=config["show_progress"])

@@ -7,21 +7,24 @@ times its gamma (`kd_rank_by_...`):
     confidence    proportional to exp(-distance): there of a generated title's vector and the item's
     consistency   1 for an item that the student ranks among its first K too, else 0
 
-Our choice: the teachers here generate no text, so the distance is 1 - cosine of history and item, in units of the
-teacher's temperature. Softmax of the cosine makes that the soft target itself, renormalised over the list; with several
-teachers it is the fused one. The student's first K are those among the row's candidates. The paper trains listed items
-by the loss its student has for true ones; here that is the softmax over the candidates for every student. Its
-embedding distillation, which adds parameters to the student, is left out.
+Our choices:
+
+- Teachers here generate no text, so the distance is 1 - cosine of history and item, in units of the teacher's
+  temperature. exp(-distance) is then proportional to the soft target; with several teachers the fused target is taken.
+- The student's first K are those among the example's candidates.
+- The paper trains listed items by the loss that its student has for true ones. Here that is the softmax over the
+  candidates for every student.
+- The paper's embedding distillation, which adds parameters to the student, is left out.
 """
 
 from torch import Tensor
 
-from recbole_prmkd.distil.baselines.teachers_list import RankSettings, by_position, normalised, teachers_list
+from recbole_prmkd.distil.baselines.ranking import RankSettings, normalised, position_weights, teacher_ranking
 
 
 def dllm2rec(scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings) -> Tensor:
-    """Per row, the weighted mean of -log softmax(scores) over the teachers' list; [B, C] each -> [B]."""
-    columns, listed = teachers_list(target, mask, settings.items)  # [B, K]
+    """Per example, the weighted mean of -log softmax(scores) over the teachers' ranking; [B, C] each -> [B]."""
+    columns, listed = teacher_ranking(target, mask, settings.items)  # [B, K]
     weights = importance(scores.detach(), target, columns, listed, settings)  # [B, K]
     return -(weights.to(scores) * scores.log_softmax(-1).gather(1, columns)).sum(-1)
 
@@ -32,7 +35,7 @@ def importance(scores: Tensor, target: Tensor, columns: Tensor, listed: Tensor, 
     least = scores.topk(columns.shape[1], dim=1).values[:, -1:]  # [B, 1]: the student's K-th
     consistent = (scores.gather(1, columns) >= least) & listed  # [B, K]
     return normalised(
-        settings.by_position * by_position(listed, settings.position)
+        settings.by_position * position_weights(listed, settings.position)
         + settings.by_confidence * confidence
         + settings.by_consistency * consistent
     )

@@ -3,30 +3,30 @@
 Each listed item adds -log sigmoid(student's score), the paper's point-wise L^D. Its weight is the normalised product
 of the paper's two:
 
-    position      w^a_r proportional to exp(-r / position): the teacher is surer of his first items
+    position      w^a_r proportional to exp(-r / position): the teacher is surer of its first items
     discrepancy   w^b_r = tanh(discrepancy x (student's rank - r)), 0 where the student ranks the item high enough
 
 The paper trains with w^a alone until the student's ranks mean something; `discrepancy` 0 stands for that warm-up.
-Our choice: both ranks are ranks among the row's candidates, where the paper estimates the student's from sampled items.
+Our choice: both ranks are ranks among the example's candidates. The paper estimates the student's from sampled items.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from recbole_prmkd.distil.baselines.teachers_list import RankSettings, by_position, normalised, teachers_list
+from recbole_prmkd.distil.baselines.ranking import RankSettings, normalised, position_weights, teacher_ranking
 
 
 def rd(scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings) -> Tensor:
-    """Per row, the weighted mean of -log sigmoid(score) over the teachers' list; [B, C] each -> [B]."""
-    columns, listed = teachers_list(target, mask, settings.items)  # [B, K]
+    """Per example, the weighted mean of -log sigmoid(score) over the teachers' ranking; [B, C] each -> [B]."""
+    columns, listed = teacher_ranking(target, mask, settings.items)  # [B, K]
     weights = rd_weights(scores.detach(), columns, listed, settings)  # [B, K]
     return -(weights.to(scores) * logsigmoid(scores.gather(1, columns))).sum(-1)
 
 
 def rd_weights(scores: Tensor, columns: Tensor, listed: Tensor, settings: RankSettings) -> Tensor:
     """The weights of the listed items, [B, K] float64: sum 1, or all 0 where the student ranks each high enough."""
-    weights = by_position(listed, settings.position)  # [B, K]
+    weights = position_weights(listed, settings.position)  # [B, K]
     if settings.discrepancy == 0:
         return weights
     ascending = scores.sort(dim=1).values  # [B, C]

@@ -5,22 +5,22 @@ uninteresting ones need only lie below them. With s_1 to s_K the student's score
 
     L = -sum_k log( exp(s_k) / (sum_{j >= k} exp(s_j) + sum_{uninteresting} exp(s)) )
 
-Our choice: the K are the teacher's first ones, not a sample of them by position; that sampling is better left out, as
-the README of the authors' later code says too. All other candidates are uninteresting, in place of L sampled ones. The
-sum is divided by K, so that `kd_weight` means the same for any length.
+Our choice: the K are the teacher's first items. The paper samples them by position, which the README of the authors'
+later code advises against. All other candidates are uninteresting ones, where the paper samples L of them. The sum is
+divided by K, so that `kd_weight` means the same for any length.
 """
 
 import torch
 from torch import Tensor
 
-from recbole_prmkd.distil.baselines.teachers_list import RankSettings, teachers_list
+from recbole_prmkd.distil.baselines.ranking import RankSettings, teacher_ranking
 
 _ABSENT = -1e38  # as in `losses`: adds nothing to any sum of exponentials, and stays finite
 
 
 def rrd(scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings) -> Tensor:
-    """Per row, the mean negative log-likelihood of each place of the teachers' list; [B, C] each -> [B]."""
-    columns, listed = teachers_list(target, mask, settings.items)  # [B, K]
+    """Per example, the mean negative log-likelihood of each position of the teachers' ranking; [B, C] each -> [B]."""
+    columns, listed = teacher_ranking(target, mask, settings.items)  # [B, K]
     interesting = torch.zeros_like(mask).scatter(1, columns, listed)  # [B, C]
     others = scores.masked_fill(interesting, _ABSENT).logsumexp(-1, keepdim=True)  # [B, 1]
     ordered = scores.gather(1, columns).masked_fill(~listed, _ABSENT)  # [B, K]

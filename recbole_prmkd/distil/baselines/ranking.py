@@ -1,6 +1,6 @@
-"""The teachers' list of a row: its first items in their order, and the settings of the losses that learn from it.
+"""The ranking that the teachers give an example's candidates, and the settings of the losses that learn from it.
 
-Axes: B batch rows, C candidates, K items of a list.
+Axes: B batch examples, C candidates, K items of a ranking.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RankSettings:
-    """What the ranking losses need beside the scores; each is a key of the same name with kd_rank_ in front.
+    """What the ranking losses need beside the scores: `kd_top_items`, and the keys kd_rank_<name>.
 
-    items: length of the list, K (`kd_top_items`). discrepancy: 0 without it, as in RD's warm-up.
+    items: K, the length of a ranking. discrepancy: RD's mu; 0 leaves that weight out, as in RD's warm-up.
     """
 
     items: int
@@ -38,30 +38,30 @@ class RankSettings:
         )
 
 
-def teachers_list(target: Tensor, mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def teacher_ranking(target: Tensor, mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """The candidates that the fused target puts first, best first (our choice for several teachers).
 
-    Soft targets grow with the scores, so with one teacher this is his own order. With `kd_candidates: teacher_top` it
-    is then the head of his whole catalogue too; with several, of what each of them puts first.
+    Soft targets grow with the scores, so one teacher alone keeps its own order. With `kd_candidates: teacher_top` that
+    is the head of its whole catalogue too. With several teachers it is the head of what each of them puts first.
 
     Args:
-        target: [B, C]; 0 where no teacher knows the candidate, which is in no list.
+        target: [B, C]; 0 where no teacher covers the candidate, which is then in no ranking.
         mask: [B, C], bool.
 
     Returns:
-        columns [B, K] with K = min(number, C), and listed [B, K]: False behind the end of a shorter list.
+        columns [B, K] with K = min(number, C), and listed [B, K]: False behind the end of a shorter ranking.
     """
     best = target.masked_fill(~mask, -1).topk(min(number, target.shape[1]), dim=1)
     return best.indices, best.values > 0
 
 
-def by_position(listed: Tensor, scale: float) -> Tensor:
-    """exp(-rank / scale) for rank 1 to K, normalised over the listed items; bool [B, K] -> [B, K]."""
+def position_weights(listed: Tensor, scale: float) -> Tensor:
+    """exp(-rank / scale) for rank 1 to K, normalised over the listed items; bool [B, K] -> float64 [B, K]."""
     rank = torch.arange(listed.shape[1], device=listed.device)  # [K], from 0: the first has 1, which cannot underflow
     return normalised((-rank.double() / scale).exp() * listed)
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """Weights >= 0 with sum 1 over the list, or all 0 where they were; [B, K] -> [B, K]."""
+    """Weights >= 0 with sum 1 over the ranking, or all 0 where they were; [B, K] -> [B, K]."""
     total = weights.sum(-1, keepdim=True)
     return weights / total.masked_fill(total == 0, 1)
