@@ -434,6 +434,12 @@ def test_rds_warm_up_ends_with_its_epochs() -> None:
     assert [RankSettings.of(config, epoch).discrepancy for epoch in range(4)] == [0, 0, 0.3, 0.3]
 
 
+def _note_last_part(scores, shared, examples, *parts):
+    """`TeacherCache.scores`, noting the candidates that all examples share beside their own targets."""
+    shared.append(parts[-1].tolist())
+    return scores(examples, *parts)
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_processes_with_parts_of_different_size_share_their_candidates(pairs: bool, monkeypatch) -> None:
     """Each samples the examples of its own part, which must not move what all sample: step after step."""
@@ -442,10 +448,8 @@ def test_processes_with_parts_of_different_size_share_their_candidates(pairs: bo
     for rank in (0, 1):
         several = {"single_spec": False, "local_rank": rank, "offset": 0, "world_size": 2}
         made = objective(False, in_pairs=pairs, kd_max_rows=5, kd_max_candidates=4, **several)
-        scores, shared = made.teacher_cache.scores, []
-        # The last part is the candidates that all examples share beside their own targets.
-        keep = lambda examples, *parts: shared.append(parts[-1].tolist()) or scores(examples, *parts)  # noqa: E731
-        made.teacher_cache.scores = keep
+        shared: list[list[int]] = []
+        made.teacher_cache.scores = partial(_note_last_part, made.teacher_cache.scores, shared)
         for batch in batches:
             everyone = made.train.targets[batch]
             monkeypatch.setattr(module, "gathered", lambda targets, config, whole=everyone: whole)

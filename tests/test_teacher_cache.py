@@ -17,6 +17,7 @@ from recbole_prmkd.teacher_cache import scores as module
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache, build_or_load, open_cache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+from recbole_prmkd.training import exclusions_of
 
 ITEMS, EXAMPLES = 12, 30
 
@@ -24,12 +25,12 @@ ITEMS, EXAMPLES = 12, 30
 class GivenScores:
     """A student whose scores are a parameter [n_rows, n_items]."""
 
-    scores_pairs, student_defaults = False, StudentDefaults()
+    in_pairs, sequential, kd = False, False, StudentDefaults()
 
     def __init__(self, split):
         self.table = torch.randn(len(split.train), len(split.item_tokens) + 1, requires_grad=True)
 
-    def prepare(self, interaction):
+    def decide(self, interaction):
         pass
 
     def positives(self, interaction, generator):
@@ -96,6 +97,11 @@ def test_shuffled_teachers_give_each_example_the_scores_of_other_items(built):
     assert (control != scores).float().mean() > 0.8
 
 
+def objective_of(config, cache, split, student):
+    excluded = exclusions_of(config, split.train, split.future, student.sequential)
+    return Objective(config, cache, split.train, excluded, student)
+
+
 def test_examples_and_items_that_are_not_covered_have_no_weight(built, tmp_path):
     data = write_tiny(tmp_path)
     file = data / "tiny" / "tiny.item"
@@ -106,7 +112,7 @@ def test_examples_and_items_that_are_not_covered_have_no_weight(built, tmp_path)
     without_text = split.item_tokens.index("i7")
     assert not covered[0, :, without_text].any()
     assert torch.equal(covered[0].any(1), split.train.lengths > 0)
-    objective = Objective(config, cache, split.train, split.future, GivenScores(split))
+    objective = objective_of(config, cache, split, GivenScores(split))
     examples = torch.nonzero(split.train.lengths == 0).squeeze(1)[:2]
     batch = {"kd_example": examples, "item_id": split.train.targets[examples]}
     loss = objective(batch)
@@ -117,7 +123,7 @@ def test_objective_by_hand(built):
     """One teacher: KL of its masked softmax at its own temperature against the student's."""
     config, split, _, (teacher,), cache = built(kd_confidence="probability", kd_consistency="std")
     scorer = GivenScores(split)
-    objective = Objective(config, cache, split.train, split.future, scorer)
+    objective = objective_of(config, cache, split, scorer)
     examples = torch.nonzero(split.train.lengths > 0).squeeze(1)[:40:4]
     batch = {"kd_example": examples, "item_id": split.train.targets[examples]}
     loss = objective(batch)

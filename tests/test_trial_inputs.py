@@ -26,9 +26,9 @@ def test_a_trial_has_the_teacher_cache_of_a_plain_run(shuffled, nodes, settings,
     if nodes == 2:
         unseen = {name: replace(teacher, folder=Path("elsewhere")) for name, teacher in inputs.teachers.items()}
         inputs = replace(inputs, teachers=unseen)
-    examples, items = torch.arange(len(plain.split.train)), torch.arange(1, plain.knowledge.n_items)
+    examples, items = torch.arange(len(plain.split.train)), torch.arange(1, plain.teacher_cache.n_items)
     given, expected, unshuffled = (
-        torch.nan_to_num(each.knowledge.scores(examples, items)[0])
+        torch.nan_to_num(each.teacher_cache.scores(examples, items)[0])
         for each in (inputs.prepared(config), plain, prepared)
     )
     torch.testing.assert_close(given, expected, rtol=0, atol=0)
