@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs, store
+from recbole_prmkd.storage import encoding_jobs, store
 
 NUMBER, IDENTITY = 20, store.identity(code="1.0", text="abc")
 BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # 18 and 19 are in none

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig
 from recbole_prmkd.data import images
 from recbole_prmkd.data.images import check_images, item_image_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs
+from recbole_prmkd.storage import encoding_jobs
 
 POSTERS = Path(__file__).parents[2] / "shared" / "data" / "ml-100k-posters" / "ml-100k.image.npz"
 TOKENS = ["[PAD]", "b", "a", "7", "none"]

@@ -26,7 +26,8 @@ from recbole_prmkd.data.encoder import DEFAULT_ENCODER
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import teacher_settings
-from recbole_prmkd.teacher_cache import encoding_jobs, scores, top_items
+from recbole_prmkd.storage import encoding_jobs
+from recbole_prmkd.teacher_cache import scores, top_items
 from recbole_prmkd.teachers import TEACHERS, Teacher, fit
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 

@@ -16,8 +16,8 @@ from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
+from recbole_prmkd.storage import store
 from recbole_prmkd.students.windows import WindowLoader
-from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.causal import FirstView

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 IDENTITY = store.identity(code="1.0", examples="abc", text="def")
 

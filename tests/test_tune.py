@@ -22,7 +22,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.results.run_folder import read_result
-from recbole_prmkd.teacher_cache import encoding_jobs
+from recbole_prmkd.storage import encoding_jobs
 from recbole_prmkd.tune import encode_on, run_sweep
 from recbole_prmkd.tune.trial_inputs import make_trial_inputs
 

@@ -31,7 +31,7 @@ from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.recbole_host.compat import full_pickle
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, mean_scores

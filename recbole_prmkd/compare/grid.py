@@ -23,7 +23,7 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
 from recbole_prmkd.recbole_host.run_files import no_command_line
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"

@@ -14,7 +14,7 @@ from typing import Any
 
 import recbole_prmkd
 from recbole_prmkd.results.run_folder import RESULT
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's

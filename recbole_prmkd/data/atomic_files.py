@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 # RecBole's, and those of UniSRec's processed folders.
 _READ = {".inter", ".item", ".user", ".kg", ".link", ".net", ".text", ".item2index", ".feat1CLS"}

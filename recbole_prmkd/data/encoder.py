@@ -10,7 +10,7 @@ from recbole.config import Config
 from torch import Tensor
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs, store
+from recbole_prmkd.storage import encoding_jobs, store
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_prmkd.teacher_cache.store import digest
+from recbole_prmkd.storage.store import digest
 
 EXAMPLE = "kd_example"  # field that carries the example's number in a training batch
 

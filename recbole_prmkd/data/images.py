@@ -20,7 +20,7 @@ from recbole_prmkd.data.encoder import encoder_digest
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.data.vectors_file import check_file, read_file
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs, store
+from recbole_prmkd.storage import encoding_jobs, store
 
 VERSION = "1.0"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
 _IDS = ["item_id"]

@@ -21,7 +21,7 @@ from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs, store
+from recbole_prmkd.storage import encoding_jobs, store
 
 
 def item_file(config: Config) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_prmkd.teacher_cache.store import digest
+from recbole_prmkd.storage.store import digest
 
 PADDING = 0
 Pairs = tuple[Tensor, Tensor]  # positions of examples in the batch [P] and items [P]

@@ -18,9 +18,9 @@ from recbole.data.dataloader import AbstractDataLoader
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recbole_prmkd.storage.store import digest
 from recbole_prmkd.students.probe import probed_state, restore_probed
 from recbole_prmkd.students.windows import WindowLoader
-from recbole_prmkd.teacher_cache.store import digest
 
 FILE = "progress.pt"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.results.schema import SCHEMA, RunResult
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any

@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.recbole_host.keys import kind_of
+from recbole_prmkd.storage import encoding_jobs, store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
-from recbole_prmkd.teacher_cache import encoding_jobs, store
 from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache.scores import TeacherCache
 
 VERSION = "1.0"  # raise it when the same caches and exclusions give other items or scores

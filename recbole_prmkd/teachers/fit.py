@@ -29,9 +29,9 @@ from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.storage import store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
-from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
 from recbole_prmkd.teachers.pretrained import checkpoint_of

@@ -27,8 +27,8 @@ from recbole_prmkd.recbole_host.keys import pretraining_properties
 from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
 from recbole_prmkd.results.provenance import package_versions
 from recbole_prmkd.results.run_folder import output_folder
+from recbole_prmkd.storage import store
 from recbole_prmkd.students.windows import WindowLoader
-from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
 from recbole_prmkd.teachers.causal import CausalTeacher
 from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, second_half, teacher_data

@@ -20,7 +20,7 @@ from recbole_prmkd.data.processed import READY
 from recbole_prmkd.data.text import has_ready_vectors
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 SCHEMA = "recbole_prmkd/pretrained/1"
 

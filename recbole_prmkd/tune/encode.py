@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import encoding_jobs
+from recbole_prmkd.storage import encoding_jobs
 from recbole_prmkd.tune.cluster import cluster
 
 _SHARD = 8  # batches

@@ -13,7 +13,7 @@ from recbole_prmkd.data import atomic_files
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.recbole_host.run_files import no_command_line
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings
 from recbole_prmkd.tune.space import Domain

@@ -20,7 +20,7 @@ from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.checks import check_distillation
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.trial_inputs import TrialInputs

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teacher_cache import store
+from recbole_prmkd.storage import store
 
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
 COUNT_SECONDS = 5.0  # from one count of the finished batches to the next

@@ -1,0 +1,5 @@
+"""What a run computes once and a future run may trust. The lowest room: it knows nothing of data or teachers.
+
+- `store`: folders with a manifest, which are reused only where identity and checksums match
+- `encoding_jobs`: the encoding of many items or histories, which resumes after a kill
+"""
