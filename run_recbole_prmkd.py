@@ -18,7 +18,7 @@ from recbole_prmkd.recbole_host.memory import keep_freed_memory
 
 
 def main() -> None:
-    """Read the command line, run, and end with exit code 1 and one sentence where the input is wrong."""
+    """Read the command line and run; wrong input ends with exit code 1 and one sentence."""
     parser = argparse.ArgumentParser(
         description="Distil pre-trained recommendation models into any RecBole model.",
         epilog="Every key of RecBole and of properties/kd.yaml is an option: --key=value.",
@@ -28,21 +28,32 @@ def main() -> None:
     parser.add_argument("--dataset", "-d", default=None, help="name of the data set, such as ml-100k")
     parser.add_argument("--datasets", default=None, help="data sets to pre-train on or compare on, separated by commas")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine, one for each GPU")
-    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines; -1: those of this one")
+    parser.add_argument(
+        "--world_size", type=int, default=-1, help="processes on all machines; -1: those of this machine"
+    )
     parser.add_argument("--ip", default="localhost", help="the first machine's address")
-    parser.add_argument("--port", default="5678", help="a free port there")
+    parser.add_argument("--port", default="5678", help="a free port on the first machine")
     parser.add_argument("--group_offset", type=int, default=0, help="processes on the machines before this one")
     parser.add_argument("--config_files", default=None, help="YAML files, separated by spaces")
-    parser.add_argument("--tune", metavar="FILE", default=None, help="sweep file: search settings, as in hyper/")
+    parser.add_argument(
+        "--tune", metavar="FILE", default=None, help="search settings as this sweep file says, such as those in hyper/"
+    )
     parser.add_argument("--tune_trials", type=int, default=None, help="number of trials, in place of the sweep file's")
     parser.add_argument(
-        "--tune_resume", metavar="FOLDER", nargs="?", const=True, default=None, help="go on with an interrupted sweep"
+        "--tune_resume",
+        metavar="FOLDER",
+        nargs="?",
+        const=True,
+        default=None,
+        help="go on with the interrupted sweep in this folder",
     )
-    parser.add_argument("--ray_address", default=None, help="a running Ray cluster, such as auto; none: this machine")
+    parser.add_argument(
+        "--ray_address", default=None, help="a running Ray cluster, such as auto; left out: this machine"
+    )
     parser.add_argument("--compare", metavar="KDS", default=None, help="values of --kd to compare, such as none,prmkd")
     parser.add_argument("--models", default=None, help="students of the comparison, separated by commas")
-    parser.add_argument("--seeds", default=None, help="how many seeds from 2020 on, or seeds separated by commas")
-    parser.add_argument("--compare_jobs", type=int, default=None, help="processes of the comparison at a time")
+    parser.add_argument("--seeds", default=None, help="number of seeds, from 2020 on, or seeds separated by commas")
+    parser.add_argument("--compare_jobs", type=int, default=None, help="processes that the comparison runs at a time")
     arguments, others = parser.parse_known_args()
     keep_freed_memory()
     try:
@@ -51,10 +62,10 @@ def main() -> None:
         if arguments.compare:
             sys.argv[1:] = others  # RecBole reads what is left as settings
             return _compare(arguments, files)
-        _refuse_without_compare(arguments)
+        _reject_without_compare(arguments)
         datasets = datasets_to_pretrain_on(arguments.dataset, files, datasets=arguments.datasets)
         if arguments.tune or arguments.tune_resume:
-            from recbole_prmkd.tune import run_sweep  # takes seconds
+            from recbole_prmkd.tune import run_sweep  # this import takes seconds
 
             sys.argv[1:] = others  # RecBole reads what is left as settings
             run_sweep(
@@ -89,7 +100,7 @@ def main() -> None:
 
 
 def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
-    """Refuse what would not be heard."""
+    """Reject what would be ignored."""
     for other in others:
         name, equals, value = other.partition("=")
         if not (name.startswith("--") and equals) or "=" in value:
@@ -99,14 +110,14 @@ def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
             raise UserError(f"--{option}= is empty: give it a value, or leave it out.")
     searches = arguments.tune or arguments.tune_resume
     if arguments.tune_trials is not None and not searches:
-        raise UserError("--tune_trials is for searches: add --tune=hyper/sasrec.yaml, or leave it out.")
+        raise UserError("--tune_trials is for sweeps: add --tune=hyper/sasrec.yaml, or leave it out.")
     if searches and not arguments.compare and (arguments.nproc > 1 or arguments.world_size > 0):
         raise UserError("A sweep trains each trial in one process: use max_concurrent in its file, not --nproc.")
 
 
 def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
     """Run the grid; exit code 1 where a cell has failed."""
-    from recbole_prmkd.compare import run_comparison  # takes seconds
+    from recbole_prmkd.compare import run_comparison  # this import takes seconds
 
     for other in sys.argv[1:]:
         name = other.partition("=")[0]
@@ -143,7 +154,7 @@ _OF_CELLS = {
 }
 
 
-def _refuse_without_compare(arguments: argparse.Namespace) -> None:
+def _reject_without_compare(arguments: argparse.Namespace) -> None:
     for name in ("models", "seeds", "compare_jobs"):
         if getattr(arguments, name) is not None:
             raise UserError(f"--{name} is for comparisons: add --compare=none,prmkd, or leave it out.")

@@ -4,95 +4,64 @@ python benchmarks/catalogue.py --items=10000,100000,1000000
 
 Random users of 12 items each; three random teachers. `ratio`: a distilled step over the student's
 own on the same batches, which must not grow; `peak_mb`: the process's highest resident memory on a CPU, the
-device's peak on a GPU. Each size runs in a process of its own. One JSON object a line, then a table.
+device's peak on a GPU. Each size runs in a process of its own. --steps: those that are timed together.
 """
 
-import argparse
 import multiprocessing
-import resource
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from measure import collect, device_name, in_turns, report, table
-from recbole.utils import get_model, init_seed
-from synthetic import random_knowledge
+from measure import Work, compare, options, table
+from recbole.utils import init_seed
+from synthetic import First, distilled, stock, student
 
 from recbole_prmkd.data.split import load_split
-from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.trainer import with_kd
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
-from recbole_prmkd.students.adapter import StudentAdapter
 
 PER_USER, WIDTHS = 12, (64, 64, 64)
 STUDENTS: dict[str, dict[str, Any]] = {"BPR": {}, "LightGCN": {}, "SASRec": {"loss_type": "BPR"}}
+SETTINGS = {
+    "kd": "mean",
+    "kd_every": 1,  # every step has a KD loss here; in a run, every k-th (kd_every)
+    "learner": "sgd",  # any: it is part of both
+    "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1},
+    "MAX_ITEM_LIST_LENGTH": PER_USER,
+    "show_progress": False,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--items", default="10000,100000,1000000")
-    parser.add_argument("--models", default=",".join(STUDENTS))
-    parser.add_argument("--steps", type=int, default=4, help="steps that are timed together")
-    parser.add_argument("--runs", type=int, default=3)
-    arguments = parser.parse_args()
-    keep_freed_memory()  # as the command line does, for both sides of a ratio
+    arguments = options(__doc__, items="10000,100000,1000000", models=",".join(STUDENTS), steps=4, runs=3)
+    sizes = [(model, int(n)) for model in arguments.models.split(",") for n in arguments.items.split(",")]
     # A process for each, so that the peak is its own.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for model in arguments.models.split(","):
-            for number in map(int, arguments.items.split(",")):
-                collect(pool.submit(compare, model, number, arguments.steps, arguments.runs).result())
-    print(table())
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        jobs = [(model, n_items, arguments.steps, arguments.runs) for model, n_items in sizes]
+        print(table(pool.starmap(measured, jobs, chunksize=1)))
 
 
-def compare(model: str, n_items: int, number: int, runs: int) -> dict[str, Any]:
-    """Report one student and size."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), n_items)
-        return measured(model, n_items, Path(folder), number, runs)
+def measured(model: str, n_items: int, number: int, runs: int) -> dict[str, Any]:
+    """Steps of the student alone and distilled, on data with this number of items."""
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_data(folder, n_items)
+        config = load_config(model, "random", config_dict={**SETTINGS, **STUDENTS[model], "data_path": name})
+        device = config["device"]
+        split = load_split(config)
+        net = student(config, split)
+        init_seed(config["seed"], True)
+        batches = [batch.to(device) for batch, _ in zip(split.train_data, range(number), strict=False)]
 
+        def steps(trainer: Any) -> Work:
+            return lambda: (len(batches), trainer._train_epoch(First(batches), 0))
 
-def measured(model: str, n_items: int, folder: Path, number: int, runs: int) -> dict[str, Any]:
-    """Steps of the student alone and distilled, on the data in `folder`."""
-    more = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}, "MAX_ITEM_LIST_LENGTH": PER_USER}
-    # Every step has a kd_loss here; of a real epoch's few have one (kd_every).
-    settings = {
-        "kd": "mean",
-        "kd_every": 1,
-        "data_path": str(folder),
-        "show_progress": False,
-        **more,
-        **STUDENTS[model],
-    }
-    config = load_config(model, "random", config_dict=settings)
-    split = load_split(config)
-    init_seed(config["seed"], True)
-    net = get_model(model)(config, split.train_data._dataset).to(config["device"])
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)  # any: it is part of both
-    knowledge = random_knowledge(len(split.item_tokens) + 1, len(split.train), WIDTHS, config["device"])
-    scorer = StudentAdapter(net, config, split.train_data._dataset, split.train)
-    objective = Objective(config, knowledge, split.train, split.future, scorer)
-    batches = [batch.to(config["device"]) for batch, _ in zip(split.train_data, range(number), strict=False)]
-
-    def steps(calculate_loss: Callable[[Any], Any]) -> Callable[[], None]:
-        def work() -> None:
-            for batch in batches:
-                optimizer.zero_grad()
-                calculate_loss(batch).backward()
-                optimizer.step()
-
-        return work
-
-    plain, ours = steps(net.calculate_loss), steps(with_kd(net.calculate_loss, objective))
-    plain(), ours()
-    timed = in_turns(plain, ours, runs, config["device"])
-    name, device = f"{model}, {n_items} items, {scorer.path}", config["device"]
-    more = {"peak_mb": peak_mb(device), "device": device_name(device)}
-    return report("catalogue", name, *timed, len(batches), "steps", cost=True, **more)
+        plain, title = stock(config, net, folder), f"{model}, {n_items} items"
+        config["kd_shared_prefixes"] = False
+        with distilled(config, split, net, folder, WIDTHS) as (ours, _):
+            return compare("catalogue", title, steps(plain), steps(ours), runs, device, "steps", cost=True)
 
 
 def write_data(folder: Path, n_items: int) -> None:
@@ -102,13 +71,6 @@ def write_data(folder: Path, n_items: int) -> None:
     items = np.random.default_rng(0).permutation(n_items)
     lines = [f"u{place // PER_USER}\ti{item}\t{place}" for place, item in enumerate(items)]
     (data / "random.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
-
-
-def peak_mb(device: torch.device) -> int:
-    """Highest memory in use, in MB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

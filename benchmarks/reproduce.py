@@ -3,36 +3,27 @@
 Says first what it will run and about how long that takes here; --estimate stops there. Data sets that are absent are
 skipped. `reproduce.yaml` beside this file says what is run. The same command goes on after an interruption.
 
-The estimate: for each data set and student a few batches of training (a whole epoch for students without order),
-without and with random teachers, and a batch of validation are timed, then multiplied by the rows, the epochs that
-`reproduce.yaml` expects, and the cells. Making the teachers is not in it. Take it as right within a factor of two.
+The estimate: one epoch of each student on each data set is trained alone and validated, and its time multiplied by the
+epochs that `reproduce.yaml` expects and by the cells, since a distilled epoch takes about as long (docs/costs.md).
+Making the teachers is not in it. Take it as right within a factor of two.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from epoch import First, distil, trainer_of
-from measure import device_name, seconds
-from recbole.config import Config
-from recbole.utils import ModelType
 
+from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.compare.grid import parse_seeds
-from recbole_prmkd.compare.schedule import visible_gpus, workers_here
-from recbole_prmkd.data.split import Split, load_split
-from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import kind_of
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes, why_not_shared
 
 HOME = Path(__file__).resolve().parent
-BATCHES = 4  # of a sequential epoch that are timed
 
 
 def main() -> None:
@@ -45,89 +36,58 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.argv[1:] = []  # RecBole reads settings there
     plan = yaml.safe_load((HOME / "reproduce.yaml").read_text(encoding="utf-8"))
-    gpus = visible_gpus()
     data, out = Path(arguments.data_path), Path(arguments.out)
-    there = {name: entry for name, entry in plan["comparisons"].items() if is_there(data, name)}
-    for name in plan["comparisons"].keys() - there.keys():
+    present = {name: entry for name, entry in plan["comparisons"].items() if is_present(data, name)}
+    for name in plan["comparisons"].keys() - present.keys():
         print(f"Skipped: {name}, since there is no {data / name / name}.inter.")
-    room = len(workers_here(arguments.jobs, gpus)._free)
-    estimate(plan, there, arguments, room)
+    estimate(plan, list(present), arguments)
     if arguments.estimate:
         return
     started = pretrained(plan["pretraining"], plan["settings"]["kd_teachers"], data, out)
-    failed = [name for name, entry in there.items() if not compare(name, entry, plan, arguments, started)]
-    for name in there:
+    failed = [name for name, entry in present.items() if not compare(name, entry, plan, arguments, started)]
+    for name in present:
         print(f"{name}: {out / name / 'report.html'}{' (with failures)' if name in failed else ''}")
     sys.exit(1 if failed else 0)
 
 
-def is_there(data: Path, name: str) -> bool:
+def is_present(data: Path, name: str) -> bool:
     """Whether RecBole finds the data set."""
     return name == "ml-100k" or (data / name / f"{name}.inter").is_file()
 
 
-def estimate(plan: dict[str, Any], there: dict[str, Any], arguments: argparse.Namespace, room: int) -> None:
-    """Time a few batches of each data set and student, and print the hours that all cells take."""
-    seeds, distilled = len(parse_seeds(arguments.seeds)), len({*plan["kds"]} - {"none", "ensemble"})  # these train
-    total, device = 0.0, torch.device("cpu")
-    for name in there:
+def estimate(plan: dict[str, Any], names: list[str], arguments: argparse.Namespace) -> None:
+    """Time an epoch of each student on each data set, and print the hours that all cells take."""
+    at_a_time = arguments.jobs or torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 4)
+    cells = len(parse_seeds(arguments.seeds)) * len({*plan["kds"]} - {"ensemble"})  # which trains nothing
+    total = 0.0
+    for name in names:
         for model in plan["models"]:
-            settings = {"kd": "prmkd_v1", "kd_teachers": ["UniSRec"], "show_progress": False, "eval_batch_size": 1024}
-            config = load_config(model, name, None, {**settings, "data_path": arguments.data_path})
-            device = config["device"]
-            plain, ours = epoch_seconds(config)
-            hours = seeds * plan["epochs"] * (plain + distilled * ours) / 3600
-            total += hours / room
-            print(
-                f"{name}, {model}: {plain:.1f} s an epoch alone, {ours:.1f} s distilled; {hours:.1f} h in all",
-                flush=True,
-            )
-    cells = seeds * (1 + distilled) * len(plan["models"]) * len(there)
+            seconds = epoch_seconds(model, name, arguments.data_path)
+            hours = cells * plan["epochs"] * seconds / 3600
+            total += hours / at_a_time
+            print(f"{name}, {model}: {seconds:.1f} s an epoch, {hours:.1f} h for {cells} cells", flush=True)
     print(
-        f"{cells} cells, {room} at a time on {device_name(device)}: about {total:.1f} hours at {plan['epochs']} epochs "
-        "a cell, the making of the teachers not counted.",
+        f"{cells * len(plan['models']) * len(names)} cells, {at_a_time} at a time: about {total:.1f} hours at "
+        f"{plan['epochs']} epochs a cell, the making of the teachers not counted.",
         flush=True,
     )
 
 
-def epoch_seconds(config: Config) -> tuple[float, float]:
-    """Seconds of an epoch with its validation, without and with distillation from random teachers."""
-    split = load_split(config)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
-        plain, ours = (trainer_of(config, split, Path(folder), distilled=False) for _ in range(2))
-        loader: Any = split.train_data
-        in_order = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if in_order and not why_not_shared(plain.model, config, split.train):
-            for trainer in (plain, ours):
-                stack.enter_context(shared_prefixes(trainer.model))
-            loader = WindowLoader(config, split.train_data._dataset, split.train)
-        validation = validation_seconds(plain, split)
-        spent = []
-        for trainer in (plain, distil(ours, config, split)):
-            trainer._train_epoch(First(loader, 1), 0)  # not timed: the choice of the scoring path
-            few = First(loader, BATCHES if in_order else len(loader))  # few of the others' batches have a kd_loss
-            taken = seconds(lambda t=trainer, few=few: t._train_epoch(few, 0), config["device"])
-            spent.append(taken * len(loader) / len(few) + validation)
-        return spent[0], spent[1]
-
-
-def validation_seconds(trainer: Any, split: Split) -> float:
-    """A validation, from its first batch."""
-    trainer.tot_item_num = split.valid_data._dataset.item_num
-    trainer.item_tensor = split.valid_data._dataset.get_item_feature().to(trainer.device)
-    trainer.model.eval()
-    batch = next(iter(split.valid_data))
-    begin = time.perf_counter()
-    with torch.no_grad():
-        trainer._full_sort_batch_eval(batch)[1].cpu()
-    return (time.perf_counter() - begin) * len(split.valid_data)
+def epoch_seconds(model: str, name: str, data_path: str) -> float:
+    """Seconds of an epoch of the student alone with its validation, as in a comparison."""
+    as_in_comparison = {"kd": "none", "kd_protocol": "ranking", "kd_shared_prefixes": True, "eval_batch_size": 1024}
+    quiet = {"epochs": 1, "show_progress": False, "state": "ERROR"}
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"data_path": data_path, "kd_output_dir": str(Path(folder) / "run")}
+        run = run_recbole_prmkd(model, name, config_dict={**as_in_comparison, **quiet, **where}, saved=False)
+    return run["result"]["student"]["train_seconds"]
 
 
 def pretrained(entry: dict[str, Any], teachers: list[str], data: Path, out: Path) -> dict[str, str]:
     """The settings that name the pre-trained file to each teacher of its kind; it is made now unless it is there."""
     model, names = entry["model"], entry["datasets"]
     file = out / "pretrained" / f"{model}.safetensors"
-    absent = [name for name in names if not is_there(data, name)]
+    absent = [name for name in names if not is_present(data, name)]
     if absent and not file.is_file():
         print(f"Not pre-trained: {model}, since {', '.join(absent)} is absent; it starts from scratch.", flush=True)
         return {}
@@ -151,7 +111,7 @@ def compare(
             print(f"{name} without {key}: there is no {file}.", flush=True)
             settings |= entry.get("without", {})
     lists = {"compare": plan["kds"], "models": plan["models"], "datasets": [name]}
-    given = {option: ",".join(names) for option, names in lists.items()}
+    given: dict[str, Any] = {option: ",".join(names) for option, names in lists.items()}
     given |= {"seeds": arguments.seeds, "compare_jobs": arguments.jobs}
     given = {option: value for option, value in given.items() if value is not None}
     return run({**given, "data_path": arguments.data_path, "kd_output_dir": Path(arguments.out) / name, **settings})

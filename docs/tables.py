@@ -77,7 +77,7 @@ def options() -> str:
 
 def result() -> str:
     """The fields of result.json, from the pydantic models that write it."""
-    source = ast.parse((PACKAGE / "results" / "result.py").read_text(encoding="utf-8"))
+    source = ast.parse((PACKAGE / "results" / "schema.py").read_text(encoding="utf-8"))
     models = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
     parts = []
     for name, where in _PARTS_OF_RESULT.items():

@@ -1,26 +1,28 @@
 """Distil pre-trained recommendation models into any RecBole model (PRM-KD, CKD-MDSR; arXiv 2401.00797).
 
-The package reads as the data flows:
+The package reads as the data flows. Each folder's own docstring is its map.
 
-- `quick_start`: the whole run as visible steps; start here. Its parts: `preparation` (data, teachers, knowledge),
-  `training` (the student, and `progress`, from which a training goes on)
-- `keys`, `config`, `checks`: the kd_ keys, RecBole's Config around them, what is refused before work starts
-- `dataset`, `rows`, `processed`: RecBole's split as rows of histories; data sets in UniSRec's layout
-- `text`, `encoder`, `images`, `vectors_file`: item text, images and their vectors, by a side channel
+- `quick_start`: the whole run as visible steps; start here. Its parts: `preparation` (data, teachers, teacher cache)
+  and `training` (the student); `launch`: several processes
+- `data`: RecBole's split as training examples; item text and images and their vectors
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
-- `store`, `encoding_jobs`, `knowledge`: folders that a later run may trust, encoding that resumes, the teachers' scores
-- `candidates`, `top_items`, `weighting`, `curriculum`, `losses`: the method's parts, pure torch
-- `objective`: the method on one screen; `peers`: other papers' ways to distil, in its place
-- `students`: models of our own to distil into, beside RecBole's
-- `student`, `factorised`, `logits`, `positives`: the student's own scores, cheaply, on one scale; a batch's rows
-- `student_defaults`: how much of a kd_loss, by the kind of student
-- `prefixes`, `lengths`, `padding`: one pass for all prefixes, with little padding
-- `warm_start`, `dropout`: where a student's items start, its dropout while it is distilled
-- `trainer`: RecBole's trainers with distillation; `distributed`, `launch`: several processes
-- `evaluation`, `ranks`, `result`, `plots`, `report`: metrics, each row's rank, result.json, a figure, tables
-- `compare`: a grid of runs and the report on them
-- `tune`: sweeps on Ray: many trainings from one preparation
-- `compat`, `registry`, `host`: repairs of RecBole, its look-ups, where it writes
+- `teacher_cache`: what the teachers know, computed once and stored
+- `distil`: the method, from a batch to kd_loss; `distil.objective` shows it on one screen
+- `students`: how any RecBole model is scored, what is known of its class, where its items start
+- `results`: metrics, result.json, figures, tables
+- `compare`: a grid of runs and the report on them; `tune`: sweeps on Ray
+- `recbole_host`: everything that knows RecBole's insides
+
+One training step, in eight files:
+
+    RecBole's loader, or students/windows ── batch ──► PRMKDTrainer.compute_loss      distil/trainer
+        student.rec_loss(loss, batch)           the model's own loss, forward kept     students/adapter
+        objective(batch)                        the method                             distil/objective
+            candidates                          positives of the batch, masked         distil/candidates
+            teacher_cache.scores(...)           [T, B, C]                              teacher_cache/scores
+            soft targets, confidence, fuse      [B, C]                                 distil/weighting
+            student.scores(batch, candidates)   [B, C]                                 students/adapter
+            kd_loss(...)                                                               distil/losses
 """
 
 from recbole_prmkd.recbole_host import compat  # isort: skip  # first: RecBole does not start without it
@@ -28,7 +30,8 @@ from recbole_prmkd.recbole_host import registry  # isort: skip
 from recbole_prmkd.distil.trainer import PRMKDTrainer
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.students.traits import Traits
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrain import pretrain
 
-__all__ = ["TEACHERS", "PRMKDTrainer", "UserError", "compat", "pretrain", "registry", "run_recbole_prmkd"]
+__all__ = ["TEACHERS", "PRMKDTrainer", "Traits", "UserError", "compat", "pretrain", "registry", "run_recbole_prmkd"]

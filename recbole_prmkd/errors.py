@@ -1,4 +1,4 @@
-"""The one exception of this package: a mistake that the user can mend, told in one sentence."""
+"""The one exception of this package: a mistake that the user can correct, explained in one sentence."""
 
 
 class UserError(Exception):

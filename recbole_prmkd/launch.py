@@ -1,6 +1,7 @@
 """Several processes, one for each GPU: RecBole's own multi-process training (`--nproc`), with distillation.
 
-Teachers and knowledge are made once, before the processes start; each then maps them and reads its own rows alone.
+Teachers and their caches are made once, before the processes start. Each process then maps them and trains on its own
+part of every batch.
 """
 
 import sys
@@ -65,7 +66,7 @@ def run_processes(
 
 
 def _rank(rank: int, arguments: list[str], *given: Any) -> None:
-    """One process: the whole run, where everything before the student is reused."""
+    """One process: the whole run; what stands before the student is reused."""
     model, dataset, config_file_list, settings, saved, queue = given
     sys.argv = arguments
     returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)

@@ -1,4 +1,4 @@
-"""What stands before a student: data -> item text -> teachers -> knowledge cache -> item vectors to start from.
+"""What a student is prepared from: data -> item text -> teachers -> teacher cache -> item vectors to start from.
 
 A plain run does this for itself; a sweep does it once, and hands the product to its trials.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
-from recbole_prmkd.results.result import StepResult
+from recbole_prmkd.results.schema import StepResult
 from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
 from recbole_prmkd.teacher_cache.store import StoredFolder
@@ -48,19 +48,19 @@ class Steps:
 class Prepared:
     """All that a student is made from.
 
-    knowledge: None without distillation. teachers: those that gave it; none where it was handed over.
-    folders: each teacher's stored knowledge. start_vectors: [n_items, D] that `kd_item_init` names, or None.
+    teacher_cache: None without distillation. teachers: those that it was computed from; none in a trial of a sweep.
+    folders: each teacher's stored cache. start_vectors: [n_items, D] that `kd_item_init` names, or None.
     """
 
     split: Split
-    knowledge: TeacherCache | None = None
+    teacher_cache: TeacherCache | None = None
     teachers: list[FittedTeacher] = field(default_factory=list)
     folders: list[StoredFolder] = field(default_factory=list)
     start_vectors: Tensor | None = None
 
 
 def prepare(config: Config, steps: Steps) -> Prepared:
-    """Data, teachers and their knowledge; each taken from disk where it still matches, else made."""
+    """Data, teachers and teacher cache; each taken from disk where it still matches, else made."""
     _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
@@ -71,17 +71,17 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     """The same on data that is there already."""
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
-    knowledge = None
+    cache = None
     if config["kd"] != "none":
-        teachers, folders, knowledge = _knowledge(config, split, steps)
+        teachers, folders, cache = prepare_teachers(config, split, steps)
     vectors = start_vectors(config, split, steps, teachers) if source_of(config) != "none" else None
-    return Prepared(split, knowledge, teachers, folders, vectors)
+    return Prepared(split, cache, teachers, folders, vectors)
 
 
-def _knowledge(
+def prepare_teachers(
     config: Config, split: Split, steps: Steps
 ) -> tuple[list[FittedTeacher], list[StoredFolder], TeacherCache]:
-    """Item text, teachers and their knowledge of the training rows; each taken from disk where it still matches."""
+    """Item text, teachers and teacher cache; each taken from disk where it still matches."""
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
         with steps("text") as state:
@@ -98,9 +98,8 @@ def _knowledge(
         with steps(f"knowledge {name}") as state:
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
-            _warn_of_unknown(name, stored.notes, split)
-    knowledge = open_cache(teachers, folders, data, config)
-    return teachers, folders, knowledge
+            _warn_of_uncovered(name, stored.notes, split)
+    return teachers, folders, open_cache(teachers, folders, data, config)
 
 
 def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence[FittedTeacher]) -> Tensor:
@@ -139,9 +138,9 @@ def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> N
         )
 
 
-def _warn_of_unknown(name: str, notes: Mapping[str, Any], split: Split) -> None:
+def _warn_of_uncovered(name: str, notes: Mapping[str, Any], split: Split) -> None:
     if notes["unknown_rows"] or notes["unknown_items"]:
         getLogger().warning(
-            f"{name} knows nothing of {notes['unknown_rows']} of {len(split.train)} training rows (no history) and of "
+            f"{name} does not cover {notes['unknown_rows']} of {len(split.train)} training examples (no history) and "
             f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text or image): its weight is zero there."
         )

@@ -1,10 +1,10 @@
 """The whole run, as visible steps:
 
-config -> data -> item text -> teachers -> knowledge cache -> student -> distillation -> evaluation -> result
+config -> data -> item text -> teachers -> teacher cache -> student -> distillation -> evaluation -> result
 
 The order of RecBole's own `run_recbole` is kept call by call, so that `kd: none` gives its metrics and weights bit
-for bit. What is made on the way (item vectors, teachers, knowledge) is reused where it still matches; the student is
-seeded after it, so a cold and a warm run give the same student.
+for bit. What is made on the way (item vectors, teachers, teacher cache) is reused where it still matches. The student
+is seeded after it, so a cold and a warm run give the same student.
 """
 
 import tempfile
@@ -25,10 +25,11 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
-from recbole_prmkd.results import result as results
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
 from recbole_prmkd.results.plots import draw_distillation
-from recbole_prmkd.results.result import KDResult, RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.provenance import commit, package_versions
+from recbole_prmkd.results.run_folder import CURVES, RESULT, UNFINISHED, output_folder, write_result
+from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
@@ -59,20 +60,20 @@ def run_recbole_prmkd(
     if config["local_rank"] > 0:  # the first process on this machine writes the result
         return _follow(config, output, saved)
     check_run(config, output)
-    with results.output_folder(output) as folder, run_logging(config, folder):
+    with output_folder(output) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
         if run.distillation:
             title = f"{config['model']} on {config['dataset']}, kd={config['kd']}"
-            draw_distillation(run.distillation, folder / results.CURVES, title)
-        results.write(folder, run)
-    getLogger().info(f"Result: {output / results.RESULT}")
+            draw_distillation(run.distillation, folder / CURVES, title)
+        write_result(folder, run)
+    getLogger().info(f"Result: {output / RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
 
 
 def _follow(config: Config, output: Path, saved: bool) -> dict[str, Any]:
     """The same run in a further process of one training: its files are of no use, the weights are the first one's."""
     with tempfile.TemporaryDirectory() as folder, run_logging(config, Path(folder)):
-        returned, _ = _run(config, Path(folder), saved, output / results.UNFINISHED)
+        returned, _ = _run(config, Path(folder), saved, output / UNFINISHED)
     return returned
 
 
@@ -107,8 +108,8 @@ def _run(
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         unseen = {
-            part: evaluate_unseen(trainer, config, data, rows) or plain(metrics)
-            for part, data, rows, metrics in (
+            part: evaluate_unseen(trainer, config, data, examples) or plain(metrics)
+            for part, data, examples, metrics in (
                 ("valid", split.valid_data, split.valid, best_valid),
                 ("test", split.test_data, split.test, test),
             )
@@ -166,12 +167,12 @@ def _run_result(
 ) -> RunResult:
     return RunResult(
         config=_plain_config(config),
-        versions=results.versions(),
+        versions=package_versions(),
         seed=config["seed"],
         device=str(config["device"]),
         threads=torch.get_num_threads(),
         peak_memory_mb=peak_memory_mb(config["device"]),
-        commit=results.commit(),
+        commit=commit(),
         dataset=_counts(config, prepared.split),
         student=student,
         teachers={

@@ -76,7 +76,7 @@ def train(
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
     """
     started = time.time()
-    with _student(config, prepared, trainer) as train_data:
+    with adapted(config, prepared, trainer) as train_data:
         progress.begin(trainer)
         if state is not None:
             progress.restore(state, trainer, train_data)
@@ -121,7 +121,7 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
         states = progress.random_states()
         prepared = prepare_on(config, split, Steps())
         progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
-        with _student(config, prepared, trainer) as data:
+        with adapted(config, prepared, trainer) as data:
             yield data
     trainer.objective = None  # the next `fit` may have other data
 
@@ -132,7 +132,7 @@ def distils(config: Config) -> bool:
 
 
 @contextmanager
-def _student(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
+def adapted(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
     """Inside, the student is adapted as the configuration says, and the trainer distils; gives the training loader."""
     split = prepared.split
     student = StudentAdapter(trainer.model, config, split.train_data._dataset, split.train)
@@ -141,7 +141,7 @@ def _student(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
         if windows is not None or distils(config):
             dropout = config["kd_dropout"] if distils(config) else 1.0
             stack.enter_context(student.attached(windows, dropout))
-        if prepared.knowledge is not None:
+        if prepared.teacher_cache is not None:
             trainer.distil(*_objective(config, prepared, student))
         yield WindowLoader(config, split.train_data._dataset, split.train) if windows else split.train_data
 
@@ -152,7 +152,7 @@ def _objective(
     if not distils(config):
         getLogger().info("kd_weight is 0: the student trains alone, without kd_loss and curriculum.")
         return None, None
-    split, cache = prepared.split, prepared.knowledge
+    split, cache = prepared.split, prepared.teacher_cache
     assert cache is not None
     excluded = exclusions_of(config, split.train, split.future, student.sequential)
     top_items = (

@@ -155,7 +155,7 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
     with (
         mock.patch.object(Objective, "__call__", watched),
         mock.patch.object(
-            preparation, "_knowledge", lambda config, split, steps: ([], [], synthetic(split, config["device"]))
+            preparation, "prepare_teachers", lambda config, split, steps: ([], [], synthetic(split, config["device"]))
         ),
     ):
         try:

@@ -152,7 +152,7 @@ def tiny_encoder(minilm, tmp_path_factory):
 @pytest.fixture
 def made_up_run():
     """Results with chosen numbers, for what is made from many of them."""
-    from recbole_prmkd.results.result import RunResult, StudentResult, TeacherResult
+    from recbole_prmkd.results.schema import RunResult, StudentResult, TeacherResult
 
     def metrics(ndcg):
         return {"ndcg@10": ndcg, "recall@10": 2 * ndcg}

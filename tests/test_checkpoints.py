@@ -74,7 +74,7 @@ class Forged:
 def test_any_other_name_is_refused(function, protocol, tmp_path):
     file = tmp_path / "forged.pth"
     torch.save({"state_dict": {"a": torch.ones(2)}, "config": Forged(function, "x")}, file, pickle_protocol=protocol)
-    with pytest.raises(UserError, match="refused: it refers to"):
+    with pytest.raises(UserError, match="rejected because it refers to"):
         read_checkpoint(file)
 
 

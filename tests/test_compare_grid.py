@@ -1,7 +1,10 @@
-"""The grid of a comparison: its cells and their settings, what is refused, what an earlier one allows."""
+"""The grid of a comparison: its cells and their settings, what is rejected, what an earlier one allows."""
 
-import json
+import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,11 +12,12 @@ from conftest import write_tiny
 
 import run_recbole_prmkd as command_line
 from recbole_prmkd.compare import run, schedule
-from recbole_prmkd.compare.grid import Cell, Grid, make_grid, open_folder, parse_seeds, read_grid, usual_folder
+from recbole_prmkd.compare.grid import Cell, Grid, default_folder, make_grid, open_folder, parse_seeds, read_grid
 from recbole_prmkd.compare.job import Job
+from recbole_prmkd.compare.plan import cell_job, check_finished, preparations, result_of
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.run_folder import RESULT, write_result
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def test_what_the_user_sets_stands_for_all_cells(settings):
 
 
 def test_a_context_student_may_come_first_with_other_eval_args(settings):
-    """Its own defaults, metrics of values, would be refused beside a ranking."""
+    """Its own defaults, metrics of values, would be rejected beside a ranking."""
     sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "uni3", "test": "full"}}
     grid = make_grid("none,mean", "DeepFM", "tiny", "1", None, settings(eval_args=sampled))
     for cell in grid.cells():
@@ -112,20 +116,20 @@ def test_other_data_are_another_comparison(settings, tmp_path):
 
 def test_the_same_command_finds_its_folder_again(settings):
     def folder(kds="none,mean", seeds="2", **more):
-        return usual_folder(make_grid(kds, "BPR,SASRec", "tiny", seeds, None, settings(**more)))
+        return default_folder(make_grid(kds, "BPR,SASRec", "tiny", seeds, None, settings(**more)))
 
     assert folder() == folder() == folder(kds="none,prmkd", seeds="3")  # these join it
     assert folder().parent.name == "runs" and folder().name.startswith("compare-BPR+SASRec-tiny-")
     assert len({folder(), folder(epochs=7), folder(seeds="5,")}) == 3  # other settings or teachers
     many = [
-        usual_folder(make_grid("none", f"BPR,SASRec,LightGCN,{last}", "tiny", "2", None, settings()))
+        default_folder(make_grid("none", f"BPR,SASRec,LightGCN,{last}", "tiny", "2", None, settings()))
         for last in ("GRU4Rec", "NeuMF")
     ]
     assert many[0] != many[1]  # though the name does not hold the fourth
 
 
 @pytest.fixture
-def refused(settings, tmp_path, monkeypatch):
+def rejected(settings, tmp_path, monkeypatch):
     """Run the command line with these options; returns the sentence it ends with, nothing having been started."""
 
     def run_it(*options):
@@ -178,68 +182,60 @@ def refused(settings, tmp_path, monkeypatch):
         (["--model=SASRec", "--dataset=tiny", "--seeds=3"], ["--compare"]),
     ],
 )
-def test_refusals(options, words, refused):
-    sentence = refused(*options)
+def test_rejected_options(options, words, rejected):
+    sentence = rejected(*options)
     assert all(word in sentence for word in words), sentence
 
 
 def test_a_finished_cell_is_known_by_its_settings_and_its_result(tmp_path, made_up_run):
     grid = Grid(("a",), ("SASRec",), ("none",), (1,), {})
     (cell,) = grid.cells()
-    job = Job("x", tmp_path, "train", cell.model, cell.dataset, grid.settings_of(cell))
-    assert not run.is_finished(cell, job)
-    (tmp_path / "job.json").write_text(json.dumps(job.as_json()))
-    assert not run.is_finished(cell, job)  # started, not ended
-    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
-    assert run.is_finished(cell, job)
-    other = Job("x", tmp_path, "train", cell.model, cell.dataset, {**grid.settings_of(cell), "epochs": 4})
-    assert not run.is_finished(cell, other)
+    job = cell_job(grid, cell, tmp_path)
+    assert result_of(job) is None
+    job.write()
+    assert result_of(job) is None  # started, not ended
+    write_result(job.folder, made_up_run("a", "SASRec", "none", 1, 0.1))
+    assert result_of(job).student.test["ndcg@10"] == 0.1
+    assert result_of(cell_job(replace(grid, settings={"epochs": 4}), cell, tmp_path)) is None
 
 
-def test_cells_of_another_method_are_refused(tmp_path, made_up_run):
+def test_cells_of_another_method_are_rejected(tmp_path, made_up_run):
     """A preset or default that has changed since: a mean over both would be of two methods."""
     grid = Grid(("a",), ("SASRec",), ("none", "prmkd_plus"), (1,), {"kd_temperature": 2.0})
     for cell in grid.cells():
-        job = run._cell_job(grid, cell, tmp_path)
+        job = cell_job(grid, cell, tmp_path)
         job.write()
         made = made_up_run("a", "SASRec", cell.kd, 1, 0.1)
         made.config.update({**keys.defaults(), **keys.preset(cell.kd), **job.settings})
-        results.write(job.folder, made)
-    run.check_finished(grid, tmp_path)
-    every = made.distillation[0].pop("kd_every")  # older, when students had other rows and weights
-    results.write(job.folder, made)
-    with pytest.raises(UserError, match="before its epochs said kd_every"):
-        run.check_finished(grid, tmp_path)
-    made.distillation[0]["kd_every"] = every
-    results.write(job.folder, made)
-    run.check_finished(grid, tmp_path)
+        write_result(job.folder, made)
+    check_finished(grid, tmp_path)
     del made.config["kd_top_items"]  # a key that is newer than the cell, at its default
-    results.write(job.folder, made)
-    run.check_finished(grid, tmp_path)
+    write_result(job.folder, made)
+    check_finished(grid, tmp_path)
     made.config["kd_weight"] = 1.2
-    results.write(job.folder, made)
+    write_result(job.folder, made)
     with pytest.raises(UserError, match=r"prmkd_plus, seed 1 was made with kd_weight 1.2, which is 10.0 by now"):
-        run.check_finished(grid, tmp_path)
+        check_finished(grid, tmp_path)
 
 
 def test_a_job_with_other_settings_leaves_no_result_of_the_one_before(tmp_path, made_up_run):
     job = Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 1})
     job.write()
-    results.write(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
+    write_result(tmp_path, made_up_run("a", "SASRec", "none", 1, 0.1))
     job.write()
-    assert (tmp_path / results.RESULT).is_file()
+    assert (tmp_path / RESULT).is_file()
     Job("x", tmp_path, "train", "SASRec", "a", {"epochs": 2}).write()
-    assert not (tmp_path / results.RESULT).is_file()
+    assert not (tmp_path / RESULT).is_file()
 
 
 def test_one_comparison_at_a_time_in_a_folder(tmp_path):
     with (
-        run._alone(tmp_path),
+        run.one_at_a_time(tmp_path),
         pytest.raises(UserError, match=r"Another comparison runs in .*--kd_output_dir"),
-        run._alone(tmp_path),
+        run.one_at_a_time(tmp_path),
     ):
         raise AssertionError("two of them")
-    with run._alone(tmp_path):  # free again
+    with run.one_at_a_time(tmp_path):  # free again
         pass
 
 
@@ -249,18 +245,18 @@ def test_a_second_comparison_changes_nothing_while_the_first_runs(settings, tmp_
     open_folder(grid, tmp_path / "out")
     before = (tmp_path / "out" / "comparison.json").read_text()
     monkeypatch.setattr(run, "run_jobs", lambda *_, **__: pytest.fail("a job began"))
-    with run._alone(tmp_path / "out"), pytest.raises(UserError, match="Another comparison runs"):
+    with run.one_at_a_time(tmp_path / "out"), pytest.raises(UserError, match="Another comparison runs"):
         run.run_comparison("none,mean", "BPR", "tiny", "2", None, given)
     assert (tmp_path / "out" / "comparison.json").read_text() == before
 
 
 def test_teachers_are_rebuilt_before_the_first_cell_and_never_after(settings, tmp_path):
     grid = make_grid("none,mean", "SASRec,BPR", "tiny", "1", None, settings(kd_rebuild=True))
-    jobs = [run._cell_job(grid, cell, tmp_path) for cell in grid.cells()]
+    jobs = [cell_job(grid, cell, tmp_path) for cell in grid.cells()]
     assert not any(job.settings["kd_rebuild"] for job in jobs)
-    made = run.preparations(grid, list(jobs), tmp_path)
+    made = preparations(grid, list(jobs), tmp_path)
     assert [job.settings["kd_rebuild"] for job in made] == [True, False]
-    again = run.preparations(grid, jobs[1:], tmp_path, {"tiny"})  # a cell has ended: the others go on with its teachers
+    again = preparations(grid, jobs[1:], tmp_path, {"tiny"})  # a cell has ended: the others go on with its teachers
     assert [job.settings["kd_rebuild"] for job in again] == [False, False]
 
 
@@ -273,8 +269,8 @@ def test_teachers_are_made_once_before_the_cells_that_need_them(settings, tmp_pa
     grid = make_grid(
         "none,single,prmkd", "SASRec,BPR", "tiny", "1", None, settings(kd_teachers=["UniSRec", "Recformer"])
     )
-    left = [run._cell_job(grid, cell, tmp_path) for cell in grid.cells()]
-    first, second = run.preparations(grid, left, tmp_path)
+    left = [cell_job(grid, cell, tmp_path) for cell in grid.cells()]
+    first, second = preparations(grid, left, tmp_path)
     assert first.settings["kd_teachers"] == ["UniSRec", "Recformer"] and first.settings["kd"] == "prmkd"
     assert first.needs is None and second.needs == first.folder  # one after the other: the teachers are the same
     needs = {(job.model, job.settings["kd"]): job.needs for job in left}
@@ -286,18 +282,11 @@ class Made:
     """Workers that end each job at once; those named in `wrong` fail."""
 
     def __init__(self, room, wrong=()):
-        self.room, self.wrong, self.running, self.order, self.closed = room, wrong, [], [], False
+        self.room, self.wrong, self.order, self.closed = room, wrong, [], False
 
-    def has_room(self):
-        return len(self.running) < self.room
-
-    def start(self, job):
-        self.running.append(job)
+    def __call__(self, job):
         self.order.append(job.name)
-
-    def ended(self):
-        over, self.running = self.running, []
-        return [(job, "it broke" if job.name in self.wrong else None) for job in over]
+        return "it broke" if job.name in self.wrong else None
 
     def close(self):
         self.closed = True
@@ -312,41 +301,67 @@ def made_jobs(folder):
     ]
 
 
-def test_jobs_wait_for_what_they_need(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "_POLL", 0)
+def test_jobs_wait_for_what_they_need(tmp_path):
     workers = Made(room=2)
     assert schedule.run_jobs(made_jobs(tmp_path), workers, "train") == {}
-    assert workers.order == ["first", "free", "needs"] and workers.closed
+    assert workers.order.index("first") < workers.order.index("needs") and len(workers.order) == 3 and workers.closed
 
 
-def test_a_failed_job_takes_those_that_need_it_along_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "_POLL", 0)
+def test_a_failed_job_takes_those_that_need_it_along_and_no_others(tmp_path):
     workers = Made(room=1, wrong=["first"])
     failed = schedule.run_jobs(made_jobs(tmp_path), workers, "train")
     assert failed == {tmp_path / "first": "it broke", tmp_path / "needs": "it broke"}
     assert workers.order == ["first", "free"]
 
 
-def test_interrupted_workers_are_ended(tmp_path):
-    workers = Made(room=1)
-    workers.ended = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+def test_no_more_jobs_at_a_time_than_there_is_room(tmp_path):
+    now, most, lock = [0], [0], threading.Lock()
+
+    class Counting(Made):
+        def __call__(self, job):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.05)
+            with lock:
+                now[0] -= 1
+
+    jobs = [Job(str(n), tmp_path / str(n), "train", "m", "d", {}) for n in range(6)]
+    assert schedule.run_jobs(jobs, Counting(room=2)) == {} and most == [2]
+
+
+def test_interrupted_jobs_are_killed(tmp_path, monkeypatch):
+    """The process of a job ends with the comparison that began it; what waits does not begin."""
+    started = []
+
+    def start(folder, threads, gpu):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[-1]
+
+    def interrupted(*_, **__):
+        while not started:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schedule, "start_in", start)
+    monkeypatch.setattr(schedule, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        schedule.run_jobs(made_jobs(tmp_path), workers, "train")
-    assert workers.closed
+        schedule.run_jobs(made_jobs(tmp_path), schedule.Local([None], threads=1))
+    assert len(started) == 1 and started[0].wait(timeout=5) == -9
 
 
 def test_room_on_this_machine(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     here = schedule.workers_here(None, [])
-    assert (here._free, here.threads) == ([None] * 4, 4)
+    assert (here.gpus, here.threads) == ([None] * 4, 4)
     here = schedule.workers_here(None, ["0", "3"])
-    assert (here._free, here.threads) == (["3", "0"], 8)
+    assert (here.gpus, here.threads) == (["0", "3"], 8)
     here = schedule.workers_here(4, ["0", "3"])
-    assert (here._free, here.threads) == (["3", "0", "3", "0"], 4)
+    assert (here.gpus, here.threads) == (["0", "3", "0", "3"], 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     here = schedule.workers_here(None, [])
-    assert (len(here._free), here.threads) == (16, 1)
+    assert (here.room, here.threads) == (16, 1)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,23 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from recbole_prmkd.compare import figures, statistics
+from recbole_prmkd.compare import figures, page, statistics
 from recbole_prmkd.compare.gather import gather
 from recbole_prmkd.compare.grid import Cell, Grid, open_folder
-from recbole_prmkd.compare.groups import gain_by_group, group_bounds
-from recbole_prmkd.compare.page import users_table, write_report
-from recbole_prmkd.compare.tables import _escaped, cell_text, headline, headline_table, label, number, paired_table
+from recbole_prmkd.compare.page import write_report
+from recbole_prmkd.compare.tables import (
+    cell_text,
+    headline,
+    headline_table,
+    label,
+    number,
+    paired_table,
+    users_table,
+    write_tables,
+)
+from recbole_prmkd.compare.user_gains import gain_by_group, group_bounds, interval, ndcg_of_ranks, user_gains
 from recbole_prmkd.recbole_host.keys import key_table
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.run_folder import write_result
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -35,7 +44,7 @@ def test_paired_by_hand():
 def test_no_test_without_seeds_or_variation():
     assert statistics.paired([1, 2], [2, 4]).reason == "a test needs 3 seeds"
     constant = statistics.paired([0.1, 0.2, 0.3], [0.2, 0.3, 0.4])
-    assert constant.p is None and constant.gain == pytest.approx(0.1)
+    assert math.isnan(constant.p) and constant.gain == pytest.approx(0.1)
 
 
 def test_holm_by_hand():
@@ -46,15 +55,15 @@ def test_holm_by_hand():
 
 
 def test_ndcg_of_ranks():
-    assert statistics.ndcg_of_ranks(np.array([1, 3, 10, 11])) == pytest.approx([1, 0.5, 1 / math.log2(11), 0])
+    assert ndcg_of_ranks(np.array([1, 3, 10, 11])) == pytest.approx([1, 0.5, 1 / math.log2(11), 0])
 
 
 def test_interval_holds_the_mean():
     gains = np.random.default_rng(1).normal(0.1, 1, 500)
-    low, high = statistics.interval(gains)
+    low, high = interval(gains)
     half = 1.96 * gains.std() / math.sqrt(500)
     assert (low, high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.02)
-    assert statistics.interval(np.zeros(5)) == (0.0, 0.0)
+    assert interval(np.zeros(5)) == (0.0, 0.0)
 
 
 def test_groups_of_equal_size():
@@ -69,7 +78,7 @@ def test_groups_of_equal_size():
 
 @pytest.fixture
 def comparison(tmp_path, made_up_run):
-    """Two students, three ways and a teacher on made-up results; one cell has none."""
+    """Two students, three KD methods and a teacher on made-up results; one cell has none."""
     grid = Grid(("a_b",), ("SASRec", "BPR"), ("none", "mean", "prmkd"), (1, 2, 3, 4, 5), {"epochs": 3})
     folder = tmp_path / "out"
     open_folder(grid, folder)
@@ -82,7 +91,7 @@ def comparison(tmp_path, made_up_run):
         where = cell.folder(folder)
         where.mkdir(parents=True)
         run = made_up_run("a_b", cell.model, cell.kd, cell.seed, worth, teachers={"UniSRec": 0.2})
-        results.write(where, run)
+        write_result(where, run)
         rank = rng.integers(1, 20, 40) if cell.kd == "none" else np.ones(40, dtype=int)
         rows = {"user": np.arange(40), "item": np.arange(40), "history": np.arange(40) % 8, "popularity": np.arange(40)}
         np.savez(where / "test_ranks.npz", **rows, rank=rank, rank_unseen=rank)
@@ -121,7 +130,7 @@ def test_a_teachers_row_has_its_seed(settings, seed, tmp_path, made_up_run):
     run.config.update(settings)
     (cell,) = grid.cells()
     cell.folder(tmp_path).mkdir(parents=True)
-    results.write(cell.folder(tmp_path), run)
+    write_result(cell.folder(tmp_path), run)
     rows = gather(grid, tmp_path).cells.set_index("model")
     assert rows.loc["UniSRec_2", "seed"] == seed
 
@@ -130,7 +139,7 @@ def test_a_dagger_where_it_is_worse(comparison, made_up_run):
     grid, folder = comparison
     for cell in grid.cells():
         if cell.kd == "mean":
-            results.write(
+            write_result(
                 cell.folder(folder), made_up_run("a_b", cell.model, "mean", cell.seed, PLAIN[cell.seed - 1] / 2)
             )
     frame = statistics.summary(gather(grid, folder), ["test ndcg@10"])
@@ -146,43 +155,55 @@ def test_less_is_better_for_some_metrics(comparison):
     assert falls["mark"].tolist() == [{"*": "†", "†": "*"}.get(mark, mark) for mark in rises["mark"]]
 
 
-def test_no_two_ways_look_the_same():
-    ways = key_table()["kd"]["choices"]
-    gathered = SimpleNamespace(grid=SimpleNamespace(kds=ways))
-    for style in (figures._bar_style, figures._line_style, figures._filling):
-        looks = {tuple(sorted((name, str(value)) for name, value in style(gathered, kd).items())) for kd in ways}
-        colours = {kd: style(gathered, kd)["color"] for kd in ways}
-        assert len(looks) == len(ways) > len(set(colours.values()))  # apart, though colours come again
+def test_no_two_kd_methods_look_the_same():
+    kds = key_table()["kd"]["choices"]
+    gathered = SimpleNamespace(grid=SimpleNamespace(kds=kds))
+    assert len({figures.style(gathered, kd, "color")["color"] for kd in kds}) < len(kds)  # colours come again
+    for names in (("color", "hatch"), ("color", "marker", "ls"), ("color", "fillstyle")):
+        assert len({tuple(figures.style(gathered, kd, *names).values()) for kd in kds}) == len(kds)
 
 
-def test_curves_end_with_the_first_seed_that_stops(comparison, monkeypatch):
+@pytest.fixture
+def plotted(monkeypatch):
+    """Arguments of all calls of a method of matplotlib's axes while these figures are made."""
+
+    def calls(method, make, *arguments):
+        original, found = getattr(figures.Axes, method), []
+
+        def noting(axes, *given, **named):
+            found.append((given, named))
+            return original(axes, *given, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(figures.Axes, method, noting)
+            assert list(make(*arguments))
+        return found
+
+    return calls
+
+
+def test_curves_end_with_the_first_seed_that_stops(comparison, plotted):
     """The mean of those that are left would jump."""
     gathered = gather(*comparison)
     gathered.runs[Cell("a_b", "SASRec", "none", 2)].student.valid_scores[:] = [0.1, 0.2]
-    drawn = []
-    plot = figures.Axes.plot
-    monkeypatch.setattr(figures.Axes, "plot", lambda *args, **more: (drawn.append(args[-1]), plot(*args, **more))[1])
-    list(figures._learning_curves(gathered, "a_b"))
-    first = np.asarray(drawn[0])
-    assert len(first) == 3 and np.isfinite(first[:2]).all() and np.isnan(first[2])
-    assert all(np.isfinite(np.asarray(others)).all() for others in drawn[1:])
+    curves = [np.asarray(given[1]) for given, _ in plotted("plot", figures.learning_curves, gathered, "a_b")]
+    assert len(curves) == 6 and len(curves[0]) == 3
+    assert np.isfinite(curves[0][:2]).all() and np.isnan(curves[0][2])
+    assert all(np.isfinite(others).all() for others in curves[1:])
 
 
-def test_teachers_are_drawn_where_students_rank_as_they_do(comparison, monkeypatch):
-    gathered, lines = gather(*comparison), []
+def test_teachers_are_shown_where_students_rank_as_they_do(comparison, plotted):
+    gathered = gather(*comparison)
     columns = headline(gathered)
-    summary = statistics.summary(gathered, columns)
-    monkeypatch.setattr(figures.Axes, "axhline", lambda *_, **more: lines.append(more["label"]))
 
-    def drawn():
-        lines.clear()
-        list(figures._bars(gathered, summary, columns, "a_b"))
-        return len(lines)
+    def lines(gathered):
+        summary = statistics.summary(gathered, columns)
+        return len(plotted("axhline", figures.quality, gathered, summary, columns, "a_b"))
 
-    assert drawn() == 2  # both rankings of these students are one, so NDCG and Recall unseen alone
+    assert lines(gathered) == 2  # both rankings of these students are one, so NDCG and Recall unseen alone
     for run in gathered.runs.values():
         run.student.test_unseen["ndcg@10"] += 0.1
-    assert drawn() == 4
+    assert lines(gathered) == 4
 
 
 @pytest.mark.parametrize(
@@ -200,9 +221,19 @@ def test_what_heads_the_tables(metrics, wanted):
     ]
 
 
-def test_latex_signs():
-    assert _escaped("p < .05 & a_b {x}^2 ~") == r"p $<$ .05 \& a\_b \{x\}\textasciicircum{}2 \textasciitilde{}"
-    assert _escaped("\\") == r"\textbackslash{}"
+def test_latex_signs(comparison, tmp_path):
+    frame = statistics.summary(gather(*comparison), ["test ndcg@10"])
+    write_tables(frame.assign(dataset="a & b_{x}^2 ~<>\\"), tmp_path)
+    caption = r"a \& b\_\{x\}\textasciicircum{}2 \textasciitilde{}$<$$>$\textbackslash{}. Mean $\pm$"
+    assert rf"\caption{{{caption}" in (tmp_path / "table.tex").read_text()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A page without figures, which take seconds."""
+    monkeypatch.setattr(
+        page, "pictures", lambda *_: {name: [] for name in ("quality", "learning", "teachers", "groups", "cost")}
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,27 +244,27 @@ def test_latex_signs():
         ({"search": "grid"}, "all combinations as trials"),
     ],
 )
-def test_the_page_says_how_many_settings_were_tried(sweep, words, comparison):
+def test_the_page_says_how_many_settings_were_tried(sweep, words, comparison, no_pictures):
     grid, folder = comparison
     space = {"learning_rate": {"choice": [0.1, 0.2]}}
     write_report(replace(grid, tune={"space": space, **sweep}), folder)
     assert words in (folder / "report.html").read_text()
 
 
-def test_the_page_says_how_rows_were_split(comparison):
+def test_the_page_says_how_the_data_were_split(comparison, no_pictures):
     grid, folder = comparison
     write_report(grid, folder)
-    student_defaults = "the same split (last interaction for test, last but one for validation, in time order)"
-    assert student_defaults in (folder / "report.html").read_text()
+    leave_one_out = "the same split (last interaction for test, last but one for validation, in time order)"
+    assert leave_one_out in (folder / "report.html").read_text()
     for cell, made in gather(grid, folder).runs.items():
         made.config["eval_args"] = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
-        results.write(cell.folder(folder), made)
+        write_result(cell.folder(folder), made)
     write_report(grid, folder)
-    page = html.unescape((folder / "report.html").read_text())
-    assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in page and student_defaults not in page
+    text = html.unescape((folder / "report.html").read_text())
+    assert "the same split (split {'RS': [0.8, 0.1, 0.1]}, order TO)" in text and leave_one_out not in text
     for cell, made in gather(grid, folder).runs.items():
         made.config["benchmark_filename"] = ["train", "valid", "test"]
-        results.write(cell.folder(folder), made)
+        write_result(cell.folder(folder), made)
     write_report(grid, folder)
     assert "the same split (pre-split files)" in (folder / "report.html").read_text()
 
@@ -255,11 +286,18 @@ def test_texts():
 
 
 def test_gain_by_group(comparison):
-    grid, folder = comparison
-    frame = gain_by_group(gather(grid, folder), "history")
-    own = frame[(frame["model"] == "SASRec") & (frame["kd"] == "prmkd")]
-    assert list(own["group"]) == ["0-1", "2-3", "4-5", "6-7"] and set(own["rows"]) == {10}
-    assert own["ndcg"].tolist() == [1.0] * 4 and (own["gain"] > 0).all()
+    gathered = gather(*comparison)
+    gains, deviations = gain_by_group(gathered, "a_b", "SASRec", "history")
+    assert list(gains.index) == list(deviations.index) == ["0-1", "2-3", "4-5", "6-7"]
+    assert list(gains) == ["mean", "prmkd"]
+    every = user_gains(gathered, "a_b", "SASRec", "prmkd", "rank_unseen")  # 40 users, histories 0 to 7 in turn
+    inside = np.isin(np.arange(40) % 8, [2, 3])
+    assert gains.loc["2-3", "prmkd"] == pytest.approx(every[inside].mean()) and (deviations > 0).all().all()
+
+
+def test_no_groups_without_ranks(tmp_path):
+    gathered = gather(Grid(("a",), ("SASRec",), ("none", "mean"), (1,), {}), tmp_path)
+    assert gain_by_group(gathered, "a", "SASRec", "history")[0].empty
 
 
 def test_files_of_a_report(comparison):
@@ -324,4 +362,4 @@ def test_intervals_over_users(comparison):
     gathered = gather(*comparison)
     frame = users_table(gathered, "a_b")
     assert len(frame) == 4 and frame["users"].tolist() == ["40"] * 4
-    assert headline_table(statistics.summary(gathered, ["test ndcg@10"]), "a_b", ["test ndcg@10"]).shape == (7, 4)
+    assert headline_table(statistics.summary(gathered, ["test ndcg@10"]), "a_b").shape == (7, 4)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import recbole_prmkd
 from recbole_prmkd import quick_start, run_recbole_prmkd
 from recbole_prmkd.compare import cost
-from recbole_prmkd.compare.statistics import ndcg_of_ranks
+from recbole_prmkd.compare.user_gains import ndcg_of_ranks
 from recbole_prmkd.recbole_host.config import load_config
 
 
@@ -30,7 +30,7 @@ def test_ranks_give_the_metrics_of_the_same_run(model, settings, tmp_path):
         assert len(rank) == run["result"]["dataset"]["test_rows"]
         assert student[part]["hit@10"] == pytest.approx((rank <= 10).mean(), abs=1e-4)
         assert student[part]["ndcg@10"] == pytest.approx(ndcg_of_ranks(rank).mean(), abs=1e-4)
-    # By hand from the file: the user's lines less his last one, and training rows of each target.
+    # By hand from the file: each user's lines but the last one, and training examples of each target.
     lines = [line.split("\t")[:2] for line in (Path(settings()["data_path"]) / "tiny" / "tiny.inter").open()][1:]
     per_user = {}
     for user, item in lines:
@@ -46,7 +46,7 @@ def test_no_ranks_unless_asked_for(settings, tmp_path):
 
 
 def test_serving_is_timed_for_students_teachers_and_the_ensemble(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_BUDGET", 0.01)
+    monkeypatch.setattr(cost, "BUDGET", 0.01)
     two = {"kd_teachers": ["UniSRec", "UniSRec_2"], "kd_unisrec_2_seed": 7}
     two |= {key.replace("unisrec", "unisrec_2"): value for key, value in TINY_TEACHER.items()}
     given = settings(kd="mean", epochs=1, **two)
@@ -119,7 +119,7 @@ def test_a_comparison_and_its_way_on(compare, tmp_path):
 
 
 def test_nothing_reads_the_test_loader_before_training_has_ended(settings, monkeypatch):
-    """Teachers, knowledge, curriculum, stopping and the choice of the best epoch do without the test rows."""
+    """Teachers, their cache, curriculum, stopping and the choice of the best epoch do without the test examples."""
     loaders, ended, read = [], [], []
     prepare, train, iterate = quick_start.prepare, quick_start.train, DataLoader.__iter__
 
@@ -134,7 +134,7 @@ def test_nothing_reads_the_test_loader_before_training_has_ended(settings, monke
         return trained
 
     def reading(loader):
-        if any(loader is known for known in loaders):
+        if any(loader is test for test in loaders):
             read.append(bool(ended))
         return iterate(loader)
 

@@ -14,7 +14,7 @@ from recbole_prmkd.compare.tuning import (
     read_tuning,
     space_of,
     sweep_jobs,
-    tuned_settings,
+    with_winners,
 )
 from recbole_prmkd.errors import UserError
 
@@ -60,7 +60,7 @@ def test_each_searches_what_it_has(grid):
         ({**SPACE, "epochs": {"choice": [1, 2]}}, "epochs is in the search space and fixed"),
     ],
 )
-def test_searches_that_are_refused(space, words, grid):
+def test_searches_that_are_rejected(space, words, grid):
     with pytest.raises(UserError, match=words):
         check_tuning(grid(space, models="BPR"))
 
@@ -71,9 +71,12 @@ def test_a_grid_gives_none_more_trials_than_the_others(grid):
     uneven = replace(both, tune={**both.tune, "search": "grid"})
     with pytest.raises(UserError, match="2 settings for BPR, none and 6 settings for BPR, mean: use random or optuna"):
         check_tuning(uneven)
-    check_tuning(both)  # drawn, as many for each
+    check_tuning(both)  # sampled, as many for each
     check_tuning(replace(uneven, tune={**uneven.tune, "space": {"learning_rate": lists["learning_rate"]}}))
-    own = {"learning_rate": lists["learning_rate"], "n_layers": {"choice": [1, 2]}}  # SASRec has more, each way as many
+    own = {
+        "learning_rate": lists["learning_rate"],
+        "n_layers": {"choice": [1, 2]},
+    }  # SASRec has more, each KD method as many
     check_tuning(replace(uneven, models=("SASRec", "BPR"), tune={**uneven.tune, "space": own}))
 
 
@@ -107,7 +110,7 @@ def test_the_winner_holds_for_all_seeds(grid, tmp_path):
     best.parent.mkdir(parents=True)
     best.write_text(yaml.safe_dump({"learning_rate": 0.004, "kd_weight": 7.0, "epochs": 99}))
     assert sweep_jobs(searched, tmp_path) == jobs[:1]
-    found = replace(searched, tuned=tuned_settings(searched, tmp_path))
+    found = with_winners(searched, tmp_path)
     for seed in (2020, 2021):
         own = found.settings_of(Cell("tiny", "BPR", "mean", seed))
         assert (own["learning_rate"], own["kd_weight"], own["epochs"], own["seed"]) == (0.004, 7.0, 2, seed)
@@ -123,7 +126,7 @@ def test_another_search_is_another_comparison(grid, tmp_path):
 
 
 def test_a_sweep_that_has_begun_is_resumed_alone(tmp_path, monkeypatch):
-    """With its settings beside it, a resume would be refused."""
+    """With its settings beside it, a resume would be rejected."""
     calls = []
     monkeypatch.setattr(work, "run_sweep", lambda *given, **named: calls.append((given, named)))
     content = {"model": "BPR", "dataset": "tiny", "settings": {"seed": 1}}

@@ -13,7 +13,7 @@ from recbole_prmkd.recbole_host.config import load_config
 
 
 @pytest.mark.parametrize(("use_gpu", "device"), [(True, "cuda"), (False, "cpu")])
-def test_use_gpu_is_heard(use_gpu, device, settings, monkeypatch):
+def test_use_gpu_is_honoured(use_gpu, device, settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_config("BPR", "tiny", config_dict=settings(use_gpu=use_gpu))["device"].type == device
 
@@ -27,7 +27,7 @@ def test_wrong_devices_end_in_one_sentence(settings):
 
 
 def test_cuda_is_not_asked_before_recbole_has_said_which_gpu():
-    """The first question settles what a process sees: asked earlier, --gpu_id=1 would train on GPU 0."""
+    """The first question decides which GPUs a process sees: asked earlier, --gpu_id=1 would train on GPU 0."""
     script = """
 import os, sys
 import torch
@@ -52,9 +52,9 @@ def test_a_job_does_not_train_on_the_cpu_in_place_of_its_gpu(tmp_path, monkeypat
         work.main()
 
 
-@pytest.mark.parametrize(("gpu", "told"), [(None, ""), ("2", "2")])
-def test_a_job_is_told_its_gpu_or_that_it_has_none(gpu, told, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("gpu", "given"), [(None, ""), ("2", "2")])
+def test_a_job_is_given_its_gpu_or_that_it_has_none(gpu, given, tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(jobs.subprocess, "Popen", lambda command, **_: commands.append(command))
     jobs.start_in(tmp_path, 1, gpu)
-    assert commands[0][-2:] == [str(tmp_path), told]
+    assert commands[0][-2:] == [str(tmp_path), given]

@@ -55,6 +55,14 @@ def test_other_students_train_on_two_processes(model, cpu_settings):
     assert all(np.isfinite(epoch["kd_loss"]) and epoch["rec_loss"] > 0 for epoch in epochs)
 
 
+def test_a_recurrent_student_over_kd_max_rows_trains_on_two_processes(cpu_settings):
+    """Parts of a batch that differ by an example, of which each process samples some."""
+    few = {"kd": "prmkd", "train_batch_size": 65, "kd_max_rows": 10, "kd_max_candidates": 8}
+    returned = run_processes("GRU4Rec", "tiny", config_dict=cpu_settings(**few), nproc=2, port=free_port())
+    assert returned["result"]["student"]["kd"]["rows"] == 10
+    assert all(np.isfinite(epoch["kd_loss"]) and epoch["kd_loss"] > 0 for epoch in returned["result"]["distillation"])
+
+
 def test_shares_cover_the_batch_and_their_weighted_means_are_its_mean():
     positions = torch.arange(7)
     parts = [

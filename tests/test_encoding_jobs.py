@@ -1,4 +1,4 @@
-"""A pass that was stopped anywhere goes on after its last finished batch and gives the same bytes."""
+"""An encoding job that was stopped anywhere goes on after its last finished batch and gives the same bytes."""
 
 import json
 import logging
@@ -16,18 +16,18 @@ import torch
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import encoding_jobs, store
 
-ROWS, IDENTITY = 20, store.identity(code="1.0", text="abc")
-BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # rows 18 and 19 are in none
+NUMBER, IDENTITY = 20, store.identity(code="1.0", text="abc")
+BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # 18 and 19 are in none
 
 
 def vectors_of(index):
     return np.sin(index.numpy()[:, None] + np.arange(4)).astype(np.float32)
 
 
-def run(root, seen=None, stop_at=None, batches=BATCHES, rows=ROWS, identity=IDENTITY, **more):
-    """One whole pass, saved as an artifact; `seen` gets the batches that were encoded, number `stop_at` raises."""
+def run(root, seen=None, stop_at=None, batches=BATCHES, number=NUMBER, identity=IDENTITY, **more):
+    """One whole job, saved; `seen` gets the batches that were encoded, number `stop_at` raises."""
     seen = [] if seen is None else seen
-    with encoding_jobs.resumable(root, "text", identity, rows, label="Item texts", **more) as work:
+    with encoding_jobs.resumable(root, "text", identity, number, label="Item texts", **more) as work:
         for index in work.pending(batches):
             if len(seen) == stop_at:
                 raise KeyboardInterrupt
@@ -38,7 +38,7 @@ def run(root, seen=None, stop_at=None, batches=BATCHES, rows=ROWS, identity=IDEN
 
 @pytest.fixture
 def whole(tmp_path):
-    """The array of an uninterrupted pass."""
+    """The array of an uninterrupted job."""
     return run(tmp_path / "whole")
 
 
@@ -68,7 +68,7 @@ def test_an_exception_costs_its_own_batch_alone(after, whole, tmp_path, caplog):
         array = run(tmp_path, seen)
     assert seen == [index.tolist() for index in BATCHES[after:]]
     assert array.tobytes() == whole.tobytes() and left(tmp_path) == []
-    assert f"Item texts: the pass resumes at row {3 * after} of 18." in caplog.text
+    assert f"Item texts: the encoding job resumes at item {3 * after} of 18." in caplog.text
 
 
 def test_stopped_twice(whole, tmp_path):
@@ -78,7 +78,7 @@ def test_stopped_twice(whole, tmp_path):
     assert run(tmp_path, seen).tobytes() == whole.tobytes() and len(seen) == len(BATCHES) - 5
 
 
-def test_a_finished_pass_that_was_not_saved_encodes_nothing(whole, tmp_path, monkeypatch):
+def test_a_finished_job_that_was_not_saved_encodes_nothing(whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "save", None)
         with pytest.raises(TypeError):
@@ -89,13 +89,13 @@ def test_a_finished_pass_that_was_not_saved_encodes_nothing(whole, tmp_path, mon
 
 @pytest.mark.parametrize("every", [-1, 3600])
 def test_sigkill(every, whole, tmp_path):
-    """Counted batches are kept; without a count (a pass of less than _EVERY seconds) it starts anew."""
+    """Counted batches are kept; without a count (a job of less than COUNT_SECONDS seconds) it starts anew."""
     script = f"""
 import os, signal, sys
 sys.path[:0] = {[os.path.dirname(__file__)]!r}
 from pathlib import Path
 import test_encoding_jobs
-test_encoding_jobs.encoding_jobs._EVERY = {every}
+test_encoding_jobs.encoding_jobs.COUNT_SECONDS = {every}
 def vectors_of(index, given=test_encoding_jobs.vectors_of):
     if index.tolist() == {BATCHES[4].tolist()}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -140,7 +140,7 @@ def spoil(folder, how):
 
 
 @pytest.mark.parametrize("how", ["truncate", "empty", "dtype", "shape", "json", "no count", "high", "none", "text"])
-def test_a_damaged_pass_is_started_anew(how, whole, tmp_path, caplog):
+def test_a_damaged_job_is_started_anew(how, whole, tmp_path, caplog):
     stop(tmp_path)
     spoil(next(tmp_path.glob(".pass-*")), how)
     seen = []
@@ -149,8 +149,8 @@ def test_a_damaged_pass_is_started_anew(how, whole, tmp_path, caplog):
     assert len(seen) == len(BATCHES) and "is not used: " in caplog.text
 
 
-def test_other_rows_dtype_or_batches_do_not_fit(tmp_path):
-    for changed in ({"rows": 30}, {"dtype": np.float16}, {"batches": BATCHES[::-1]}):
+def test_another_number_dtype_or_batches_do_not_fit(tmp_path):
+    for changed in ({"number": 30}, {"dtype": np.float16}, {"batches": BATCHES[::-1]}):
         stop(tmp_path)
         seen = []
         array = run(tmp_path, seen, **changed)
@@ -172,7 +172,7 @@ def test_two_identities_and_rebuild(whole, tmp_path):
 
 
 def test_the_second_of_two_works_by_itself(whole, tmp_path, caplog):
-    with encoding_jobs.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work:
+    with encoding_jobs.resumable(tmp_path, "text", IDENTITY, NUMBER, label="Item texts") as work:
         for number, index in enumerate(work.pending(BATCHES)):
             if number == 2:
                 with caplog.at_level(logging.INFO):
@@ -201,7 +201,7 @@ def test_a_lock_of_a_removed_folder_does_not_count(tmp_path, monkeypatch):
     assert len(turns) == 2 and left(tmp_path) == []
 
 
-def test_stale_passes_are_removed(tmp_path):
+def test_folders_of_stale_jobs_are_removed(tmp_path):
     stop(tmp_path)
     stop(tmp_path, identity={**IDENTITY, "text": "xyz"})
     old, fresh = tmp_path.glob(".pass-*")
@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 def test_vectors_of_another_shape_are_refused(tmp_path):
     with (
         pytest.raises(ValueError, match="were wanted"),
-        encoding_jobs.resumable(tmp_path, "text", IDENTITY, ROWS, label="Item texts") as work,
+        encoding_jobs.resumable(tmp_path, "text", IDENTITY, NUMBER, label="Item texts") as work,
     ):
         for index in work.pending(BATCHES):
             work.write(index, np.ones((1, 4), dtype=np.float32))

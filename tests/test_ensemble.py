@@ -8,7 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.results.result import read
+from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import Ensemble, newest, serve
 from recbole_prmkd.teachers.fit import fit_or_load
@@ -19,7 +19,7 @@ RANKINGS = ("valid", "test", "valid_unseen", "test_unseen")
 
 @pytest.fixture
 def vectors(tmp_path, cpu_settings):
-    """Settings of a teacher Vectors that knows neither one item nor one user."""
+    """Settings of a teacher Vectors that covers all items but one and all users but one."""
     split = load_split(load_config("SASRec", "tiny", config_dict=cpu_settings()))
     rng = np.random.default_rng(0)
     for name, key, tokens in (("items", "item_id", split.item_tokens), ("users", "user_id", split.user_tokens)):
@@ -63,16 +63,16 @@ def test_scores_are_the_mean_softmax_of_those_that_know_the_user(fitted):
     _, split, data, teachers = fitted("UniSRec", "Vectors")
     max_length = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
     model = Ensemble(max_length, data.dataset(max_length, data.test), teachers).eval()
-    rows = torch.arange(len(data.test))
+    examples = torch.arange(len(data.test))
     with torch.no_grad():
-        scores = model.full_sort_predict(data.dataset(max_length, data.test)[rows])
-        own = [t.model.full_sort_predict(data.dataset(t.config, data.test)[rows]) for t in teachers]
+        scores = model.full_sort_predict(data.dataset(max_length, data.test)[examples])
+        own = [t.model.full_sort_predict(data.dataset(t.config, data.test)[examples]) for t in teachers]
     soft = [(cosine / t.model.temperature).softmax(-1) for cosine, t in zip(own, teachers, strict=True)]
-    unknown = (
+    not_covered = (
         data.test.users == split.user_tokens.index(split.user_tokens[0]) + 1
     )  # the user that Vectors does not name
-    assert int(unknown.sum()) == 1
-    expected = torch.where(unknown[:, None], soft[0], (soft[0] + soft[1]) / 2)
+    assert int(not_covered.sum()) == 1
+    expected = torch.where(not_covered[:, None], soft[0], (soft[0] + soft[1]) / 2)
     torch.testing.assert_close(scores, expected)
     assert scores.dtype == torch.float32
 
@@ -93,7 +93,7 @@ def test_a_run_of_the_ensemble_leaves_the_usual_result(settings, vectors, tmp_pa
     for number, model in enumerate(("SASRec", "DeepFM")):  # the model plays no part; its kind says which ranking
         run = run_recbole_prmkd(model, "tiny", config_dict={**given, "kd_output_dir": str(tmp_path / str(number))})
         assert run["test_result"] == run["result"]["student"]["test"]
-    first, second = (read(tmp_path / str(number)) for number in range(2))
+    first, second = (read_result(tmp_path / str(number)) for number in range(2))
     student = first.student
     assert student.parameters == sum(teacher.parameters for teacher in first.teachers.values())
     assert student.epochs == 0 and student.checkpoint is None and first.distillation == []

@@ -9,13 +9,14 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import evaluate_unseen
+from recbole_prmkd.results.target_ranks import rank_of
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import encoded_once, fit_or_load
 
 
-def hit(scores, rows, n, cutoff=5):
-    """Whether row n's target is among the first, its earlier items out of the ranking."""
-    target, earlier = int(rows.targets[n]), rows.histories(torch.tensor([n]), 99)[0][0]
+def hit(scores, examples, n, cutoff=5):
+    """Whether example n's target is among the first, its earlier items out of the ranking."""
+    target, earlier = int(examples.targets[n]), examples.histories(torch.tensor([n]), 99)[0][0]
     own = scores[target].item()
     scores[0] = scores[earlier] = -torch.inf
     scores[target] = own
@@ -80,3 +81,22 @@ def test_a_teacher_is_encoded_once_and_ranks_the_same(cpu_settings, tmp_path):
                 assert torch.equal(model.full_sort_predict(each), scores)
     assert len(calls) == 2
     assert "encode_items" not in vars(model) and "encode_batch" not in vars(model)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "item", "rank"),
+    [
+        ([0.1, 0.5, 0.3, 0.2], 2, 2),
+        ([0.1, 0.5, 0.5, 0.5], 2, 2),  # of equal scores the lower id is first
+        ([0.1, NAN, 0.3, NAN], 2, 1),  # no other item without a number is ahead
+        ([0.1, NAN, 0.3, 0.2], 1, 4),  # a target without a number is the last
+        ([NAN, NAN, NAN, NAN], 1, 4),
+        ([-torch.inf, NAN, 0.3, -torch.inf], 1, 4),  # behind the items that are left out, too
+    ],
+)
+def test_rank_of_the_target(scores, item, rank):
+    scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], scores])
+    assert rank_of(scores, torch.tensor([1, 0]), torch.tensor([item, 3])).tolist() == [rank, 1]

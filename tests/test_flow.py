@@ -12,7 +12,8 @@ from conftest import write_tiny
 from recbole.quick_start import run_recbole
 
 from recbole_prmkd import UserError, run_recbole_prmkd
-from recbole_prmkd.results.result import RunResult, read
+from recbole_prmkd.results.run_folder import read_result
+from recbole_prmkd.results.schema import RunResult
 
 STUDENTS = ["SASRec", "DeepFM", "LightGCN"]
 
@@ -57,7 +58,7 @@ def test_result_is_complete_and_a_warm_run_equals_the_cold_one(model, settings, 
     made = ["text", "teacher UniSRec", "knowledge UniSRec"]
     assert [cold["result"]["steps"][step]["reused"] for step in made] == [False] * 3
     assert [warm["result"]["steps"][step]["reused"] for step in made] == [True] * 3
-    result = read(tmp_path / "1")
+    result = read_result(tmp_path / "1")
     assert json.loads((tmp_path / "1" / "result.json").read_text())["schema"] == "recbole_prmkd/1"
     assert {"valid", "test", "valid_unseen", "test_unseen"} <= set(
         RunResult.model_json_schema()["$defs"]["StudentResult"]["properties"]
@@ -199,7 +200,7 @@ def test_histories_too_short_to_learn_from(settings, tmp_path):
     lines = [f"u{user}\ti{(user + step) % 9}\t{step}" for user in range(12) for step in range(3)]
     (data / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
     (data / "tiny.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\ta {n}\n" for n in range(9)))
-    with pytest.raises(UserError, match="No training row has a history that UniSRec could learn from"):
+    with pytest.raises(UserError, match="No training example has a history that UniSRec could learn from"):
         run_recbole_prmkd("LightGCN", "tiny", config_dict=settings(kd="mean", data_path=str(tmp_path / "data")))
     assert not (tmp_path / "out").exists()
 

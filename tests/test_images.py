@@ -104,7 +104,7 @@ def test_integer_ids_repeated_ids_and_bad_rows(npz, caplog):
     rows = np.array([[1.0, 1], [2, 2], [np.nan, 1]])
     vectors, present = item_image_vectors(npz(item_id=np.array([7, 7, 7]), feat=rows), dataset())
     assert vectors[3].tolist() == [1, 1] and present.tolist() == [False, False, False, True, False]
-    assert "2 items stand there twice" in caplog.text
+    assert "2 lines repeat an item" in caplog.text
     vectors, present = item_image_vectors(npz(item_id=np.array(["7", "a"]), feat=rows[1:]), dataset())
     assert present.tolist() == [False, False, False, True, False] and torch.isfinite(vectors).all()
 
@@ -171,17 +171,17 @@ def test_untrained_pooling_is_not_used(folder):
         np.testing.assert_allclose(vectors[1].numpy(), again[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_stopped_pass_over_pictures_resumes(folder, monkeypatch):
-    monkeypatch.setattr(images, "_BATCH", 1)
-    picture, seen, stop = images._picture, [], [1]
+def test_a_stopped_job_over_pictures_resumes(folder, monkeypatch):
+    monkeypatch.setattr(images, "BATCH", 1)
+    opened, seen, stop = Image.open, [], [1]
 
     def look(file):
         if len(seen) == stop[0]:
             raise KeyboardInterrupt
         seen.append(file.name)
-        return picture(file)
+        return opened(file)
 
-    monkeypatch.setattr(images, "_picture", look)
+    monkeypatch.setattr(Image, "open", look)
     with pytest.raises(KeyboardInterrupt):
         item_image_vectors(folder, dataset())
     stop[0] = None

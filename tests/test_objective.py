@@ -432,3 +432,26 @@ def _item_numbers(scorer: Student):
 def test_rds_warm_up_ends_with_its_epochs() -> None:
     config = {**CONFIG, "kd_rank_warm_up": 2, "kd_rank_discrepancy": 0.3}
     assert [RankSettings.of(config, epoch).discrepancy for epoch in range(4)] == [0, 0, 0.3, 0.3]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_processes_with_parts_of_different_size_share_their_candidates(pairs: bool, monkeypatch) -> None:
+    """Each samples the examples of its own part, which must not move what all sample: step after step."""
+    batches = [torch.randperm(N)[:41] for _ in range(4)]
+    seen: list[list[list[int]]] = []
+    for rank in (0, 1):
+        several = {"single_spec": False, "local_rank": rank, "offset": 0, "world_size": 2}
+        made = objective(False, in_pairs=pairs, kd_max_rows=5, kd_max_candidates=4, **several)
+        scores, shared = made.teacher_cache.scores, []
+        # The last part is the candidates that all examples share beside their own targets.
+        keep = lambda examples, *parts: shared.append(parts[-1].tolist()) or scores(examples, *parts)  # noqa: E731
+        made.teacher_cache.scores = keep
+        for batch in batches:
+            everyone = made.train.targets[batch]
+            monkeypatch.setattr(module, "gathered", lambda targets, config, whole=everyone: whole)
+            part = batch.tensor_split(2)[rank]
+            loss = made({"kd_example": part, "item_id": made.train.targets[part]})
+            assert torch.isfinite(loss)
+        made({"kd_example": batch[:0], "item_id": everyone[:0]})  # a process without an example samples all the same
+        seen.append(shared)
+    assert seen[0] == seen[1] and len({tuple(step) for step in seen[0]}) > 1

@@ -6,8 +6,8 @@ import pytest
 from recbole_prmkd import run_recbole_prmkd
 
 USERS, LENGTH, ITEMS = 40, 5, 60
-# model: family of its scores, least gain of NDCG@10. Those without order have a teacher that knows the user's next item;
-# the sequential ones one that knows each training example's, of a rule that goes on.
+# model: family of its scores, least gain of NDCG@10. The teacher of models without order knows each user's next item;
+# that of sequential models knows the target of each training example, by a rule that goes on.
 STUDENTS = {
     "SASRec": ("factorised", 0.02),
     "CORE": ("loss", 0.05),
@@ -68,7 +68,9 @@ def test_an_oracle_raises_the_student_and_a_shuffled_one_does_not(model, sparse,
     files = {"kd_vectors_items": str(sparse / "items.npz"), f"kd_vectors_{kind}": str(sparse / f"{kind}.npz")}
 
     def ndcg(**keys):
-        given = settings(data_path=str(sparse), kd_output_dir=str(tmp_path / "run"), **{**SETTINGS, **OWN.get(model, {})}, **keys)
+        given = settings(
+            data_path=str(sparse), kd_output_dir=str(tmp_path / "run"), **{**SETTINGS, **OWN.get(model, {})}, **keys
+        )
         student = run_recbole_prmkd(model, "ring", config_dict=given)["result"]["student"]
         assert "kd" not in keys or student["kd"]["family"] == family
         return student["test_unseen"]["ndcg@10"]

@@ -85,13 +85,13 @@ def test_windows_give_the_vectors_of_rows(small):
     dataset = data.dataset(config, short)
     for batch in WindowLoader(config, dataset, short):
         histories, targets = model.pretrain_vectors(batch)
-        rows, same = model.pretrain_vectors(dataset[batch["kd_example"]])
-        torch.testing.assert_close(histories, rows, rtol=1e-4, atol=1e-5)
+        single, same = model.pretrain_vectors(dataset[batch["kd_example"]])
+        torch.testing.assert_close(histories, single, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(targets, same)
 
 
 def test_second_views_of_windows_see_no_later_item(small):
-    """Items after a row's place change nothing in its second view."""
+    """Items after an example's position change nothing in its second view."""
     config, data, _ = make_data(small)
     model = TEACHERS["UniSRec"](config, data.dataset(config, data.fit)).eval()
     batch = next(iter(WindowLoader(config, data.dataset(config, data.fit), data.fit)))
@@ -112,7 +112,7 @@ def test_dropped_items():
     dropped = drop_items(item_seq, torch.tensor([4, 2, 1]), keep)
     assert dropped.item_seq.tolist() == [[7, 8, 0, 0, 0], [1, 2, 0, 0, 0], [9, 0, 0, 0, 0]]
     assert dropped.length.tolist() == [2, 2, 1]
-    assert dropped.place[0].tolist()[:4] == [-1, -1, 0, 1]
+    assert dropped.position[0].tolist()[:4] == [-1, -1, 0, 1]
 
 
 def test_same_target_rules():
@@ -151,9 +151,9 @@ def test_a_zero_vector_spoils_neither_cosines_nor_gradients(dtype):
 def test_second_half():
     lengths = torch.tensor([1, 2, 3, 4, 1, 2])
     start = torch.tensor([0, 0, 0, 0, 9, 9])
-    rows = Examples(start, torch.arange(6), start, start + lengths, torch.arange(20))
+    examples = Examples(start, torch.arange(6), start, start + lengths, torch.arange(20))
     # Users of 5 and 3 items: targets at positions 3, 4 of 0..4 and at 2 of 0..2.
-    assert second_half(rows).targets.tolist() == [2, 3, 5]
+    assert second_half(examples).targets.tolist() == [2, 3, 5]
 
 
 def test_official_names_and_no_table_of_items(small):

@@ -23,14 +23,14 @@ def folder(tmp_path_factory):
     data = tmp_path_factory.mktemp("processed")
     (data / "Toy").mkdir()
     rng = np.random.default_rng(0)
-    rows = {part: ["user_id:token\titem_id_list:token_seq\titem_id:token"] for part in processed.PARTS}
+    lines_of = {part: ["user_id:token\titem_id_list:token_seq\titem_id:token"] for part in processed.PARTS}
     for user in range(USERS):
         start = rng.integers(ITEMS)
         items = [str((start + step) % ITEMS) for step in range(rng.integers(6, 12))]
-        for place in range(1, len(items)):
-            part = {len(items) - 1: "test", len(items) - 2: "valid"}.get(place, "train")
-            rows[part].append(f"{user}\t{' '.join(items[:place])}\t{items[place]}")
-    for part, lines in rows.items():
+        for position in range(1, len(items)):
+            part = {len(items) - 1: "test", len(items) - 2: "valid"}.get(position, "train")
+            lines_of[part].append(f"{user}\t{' '.join(items[:position])}\t{items[position]}")
+    for part, lines in lines_of.items():
         (data / "Toy" / f"Toy.{part}.inter").write_text("\n".join(lines) + "\n")
     order = rng.permutation(ITEMS)  # the text file has an order of its own
     texts = "".join(f"B{item}\tThing number {item}.\n" for item in order)

@@ -55,7 +55,7 @@ def test_every_model_is_resumed(model, kd, tmp_path, monkeypatch):
     own = {**conformance.SMALL, **conformance.OWN.get(model, {}), "epochs": 4, "data_path": str(data)}
     given = {**own, "kd": kd, "kd_protocol": "ranking", "kd_output_dir": str(tmp_path / "out")}
     synthetic = lambda config, split, steps: ([], [], conformance.synthetic(split, config["device"]))  # noqa: E731
-    monkeypatch.setattr(preparation, "_knowledge", synthetic)
+    monkeypatch.setattr(preparation, "prepare_teachers", synthetic)
     check_resumed(load_config(model, "small", config_dict=given), tmp_path)
 
 
@@ -66,7 +66,7 @@ def check_resumed(config, folder):
 
     def run(state=None, stop_after=None):
         """The trainer after the last epoch, on a copy of the data; the state is kept after `stop_after`."""
-        copy = Prepared(unpacked(content, config), prepared.knowledge)
+        copy = Prepared(unpacked(content, config), prepared.teacher_cache)
         trainer = make_trainer(config, copy, folder)
 
         def keep(trainer, train_data, epoch, score):

@@ -29,7 +29,7 @@ from recbole_prmkd.teachers.checkpoints import read_encoder
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.recformer_text import ItemTokens
-from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer, SampledRows
+from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer, SampledExamples
 
 WORDS = ["red", "blue", "old", "new", "pen", "cup", "lamp", "desk", "tape", "glue", "sock", "mug"]
 TEXTS = [{"title": f"{a} {b}", "brand": b} for a in WORDS[:4] for b in WORDS[4:]]  # 32 items
@@ -104,7 +104,7 @@ def test_tokens_are_as_drawn_in_the_docstring(minilm):
     assert words[1] == ["[CLS]", "title", "blue", "cup", "[PAD]", "[PAD]"]
     assert batch.token_type_ids.tolist() == [[0, 1, 2, 2, 1, 2], [0, 1, 2, 2, 3, 3]]
     assert batch.item_position_ids.tolist() == [[0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 10, 10]]
-    assert items.known().tolist() == [False, True, True, False]
+    assert items.covered().tolist() == [False, True, True, False]
 
 
 def test_batches_hold_each_sequence_once_within_the_budget():
@@ -313,7 +313,7 @@ def test_two_stages(run, monkeypatch):
 def test_one_random_row_of_each_user(run):
     _, (train, _, _) = run()
     users = train._dataset.inter_feat["user_id"]
-    some, every = SampledRows(train, "user_id", True, 0), SampledRows(train, "user_id", False, 0)
+    some, every = SampledExamples(train, "user_id", True, 0), SampledExamples(train, "user_id", False, 0)
     encoding_jobs = [torch.cat([batch["user_id"] for batch in some]) for _ in range(2)]
     assert all(sorted(p.tolist()) == sorted(set(users.tolist())) for p in encoding_jobs)
     assert not torch.equal(*encoding_jobs)
@@ -321,8 +321,8 @@ def test_one_random_row_of_each_user(run):
     assert sorted(torch.cat([batch["user_id"] for batch in every]).tolist()) == sorted(users.tolist())
     some.lengths = torch.arange(len(some.users)) % 11
     assert sorted(torch.cat([batch["user_id"] for batch in some]).tolist()) == sorted(torch.unique(some.users).tolist())
-    few = [torch.cat([batch["user_id"] for batch in SampledRows(train, "user_id", True, 9)]) for _ in range(2)]
-    assert len(SampledRows(train, "user_id", True, 9)) == 2
+    few = [torch.cat([batch["user_id"] for batch in SampledExamples(train, "user_id", True, 9)]) for _ in range(2)]
+    assert len(SampledExamples(train, "user_id", True, 9)) == 2
     assert all(len(set(p.tolist())) == 9 for p in few) and set(few[0].tolist()) != set(few[1].tolist())
     lengths = torch.cat([batch["item_length"] for _ in range(5) for batch in some])
     assert len(set(lengths.tolist())) > 1  # not always the same prefix

@@ -81,9 +81,11 @@ def test_losses_logits_and_gradients(official, parity, windows):
 @needs_parity
 def test_vectors_of_an_interaction(official, parity):
     model = official()
-    rows = interaction(*zip(*parity.pairs, strict=True))
-    equal(model.item_tokens.batch(rows["item_id_list"], rows["item_length"]), official_batch(parity, "pretrain", "_a"))
-    close(in_batch_scores(*model.pretrain_vectors(rows), model.temperature), parity.outputs["pretrain.logits"])
+    batch = interaction(*zip(*parity.pairs, strict=True))
+    equal(
+        model.item_tokens.batch(batch["item_id_list"], batch["item_length"]), official_batch(parity, "pretrain", "_a")
+    )
+    close(in_batch_scores(*model.pretrain_vectors(batch), model.temperature), parity.outputs["pretrain.logits"])
 
 
 @needs_parity
@@ -120,7 +122,7 @@ VOCABULARY, MASK = 5000, 4
 
 
 def tokens(lengths, width=None, generator=None):
-    """Random tokens of rows with these lengths, <s> (0) included; padding is 1."""
+    """Random tokens of sequences with these lengths, <s> (0) included; padding is 1."""
     lengths = torch.tensor(lengths)
     width = width or int(lengths.max())
     real = (torch.arange(width) < lengths[:, None]).long()
@@ -138,14 +140,14 @@ def continues():
 
 
 def words(batch, continues):
-    """Of each row, the positions of each word's tokens."""
+    """Of each sequence, the positions of each word's tokens."""
     rows = []
     for ids, length in zip(batch.input_ids.tolist(), batch.attention_mask.sum(1).tolist(), strict=True):
         row = []
-        for place in range(1, length):
-            if place == 1 or not continues[ids[place]]:
+        for position in range(1, length):
+            if position == 1 or not continues[ids[position]]:
                 row.append([])
-            row[-1].append(place)
+            row[-1].append(position)
         rows.append(row)
     return rows
 
@@ -164,7 +166,7 @@ def test_whole_words_and_nothing_else(continues):
         assert torch.equal(masked.input_ids[~chosen], batch.input_ids[~chosen])
         assert not chosen[:, 0].any() and not chosen[~batch.attention_mask.bool()].any()
         for row, positions in zip(chosen.tolist(), words(batch, continues), strict=True):
-            whole = [{row[place] for place in word} for word in positions]
+            whole = [{row[position] for position in word} for word in positions]
             assert all(len(state) == 1 for state in whole)
             assert {True} in whole or not positions
     assert all(torch.equal(a, b) for a, b in zip(batch, before, strict=True))
@@ -172,7 +174,7 @@ def test_whole_words_and_nothing_else(continues):
 
 @pytest.mark.parametrize("probability", [0.15, 0.3])
 def test_share_of_the_real_tokens(continues, probability):
-    """Padding takes no part: each row is within half a word of its own share, and they are equal on average."""
+    """Padding takes no part: each sequence is within half a word of its own share, and they are equal on average."""
     batch = tokens([80 + row for row in range(200)], width=600)
     chosen = (masks(batch, continues, probability=probability).labels != NOT_MASKED).sum(1)
     share = probability * (batch.attention_mask.sum(1) - 1)
@@ -196,10 +198,10 @@ def test_words_beyond_the_share():
     batch = tokens([1 + sum(row) for row in lengths], width=15)
     batch.input_ids[:, 1:] = 200
     for row, sizes in enumerate(lengths):
-        place = 1
+        position = 1
         for size in sizes:
-            batch.input_ids[row, place] = 50
-            place += size
+            batch.input_ids[row, position] = 50
+            position += size
     batch.input_ids[3, 1] = 200  # the first token begins a word though it is one that continues
     for seed in range(5):
         labels = masks(batch, continues, seed).labels
@@ -224,9 +226,9 @@ def test_same_generator_same_masks(continues):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.labels, other.labels)
     torch.manual_seed(3)  # without a generator torch's own is used
-    drawn = mask_words(batch, continues, MASK, 0.15)
+    masked = mask_words(batch, continues, MASK, 0.15)
     torch.manual_seed(3)
-    assert torch.equal(mask_words(batch, continues, MASK, 0.15).labels, drawn.labels)
+    assert torch.equal(mask_words(batch, continues, MASK, 0.15).labels, masked.labels)
 
 
 @pytest.mark.parametrize(
@@ -341,9 +343,9 @@ def test_targets_without_text(build):
     """Nothing can be masked: the language model's loss is 0, not the mean of nothing."""
     model = build()
     nothing = len(TEXTS) - 1
-    rows = interaction([[nothing], [nothing, nothing]], [nothing, nothing])
-    scores = in_batch_scores(*model.pretrain_vectors(rows), model.temperature)
-    torch.testing.assert_close(model.calculate_loss(rows), info_nce(scores, rows["item_id"], "keep"))
+    batch = interaction([[nothing], [nothing, nothing]], [nothing, nothing])
+    scores = in_batch_scores(*model.pretrain_vectors(batch), model.temperature)
+    torch.testing.assert_close(model.calculate_loss(batch), info_nce(scores, batch["item_id"], "keep"))
 
 
 def test_masks_are_drawn_anew_by_the_seed(build):

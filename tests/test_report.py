@@ -1,4 +1,4 @@
-"""The table holds what the results hold, and a run without a result is told."""
+"""The table holds what the results hold, and a run without a result is an error."""
 
 import pytest
 

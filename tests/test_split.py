@@ -9,7 +9,7 @@ from conftest import write_tiny
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.split import load_split
-from recbole_prmkd.recbole_host import checks
+from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
@@ -18,13 +18,13 @@ def split_of(settings, model="SASRec", **more):
     return load_split(load_config(model, "tiny", config_dict=settings(kd="mean", **more)))
 
 
-def as_sets(rows, split, max_length=100):
+def as_sets(examples, split, max_length=100):
     """Rows as a set of (user, history, target) in external tokens."""
     items, users = ["", *split.item_tokens], ["", *split.user_tokens]
-    seq, length = rows.histories(torch.arange(len(rows)), max_length)
+    seq, length = examples.histories(torch.arange(len(examples)), max_length)
     return {
         (users[u], tuple(items[i] for i in seq[n, : length[n]]), items[t])
-        for n, (u, t) in enumerate(zip(rows.users.tolist(), rows.targets.tolist(), strict=True))
+        for n, (u, t) in enumerate(zip(examples.users.tolist(), examples.targets.tolist(), strict=True))
     }
 
 
@@ -42,13 +42,23 @@ def test_histories_of_the_documented_example():
     assert seq.tolist() == [[3, 9], [7, 0], [5, 0]] and length.tolist() == [2, 1, 1]
 
 
+def test_equal_histories_have_equal_numbers():
+    items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
+    start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
+    examples = Examples(torch.ones(6), torch.ones(6), start, stop, items)  # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
+    assert examples.history_numbers(2).tolist() == [1, 2, 1, 2, 0, 0]
+    assert examples.history_numbers(3).tolist() == [2, 3, 1, 3, 0, 0]
+    assert examples.history_numbers(9).tolist() == [2, 4, 1, 3, 0, 0]
+    assert len(examples.select(torch.tensor([], dtype=torch.int64)).history_numbers(2)) == 0
+
+
 def test_pairs_hold_each_history_without_padding():
-    place, item = SAMPLE.history_pairs(torch.tensor([2, 0, 3]))
+    position, item = SAMPLE.history_pairs(torch.tensor([2, 0, 3]))
     whole, _ = SAMPLE.histories(torch.tensor([2, 0, 3]), max_length=9)
-    assert [item[place == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
+    assert [item[position == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
     assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
     among = torch.tensor([5, 99, 3])
-    for got, every in zip(SAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (place, item), strict=True):
+    for got, every in zip(SAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (position, item), strict=True):
         assert got.tolist() == every[torch.isin(item, among)].tolist() != []
     assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64), among)[0].tolist() == []
 
@@ -155,12 +165,12 @@ def test_the_students_command_line_does_not_reach_the_teacher(settings, monkeypa
 
 
 def test_later_rows_of_a_part_follow_on_the_earlier_ones(settings):
-    """By ratio a user has several validation and test rows; RecBole's own histories are the last items of these."""
+    """By ratio a user has several validation and test examples; RecBole's own histories are the last items of these."""
     ratio = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "group_by": "user", "mode": "full"}
     split = split_of(settings, MAX_ITEM_LIST_LENGTH=3, eval_args=ratio)
-    for rows, loader in ((split.valid, split.valid_data), (split.test, split.test_data)):
-        assert len(rows) > len(rows.users.unique()) and int(rows.lengths.max()) > 3
-        seq, length = rows.histories(torch.arange(len(rows)), 3)
+    for examples, loader in ((split.valid, split.valid_data), (split.test, split.test_data)):
+        assert len(examples) > len(examples.users.unique()) and int(examples.lengths.max()) > 3
+        seq, length = examples.histories(torch.arange(len(examples)), 3)
         inter = loader._dataset.inter_feat
         assert torch.equal(seq, inter["item_id_list"]) and torch.equal(length, inter["item_length"])
 
@@ -178,7 +188,7 @@ def test_pre_split_rows_of_a_student_without_histories_are_in_time_order(with_ti
     more = {"data_path": str(tmp_path / "data"), "load_col": {"inter": columns}}
     split = split_of(settings, "BPR", benchmark_filename=["train", "valid", "test"], **more)
     order = "xyz" if with_time else "zxy"  # without time, the lines' own
-    wanted = {("a", tuple(order[:place]), order[place]) for place in range(3)}
+    wanted = {("a", tuple(order[:position]), order[position]) for position in range(3)}
     wanted |= {("b", (), "x"), ("c", (), "w")}
     assert as_sets(split.train, split) == wanted
     assert ("timestamp" in caplog.text) != with_time
@@ -192,8 +202,8 @@ def test_pre_split_files_need_no_time(settings, tmp_path):
         (data / f"tiny.{part}.inter").write_text("user_id:token\titem_id:token\n" + "\n".join(lines) + "\n")
     given = {"data_path": str(tmp_path / "data"), "benchmark_filename": ["train", "valid", "test"]}
     for model in ("BPR", "DeepFM"):
-        config = load_config(model, "tiny", config_dict=settings(kd="mean", kd_teachers=["Vectors"], **given))
-        checks._check_data(config)
+        config = load_config(model, "tiny", config_dict=settings(kd="none", **given))
+        check_run(config, tmp_path / "out")
         assert len(load_split(config).train) == 4
 
 

@@ -91,7 +91,7 @@ def test_a_killed_write_leaves_nothing_to_trust(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "_swap_in", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
     assert store.find(tmp_path, "knowledge-A", IDENTITY) is None

@@ -1,4 +1,4 @@
-"""The knowledge cache gives the live teacher's scores, for any rows and candidates, and zero where it knows nothing."""
+"""The teacher cache gives the live teacher's scores of any examples and candidates, NaN where nothing is covered."""
 
 import json
 
@@ -8,7 +8,6 @@ import torch
 from conftest import write_tiny
 from torch.nn import functional
 
-from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.preparation import Steps, prepare
@@ -57,18 +56,18 @@ def built(cpu_settings):
 
 
 def test_scores_are_the_live_teachers(built):
-    config, split, data, (teacher,), knowledge = built()
+    config, split, data, (teacher,), cache = built()
     max_length = teacher.config["MAX_ITEM_LIST_LENGTH"]
-    rows = torch.nonzero((split.train.lengths > 0) & (split.train.lengths <= max_length)).squeeze(1)[::3]
+    examples = torch.nonzero((split.train.lengths > 0) & (split.train.lengths <= max_length)).squeeze(1)[::3]
     candidates = torch.arange(1, len(split.item_tokens) + 1)
-    scores = knowledge.scores(rows, candidates)
-    seq, length = data.train.histories(rows, max_length)
+    scores = cache.scores(examples, candidates)
+    seq, length = data.train.histories(examples, max_length)
     items = teacher.model.encode_items()
     history = functional.normalize(teacher.model.encode_histories(seq, length, items), dim=-1)
     live = history @ functional.normalize(items, dim=-1)[data.canonical[candidates]].T
     torch.testing.assert_close(scores[0], live, rtol=0, atol=2e-3)  # half precision
     assert not scores.isnan().any()
-    per_row = knowledge.scores(rows, candidates.expand(len(rows), -1))
+    per_row = cache.scores(examples, candidates.expand(len(examples), -1))
     torch.testing.assert_close(per_row, scores)
 
 
@@ -77,8 +76,8 @@ def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings, capl
     further = {key.replace("unisrec", f"unisrec_{word}"): small[key] for key in small for word in ("2", "seed", "wide")}
     further |= {"kd_unisrec_wide_hidden_size": 24, "kd_unisrec_seed_seed": 7, "kd_item_init": "UniSRec_wide"}
     names = ["UniSRec", "UniSRec_2", "UniSRec_seed", "UniSRec_wide"]
-    config, *_, made, knowledge = built(kd_teachers=names, **further)
-    assert [teacher.name for teacher in knowledge.teachers] == names
+    config, *_, made, cache = built(kd_teachers=names, **further)
+    assert [teacher.name for teacher in cache.teachers] == names
     with caplog.at_level("WARNING"):
         teachers = prepare(config, Steps()).teachers
     first, same, seed, wide = teachers
@@ -88,57 +87,57 @@ def test_a_further_teacher_of_a_kind_is_one_of_its_own(built, cpu_settings, capl
     assert wide.digest != first.digest and wide.model.encode_items().shape[1] == 24
 
 
-def test_shuffled_teachers_give_each_row_the_scores_of_other_items(built):
+def test_shuffled_teachers_give_each_example_the_scores_of_other_items(built):
     _, split, *_, true = built()
     *_, shuffled = built(kd_shuffled_teachers=True)
-    rows, items = torch.nonzero(split.train.lengths > 0).squeeze(1)[:20], torch.arange(1, true.n_items)
-    scores, control = true.scores(rows, items)[0], shuffled.scores(rows, items)[0]
+    examples, items = torch.nonzero(split.train.lengths > 0).squeeze(1)[:20], torch.arange(1, true.n_items)
+    scores, control = true.scores(examples, items)[0], shuffled.scores(examples, items)[0]
     torch.testing.assert_close(control.sort(dim=1).values, scores.sort(dim=1).values)
     assert (control != scores).float().mean() > 0.8
 
 
-def test_unknown_rows_and_items_have_no_weight(built, tmp_path):
+def test_examples_and_items_that_are_not_covered_have_no_weight(built, tmp_path):
     data = write_tiny(tmp_path)
     file = data / "tiny" / "tiny.item"
     file.write_text("".join(line for line in file.open() if not line.startswith("i7\t")))
-    config, split, _, _, knowledge = built(data_path=str(data))
+    config, split, _, _, cache = built(data_path=str(data))
     candidates = torch.arange(1, 31)
-    known = ~knowledge.scores(torch.arange(len(split.train)), candidates).isnan()
+    covered = ~cache.scores(torch.arange(len(split.train)), candidates).isnan()
     without_text = split.item_tokens.index("i7")
-    assert not known[0, :, without_text].any()
-    assert torch.equal(known[0].any(1), split.train.lengths > 0)
-    objective = Objective(config, knowledge, split.train, split.future, GivenScores(split))
-    rows = torch.nonzero(split.train.lengths == 0).squeeze(1)[:2]
-    batch = {"kd_example": rows, "item_id": split.train.targets[rows]}
+    assert not covered[0, :, without_text].any()
+    assert torch.equal(covered[0].any(1), split.train.lengths > 0)
+    objective = Objective(config, cache, split.train, split.future, GivenScores(split))
+    examples = torch.nonzero(split.train.lengths == 0).squeeze(1)[:2]
+    batch = {"kd_example": examples, "item_id": split.train.targets[examples]}
     loss = objective(batch)
     assert loss.item() == 0 and objective.epoch_means()["rows_without_knowledge"] == 1
 
 
 def test_objective_by_hand(built):
     """One teacher: KL of its masked softmax at its own temperature against the student's."""
-    config, split, _, (teacher,), knowledge = built(kd_confidence="probability", kd_consistency="std")
+    config, split, _, (teacher,), cache = built(kd_confidence="probability", kd_consistency="std")
     scorer = GivenScores(split)
-    objective = Objective(config, knowledge, split.train, split.future, scorer)
-    rows = torch.nonzero(split.train.lengths > 0).squeeze(1)[:40:4]
-    batch = {"kd_example": rows, "item_id": split.train.targets[rows]}
+    objective = Objective(config, cache, split.train, split.future, scorer)
+    examples = torch.nonzero(split.train.lengths > 0).squeeze(1)[:40:4]
+    batch = {"kd_example": examples, "item_id": split.train.targets[examples]}
     loss = objective(batch)
     items = torch.unique(batch["item_id"])
     total = 0.0
-    for n, row in enumerate(rows.tolist()):
+    for n, row in enumerate(examples.tolist()):
         theirs = [part.histories(torch.tensor([row]), 99)[0][0] for part in (split.future, split.train)]
         others = set(torch.cat(theirs).tolist()) - {int(batch["item_id"][n])}  # this student knows no order
         mine = torch.tensor([item for item in items.tolist() if item not in others])
-        target = (knowledge.scores(rows[n : n + 1], mine)[0, 0] / teacher.model.temperature).softmax(0)
+        target = (cache.scores(examples[n : n + 1], mine)[0, 0] / teacher.model.temperature).softmax(0)
         student = scorer.table[row, mine].log_softmax(0)
         total += functional.kl_div(student, target, reduction="sum").item()
-    assert loss.item() == pytest.approx(total / len(rows), rel=1e-5)
+    assert loss.item() == pytest.approx(total / len(examples), rel=1e-5)
     loss.backward()
     assert scorer.table.grad.abs().sum() > 0
 
 
 @pytest.fixture
 def encoded(cpu_settings, tmp_path):
-    """Encodes one tiny teacher's knowledge into a folder of its own; `prepare` may change the teacher first."""
+    """Encodes one tiny teacher's cache into a folder of its own; `prepare` may change the teacher first."""
 
     def make(folder, prepare=lambda model: None, **more):
         config = load_config("LightGCN", "tiny", config_dict=cpu_settings(kd="mean", **more))
@@ -164,13 +163,13 @@ def watch(model, seen, stop=None):
     model.encode_batch = watched
 
 
-def row_by_row(monkeypatch, really=True):
-    monkeypatch.setattr(module, "why_not_shared", lambda *_: "it is tested row by row" if really else None)
-    monkeypatch.setattr(module, "_PLACES", 8 * 40)
+def one_by_one(monkeypatch, really=True):
+    monkeypatch.setattr(module, "why_not_shared", lambda *_: "it is tested one by one" if really else None)
+    monkeypatch.setattr(module, "POSITIONS", 8 * 40)
 
 
-def test_row_by_row_each_history_is_encoded_once(encoded, monkeypatch):
-    row_by_row(monkeypatch)
+def test_one_by_one_each_history_is_encoded_once(encoded, monkeypatch):
+    one_by_one(monkeypatch)
     seen = []
     folder, teacher, train = encoded("rows", lambda model: watch(model, seen))
     usable = torch.nonzero(train.lengths > 0).squeeze(1)
@@ -183,13 +182,13 @@ def test_row_by_row_each_history_is_encoded_once(encoded, monkeypatch):
         assert torch.equal(batch["item_id"], train.targets[batch["kd_example"]])
     items = teacher.model.encode_items()
     live = functional.normalize(teacher.model.encode_histories(item_seq, item_seq_len, items), dim=-1)
-    rows = torch.from_numpy(np.array(folder.array("rows")))
-    torch.testing.assert_close(rows[usable].float(), live, rtol=0, atol=2e-3)
-    assert not rows[train.lengths == 0].any()
+    examples = torch.from_numpy(np.array(folder.array("rows")))
+    torch.testing.assert_close(examples[usable].float(), live, rtol=0, atol=2e-3)
+    assert not examples[train.lengths == 0].any()
 
 
-def test_a_teacher_that_reads_rows_gets_them_all(encoded, monkeypatch):
-    row_by_row(monkeypatch)
+def test_a_teacher_that_reads_examples_gets_them_all(encoded, monkeypatch):
+    one_by_one(monkeypatch)
 
     def prepare(model):
         model.reads_examples = True
@@ -197,14 +196,14 @@ def test_a_teacher_that_reads_rows_gets_them_all(encoded, monkeypatch):
 
     folder, teacher, train = encoded("reads", prepare)
     items = functional.normalize(teacher.model.encode_items(), dim=-1)
-    rows = torch.from_numpy(np.array(folder.array("rows"))).float()
-    torch.testing.assert_close(rows, items[train.targets], rtol=0, atol=1e-3)
+    examples = torch.from_numpy(np.array(folder.array("rows"))).float()
+    torch.testing.assert_close(examples, items[train.targets], rtol=0, atol=1e-3)
     assert (train.lengths == 0).any()
 
 
 @pytest.mark.parametrize("windows", [True, False])
-def test_a_stopped_pass_resumes(windows, encoded, monkeypatch):
-    row_by_row(monkeypatch, not windows)
+def test_a_stopped_job_resumes(windows, encoded, monkeypatch):
+    one_by_one(monkeypatch, not windows)
     whole, parts, after = [], [], 2
     expected = encoded("whole", lambda model: watch(model, whole), kd_unisrec_train_batch_size=64)[0]
     with pytest.raises(KeyboardInterrupt):
@@ -219,23 +218,12 @@ def test_a_stopped_pass_resumes(windows, encoded, monkeypatch):
 def test_half_precision_is_close_and_stored_apart(encoded):
     folders = [encoded("both", kd_encode_precision=precision)[0] for precision in ("float32", "bfloat16")]
     full, half = (torch.from_numpy(np.array(folder.array("rows"))).float() for folder in folders)
-    known = full.any(dim=1)
-    assert not torch.equal(full, half) and (torch.cosine_similarity(full[known], half[known]) > 0.99).all()
-    assert torch.equal(half.any(dim=1), known)
+    covered = full.any(dim=1)
+    assert not torch.equal(full, half) and (torch.cosine_similarity(full[covered], half[covered]) > 0.99).all()
+    assert torch.equal(half.any(dim=1), covered)
     first, second = (json.loads((folder.path / "manifest.json").read_text())["identity"] for folder in folders)
     assert set(second) == {*first, "precision"} and second["precision"] == "bfloat16"
     assert first["rows"] == second["rows"]
-
-
-def test_equal_histories_have_equal_numbers():
-    items = torch.tensor([1, 2, 3, 4, 2, 3, 4, 1])
-    start, stop = torch.tensor([0, 0, 4, 4, 0, 7]), torch.tensor([3, 4, 6, 7, 1, 8])
-    rows = Examples(torch.ones(6), torch.ones(6), start, stop, items)
-    # 1 2 3, 1 2 3 4, 2 3, 2 3 4, 1, 1
-    assert module._history_numbers(rows, 2).tolist() == [1, 2, 1, 2, 0, 0]
-    assert module._history_numbers(rows, 3).tolist() == [2, 3, 1, 3, 0, 0]
-    assert module._history_numbers(rows, 9).tolist() == [2, 4, 1, 3, 0, 0]
-    assert len(module._history_numbers(rows.select(torch.tensor([], dtype=torch.int64)), 2)) == 0
 
 
 def random_cache(gaps):

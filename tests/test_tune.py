@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from ray.cluster_utils import Cluster
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.results.result import read
+from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.teacher_cache import encoding_jobs
-from recbole_prmkd.tune import encode_on, run_sweep, trial_inputs
+from recbole_prmkd.tune import encode_on, run_sweep
+from recbole_prmkd.tune.trial_inputs import make_trial_inputs
 
 ROOT = Path(__file__).parent.parent
 SPACE = {"kd_weight": {"loguniform": [0.5, 20]}, "learning_rate": {"loguniform": [0.0005, 0.02]}}
@@ -66,11 +68,11 @@ def listed(folder):
 
 
 def check_winner(out):
-    """best.yaml gives the winner's validation score, exactly; only the winner has seen the test rows."""
+    """best.yaml gives the winner's validation score, exactly; only the winner has seen the test set."""
     trials, folder = listed(out["output_dir"]), Path(out["output_dir"])
     good = trials[trials.status != "failed"]
     assert out["best_valid_score"] == good[METRIC].max()
-    assert read(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
+    assert read_result(folder / "winner").student.valid["mrr@10"] == out["best_valid_score"]
     assert not [column for column in trials if "test" in column]
     again = run_recbole_prmkd(
         config_file_list=[str(folder / "best.yaml")], config_dict={"kd_output_dir": str(folder / "again")}
@@ -87,7 +89,7 @@ def test_a_sweep_from_file_to_winner(settings, sweep_file):
     assert len(trials) == 2 and (trials.status == "finished").all() and trials.error.isna().all()
     assert (trials.seconds > 0).all() and trials["best epoch"].isin([0, 1]).all()
     assert set(SPACE) <= set(trials.columns)
-    assert out["best_valid_score"] == trials[METRIC].max() == read(folder / "winner").student.valid["mrr@10"]
+    assert out["best_valid_score"] == trials[METRIC].max() == read_result(folder / "winner").student.valid["mrr@10"]
     one = folder / "trials" / trials.index[0]
     assert list(one.glob("tensorboard/events*")) and list(one.glob("log/**/*.log"))
     assert (folder / "parallel_coordinates.svg").stat().st_size > 1000
@@ -114,10 +116,17 @@ def test_failed_trials_are_listed_and_the_others_go_on(settings, sweep_file):
 def test_asha_and_a_node_killed_in_the_middle(model, settings, sweep_file, two_nodes, monkeypatch):
     """Six trials stop early where they are worse; a node dies: what had ended stays, the sweep completes.
 
-    DeepFM's trials take the knowledge from the object store, as where nodes share no storage.
+    DeepFM's trials take the teacher cache from the object store, as where nodes share no storage.
     """
     if model == "DeepFM":
-        monkeypatch.setattr(trial_inputs, "_seen_everywhere", lambda files: False)
+
+        def unseen(*given):
+            inputs = make_trial_inputs(*given)
+            return replace(
+                inputs, teachers={name: replace(t, folder=Path("unseen")) for name, t in inputs.teachers.items()}
+            )
+
+        monkeypatch.setattr("recbole_prmkd.tune.sweep.make_trial_inputs", unseen)
     file = sweep_file(trials=6, scheduler={"name": "asha", "grace": 2, "reduction": 2}, search="optuna", seed=1)
     fixed = settings(kd="prmkd", epochs=24, stopping_step=50)
     folder = Path(fixed["kd_output_dir"])
@@ -194,7 +203,7 @@ def test_resume_after_the_driver_was_killed(settings, sweep_file, tmp_path):
     for trial, content in finished.items():
         assert (trial / "finished.json").read_text() == content
         assert sorted(trial.glob("log/**/*.log")) == logs[trial]
-    assert read(folder / "winner").student.valid["mrr@10"] == trials[METRIC].max()
+    assert read_result(folder / "winner").student.valid["mrr@10"] == trials[METRIC].max()
     with pytest.raises(UserError, match="epochs"):
         run_sweep("BPR", "tiny", None, {**fixed, "epochs": 3}, file, resume=True)
 
@@ -255,7 +264,7 @@ def test_the_cache_from_ray_data_equals_the_local_one(teacher, settings, tmp_pat
         made.append(cache_of(folder))
     local, spread = made
     arrays = {name for name in local if name.endswith(("npy", "safetensors"))}
-    # Item and row knowledge, teacher weights; text vectors where the teacher reads no tokens.
+    # Teacher cache of items and examples, teacher weights; text vectors where the teacher reads no tokens.
     assert local.keys() == spread.keys() and len(arrays) == (3 if teacher == "Recformer" else 4)
     for name in local:
         left, right = local[name], spread[name]

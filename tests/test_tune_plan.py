@@ -1,4 +1,4 @@
-"""What all trials of a sweep share, settled and checked before Ray starts."""
+"""What all trials of a sweep share, checked before Ray starts."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from conftest import write_tiny
 import run_recbole_prmkd as command_line
 from recbole_prmkd import UserError
 from recbole_prmkd.data import atomic_files
+from recbole_prmkd.tune.plan import write_plan
 from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
 
@@ -67,15 +68,15 @@ GAMMAS = {f"kd_rank_by_{part}": 0 for part in ("confidence", "consistency")}
         ({"kd_loss": {"choice": ["rd", "kl"]}, "kd_candidates": {"choice": ["batch", "both_top"]}}, {}, None),
         ({"kd_weight": {"choice": [1, 2]}}, {"kd_loss": "rd"}, "^kd_loss=rd learns"),
         ({**LOSSES, "kd_candidates": {"choice": ["batch", "student_top"]}}, {}, "kd_loss holds"),
-        ({"kd": {"choice": ["none", "prmkd", "rd"]}}, {"kd_loss": "rd"}, 'kd holds "prmkd"'),
+        ({"kd": {"choice": ["none", "prmkd", "rd"]}}, {"kd_loss": "rd"}, "kd holds 'prmkd'"),
         ({"kd": {"choice": ["none", "mean", "rd"]}}, {}, None),
         ({"kd_rank_by_position": {"choice": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, "kd_rank_by_position holds 0,"),
         ({"kd_rank_by_position": {"uniform": [0, 0.5]}}, {"kd": "dllm2rec", **GAMMAS}, None),
         # A student alone uses no loss, so it does not make this one usable.
-        ({"kd": {"choice": ["none", "prmkd"]}, "kd_loss": {"choice": ["kl", "rd"]}}, {}, 'kd_loss holds "rd"'),
+        ({"kd": {"choice": ["none", "prmkd"]}, "kd_loss": {"choice": ["kl", "rd"]}}, {}, "kd_loss holds 'rd'"),
     ],
 )
-def test_values_that_make_no_loss_are_refused(space, more, sentence, planned):
+def test_values_that_make_no_loss_are_rejected(space, more, sentence, planned):
     """A winner is trained again as a plain run, which refuses them."""
     expected = nullcontext() if sentence is None else pytest.raises(UserError, match=sentence)
     with expected:
@@ -113,7 +114,9 @@ def begun(planned, tmp_path):
     """The folder of a sweep that was planned on data of its own, and that data's folder."""
     data = write_tiny(tmp_path / "data")
     more = {"kd": "prmkd", "data_path": str(data), "kd_output_dir": str(tmp_path / "sweep")}
-    return planned({"kd_weight": {"choice": [1, 2]}}, **more)[1], data / "tiny"
+    plan, folder = planned({"kd_weight": {"choice": [1, 2]}}, **more)
+    write_plan(plan, folder)
+    return folder, data / "tiny"
 
 
 def resumed(folder):
@@ -128,10 +131,18 @@ def test_a_sweep_goes_on_with_its_own_data_alone(begun):
         file.write("i99\tanother thing\tb1\n")
     with pytest.raises(UserError, match="files of tiny have changed"):
         resumed(folder)
-    stored = json.loads((folder / "sweep.json").read_text())
-    del stored["data"]  # of an earlier version
-    (folder / "sweep.json").write_text(json.dumps(stored))
-    assert resumed(folder)[0].data is None
+
+
+def test_a_sweep_of_an_earlier_version_says_so(begun, monkeypatch):
+    """Before Ray reads its pickles there, which name modules that are no more."""
+    folder, _ = begun
+    content = json.loads((folder / "sweep.json").read_text()) | {"schema": "recbole_prmkd/sweep/1"}
+    (folder / "sweep.json").write_text(json.dumps(content))
+    (folder / "ray").mkdir()
+    (folder / "ray" / "tuner.pkl").write_bytes(b"crecbole_prmkd.tune.handover\nHandover\n.")
+    monkeypatch.setattr(sys, "argv", ["run_recbole_prmkd.py", f"--tune_resume={folder}"])
+    with pytest.raises(SystemExit, match=r"begun by an earlier version.*: start a new sweep"):
+        command_line.main()
 
 
 def test_a_sweep_whose_data_are_gone_says_so(begun):
@@ -146,10 +157,11 @@ def test_a_sweep_whose_data_are_gone_says_so(begun):
     [
         ({"trials": 9}, "--tune_trials"),
         ({"model": "SASRec"}, "--model"),
-        ({"config_dict": {"epochs": 2, "kd_output_dir": "elsewhere"}}, "so --epochs would"),
+        ({"config_dict": {"shuffle": False}}, "which --shuffle cannot"),
+        ({"config_dict": {"epochs": 2, "kd_output_dir": "elsewhere"}}, "which --epochs cannot"),
     ],
 )
-def test_a_resumed_sweep_hears_no_options_and_says_so(given, sentence, begun):
+def test_options_beside_a_resumed_sweep_are_rejected(given, sentence, begun):
     named = {"model": None, "dataset": None, "config_file_list": None, "config_dict": None, "sweep_file": None}
     with pytest.raises(UserError, match=sentence):
         plan_and_folder(**{**named, **given}, resume=str(begun[0]))
@@ -165,7 +177,7 @@ def test_a_resumed_sweep_hears_no_options_and_says_so(given, sentence, begun):
         (["--compare="], "--compare= is empty"),
     ],
 )
-def test_options_that_would_not_be_heard(options, sentence, monkeypatch):
+def test_options_that_would_be_ignored_are_rejected(options, sentence, monkeypatch):
     def begun(*_, **__):
         raise AssertionError("a run began")
 
@@ -240,7 +252,9 @@ def test_ray_lends_all_gpus_but_where_gpu_id_names_some(named, visible, planned,
 def test_an_empty_folder_is_taken_and_one_with_other_files_is_not(planned, tmp_path):
     space, folder = {"kd_weight": {"choice": [1, 2]}}, tmp_path / "sweep"
     folder.mkdir()
-    assert planned(space, kd="prmkd", kd_output_dir=str(folder))[1] == folder
+    plan, taken = planned(space, kd="prmkd", kd_output_dir=str(folder))
+    assert taken == folder
+    write_plan(plan, folder)
     with pytest.raises(UserError, match=f"already: go on with --tune_resume={folder}"):
         planned(space, kd="prmkd", kd_output_dir=str(folder))
     with pytest.raises(UserError, match="already: name another"):  # there is no sweep to go on with

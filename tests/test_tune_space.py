@@ -9,11 +9,12 @@ import ray
 import yaml
 
 from recbole_prmkd import UserError
-from recbole_prmkd.tune import run_sweep, sweep
-from recbole_prmkd.tune.search import param_space, tune_config
+from recbole_prmkd.tune import run_sweep
+from recbole_prmkd.tune.plan import write_plan
+from recbole_prmkd.tune.search import ray_domain, tune_config
 from recbole_prmkd.tune.settings import read_sweep
 from recbole_prmkd.tune.space import Domain, read_space
-from recbole_prmkd.tune.sweep import plan_and_folder
+from recbole_prmkd.tune.sweep import for_all_trials, plan_and_folder
 
 HYPER = Path(__file__).parent.parent / "hyper"
 STUDENTS = {"sasrec": "SASRec", "context": "DeepFM", "graph": "LightGCN", "general": "BPR", "method": "SASRec"}
@@ -46,8 +47,7 @@ def planned(settings, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_the_files_in_hyper_are_legal(name, planned):
     plan, folder = planned((HYPER / f"{name}.yaml").read_text(), STUDENTS[name])
-    assert plan.sweep.domains and folder.is_dir()
-    param_space(plan.sweep)
+    assert [ray_domain(domain) for domain in plan.domains] and not folder.exists()
 
 
 def test_recbole_lines(tmp_path):
@@ -65,14 +65,14 @@ kd_weight uniform 1,10
     assert domains["dropout_prob"].values == (0, 0.5, 0.1) and domains["kd_weight"].kind == "uniform"
 
 
-def test_what_ray_draws_becomes_the_settings_again():
+def test_what_ray_samples_becomes_the_settings_again():
     choice, whole, step = read_space(
         {"a": {"choice": [[8], [8, 8], None]}, "b": {"integer": [1, 3]}, "c": {"quniform": [2, 8, 2]}}
     )
-    assert [choice.drawn(value) for value in ("[8]", "[8, 8]", None)] == [[8], [8, 8], None]
-    assert whole.drawn(2) == 2 and step.drawn(4.0) == 4 and isinstance(step.drawn(4.0), int)
-    assert Domain("d", "uniform", (0.5, 2)).clamped(2.4) == 2 and whole.clamped(0) == 1
-    assert Domain("e", "quniform", (0, 0.5, 0.1)).clamped(0.26) == pytest.approx(0.3)
+    assert [choice.setting(value) for value in ("[8]", "[8, 8]", None)] == [[8], [8, 8], None]
+    assert whole.setting(2) == 2 and step.setting(4.0) == 4 and isinstance(step.setting(4.0), int)
+    assert Domain("d", "uniform", (0.5, 2)).setting(2.4) == 2 and whole.setting(0) == 1
+    assert Domain("e", "quniform", (0, 0.5, 0.1)).setting(0.26) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,11 @@ def test_what_ray_draws_becomes_the_settings_again():
         ({"kd_weight": {"uniform": [-1, 2]}}, "kd_weight.*out of range"),
         ({"kd_weight": {"loguniform": [0, 2]}}, "kd_weight.*above 0"),
         ({"kd_weight": {"quniform": [0, 1, 0.3]}}, "kd_weight.*multiples"),
+        ({"kd_weight": {"choice": [1, 2, 1]}}, "kd_weight names a value twice"),
+        ({"kd_pacing_length": {"integer": [1, 5.5]}}, "kd_pacing_length needs whole numbers"),
         ({"kd_pacing_length": {"uniform": [1, 5]}}, "kd_pacing_length.*whole number"),
         ({"kd_curriculum": {"choice": ["none", "eesy"]}}, "kd_curriculum.*easy"),
-        ({"hidden_size": {"uniform": [16, 64]}}, "hidden_size.*whole number"),
+        ({"hidden_size": {"uniform": [16, 64]}}, "hidden_size.*valid integer"),
         ({"hidden_size": {"choice": ["big"]}}, "hidden_size.*big"),
         ({"learning_rate": {"choice": [True]}}, "learning_rate"),
         ({"kd_unisrec_epochs": {"choice": [1, 2]}}, "kd_unisrec_epochs.*once"),
@@ -125,7 +127,7 @@ def test_a_whole_default_of_a_real_number_takes_others(model, key, planned):
     ("model", "key"), [("FEARec", "n_layers"), ("NAIS", "weight_size"), ("DCN", "cross_layer_num")]
 )
 def test_counts_take_whole_numbers_alone(model, key, planned):
-    with pytest.raises(UserError, match=f"{key} is a whole number"):
+    with pytest.raises(UserError, match=f"{key} holds 1.0: .*valid integer"):
         planned({"space": {key: {"uniform": [1, 3]}}}, model)
 
 
@@ -196,7 +198,7 @@ def test_two_sweeps_of_the_same_moment_have_two_folders(planned, monkeypatch):
 
 def test_a_folder_is_never_used_twice(planned, tmp_path):
     content = {"space": {"kd_weight": {"choice": [1, 2]}}}
-    planned(content, kd_output_dir=str(tmp_path / "mine"))
+    write_plan(*planned(content, kd_output_dir=str(tmp_path / "mine")))
     with pytest.raises(UserError, match="--tune_resume"):
         planned(content, kd_output_dir=str(tmp_path / "mine"))
 
@@ -217,6 +219,8 @@ def test_a_cluster_that_refuses_leaves_no_new_folder(resumed, planned, tmp_path,
 
     folder = tmp_path / "sweep"
     plan, _ = planned({"space": {"kd_weight": {"choice": [1, 2]}}}, kd_output_dir=str(folder))
+    if resumed:
+        write_plan(plan, folder)
     monkeypatch.setattr("recbole_prmkd.tune.sweep.cluster", refusing)
     monkeypatch.setattr("recbole_prmkd.tune.sweep.plan_and_folder", lambda *_: (plan, folder))
     with pytest.raises(UserError, match="Cannot use"):
@@ -255,4 +259,4 @@ def test_teachers_of_all_trials_are_prepared(space, wanted, settings, tmp_path):
     file.write_text(yaml.safe_dump({"space": space}))
     given = {} if "kd_teachers" in space else {"kd_teachers": BOTH}
     plan, _ = plan_and_folder("SASRec", "tiny", None, settings(**given), str(file))
-    assert sweep._widest(plan)["kd_teachers"] == wanted
+    assert for_all_trials(plan)["kd_teachers"] == wanted

@@ -1,4 +1,4 @@
-"""One trial without Ray: what it trains, what it finds done, what it tells of itself."""
+"""One trial without Ray: what it trains, what it finds done, what it reports."""
 
 from types import SimpleNamespace
 
@@ -10,25 +10,26 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.tune.outcome import trials_of
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import SweepSettings
-from recbole_prmkd.tune.trial import Job, run_trial, trial_folder
+from recbole_prmkd.tune.trial import run_trial
 
 SPACE = {"learning_rate": {"uniform": [0.001, 0.1]}, "mlp_hidden_size": {"choice": [[8], [4, 4]]}}
 
 
 @pytest.fixture
 def trial(cpu_settings, tmp_path, monkeypatch):
-    """Run trial 7 of a sweep with these drawn values; what it reported, one dict for each epoch."""
+    """Run trial 7 of a sweep with these sampled values; what it reported, one dict for each epoch."""
     reports = []
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
     monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
     monkeypatch.setattr(tune, "report", lambda metrics, checkpoint=None: reports.append(metrics))
     fixed = {key: value for key, value in cpu_settings(kd="none").items() if key not in {*SPACE, "kd_output_dir"}}
-    plan = Plan("NeuMF", "tiny", fixed, SweepSettings.model_validate({"space": SPACE}))
-    handover = SimpleNamespace(prepared=lambda config: prepare(config, Steps()))
+    sweep = SweepSettings.model_validate({"space": SPACE})
+    plan = Plan(model="NeuMF", dataset="tiny", settings=fixed, sweep=sweep, data="")
+    inputs = SimpleNamespace(prepared=lambda config: prepare(config, Steps()))
 
     def run(**values):
         reports.clear()
-        run_trial({"learning_rate": 0.01, "mlp_hidden_size": "[8]", **values}, Job(plan, handover, tmp_path))
+        run_trial({"learning_rate": 0.01, "mlp_hidden_size": "[8]", **values}, plan, inputs, tmp_path)
         return reports[:]
 
     run.plan = plan
@@ -49,16 +50,9 @@ def test_a_takeover_at_the_last_report_is_trained(trial, tmp_path):
     # Ray's note may have settings that the trial was given after its last report.
     noted = {**after[-1], "config": {"learning_rate": 0.07, "mlp_hidden_size": "[8]"}}
     result = SimpleNamespace(path=str(tmp_path / "ray" / "7"), metrics=noted, config=noted["config"], error=None)
-    (ended,) = trials_of([result], trial.plan, tmp_path)
-    assert ended.settings == {"learning_rate": 0.05, "mlp_hidden_size": [4, 4]}
-    assert ended.score == after[-1]["best_score"] and ended.status == "finished"
-
-
-def test_what_an_earlier_version_left_still_counts(trial, tmp_path):
-    folder = trial_folder(tmp_path, "7")
-    folder.mkdir(parents=True)
-    (folder / "finished.json").write_text('{"best_score": 0.5, "best_epoch": 1}')
-    assert trial() == [{"best_score": 0.5, "best_epoch": 1}]
+    (line,) = trials_of([result], trial.plan, trial.plan.config(), tmp_path)
+    assert line["learning_rate"] == 0.05 and line["mlp_hidden_size"] == [4, 4] and line["status"] == "finished"
+    assert line[f"valid {trial.plan.config()['valid_metric'].lower()}"] == after[-1]["best_score"]
 
 
 def test_a_trial_without_a_loss_fails_with_the_sentence_of_a_plain_run(trial):

@@ -10,7 +10,7 @@ from torch.nn import functional
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
-from recbole_prmkd.students.windows import why_not_shared
+from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.teachers import unim2rec, unisrec
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import MoEAdaptor, UniSRec
@@ -134,12 +134,12 @@ def test_switches_of_items(build):
     assert not build(missing_item="zero").encode_items()[NEITHER].any()
     assert build(train_stage="transductive").covered_items().tolist() == [False] + [True] * (N - 1)
     assert unit.covered_items().nonzero().flatten().tolist() == sorted(BOTH + TEXT_ONLY + IMAGE_ONLY)
-    for place, (fusion, known) in enumerate({"text": BOTH + TEXT_ONLY, "image": BOTH + IMAGE_ONLY}.items()):
+    for position, (fusion, covered) in enumerate({"text": BOTH + TEXT_ONLY, "image": BOTH + IMAGE_ONLY}.items()):
         alone = build(fusion=fusion)
         assert alone.modalities == (fusion,) and not alone.gates
-        assert alone.covered_items().nonzero().flatten().tolist() == sorted(known)
+        assert alone.covered_items().nonzero().flatten().tolist() == sorted(covered)
         unit.load_state_dict(alone.state_dict(), strict=False)
-        assert torch.equal(alone.encode_items()[known], unit.adapted()[known, place])
+        assert torch.equal(alone.encode_items()[covered], unit.adapted()[covered, position])
 
 
 def test_gradient_reaches_what_is_present(build):
@@ -162,21 +162,21 @@ def test_evaluation_is_deterministic_and_causal(build, monkeypatch):
     monkeypatch.setattr(model, "gather_indexes", lambda output, index: output)  # all positions
     sequence, rest = torch.tensor([[1, 2, 3, 4, 5]]), (torch.tensor([5]), model.encode_items())
     before = model.encode_histories(sequence, *rest)  # [1, 5, D]
-    for place in range(1, 5):  # items from here on are others
-        after = model.encode_histories(torch.where(torch.arange(5) < place, sequence, sequence + 3), *rest)
-        torch.testing.assert_close(after[:, :place], before[:, :place])
-        assert not torch.allclose(after[:, place], before[:, place])
+    for position in range(1, 5):  # items from here on are others
+        after = model.encode_histories(torch.where(torch.arange(5) < position, sequence, sequence + 3), *rest)
+        torch.testing.assert_close(after[:, :position], before[:, :position])
+        assert not torch.allclose(after[:, position], before[:, position])
 
 
 def test_shares_prefixes(build):
     """Several targets per sequence give the same loss and scores as one padded row per target."""
     items = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 3, 1, 5])
     start, stop = torch.tensor([0, 0, 0, 0, 6, 6, 6]), torch.tensor([1, 2, 4, 5, 7, 8, 10])
-    rows = Examples(torch.tensor([1, 1, 1, 1, 2, 2, 2]), items[stop], start, stop, items)
+    examples = Examples(torch.tensor([1, 1, 1, 1, 2, 2, 2]), items[stop], start, stop, items)
     config = {**teacher_settings("UniM2Rec", {}), **SETTINGS}
     heavy = {"text_image_weight": 1.0, "modality_weight": 1.0, "train_stage": "transductive"}
     for settings in ({}, heavy, {"fusion": "image"}):
-        assert why_not_shared(build(**settings), config, rows) is None
+        assert why_not_shared(build(**settings), config, examples) is None
 
 
 def test_losses_in_numbers(build):

@@ -123,7 +123,7 @@ def test_pretraining_stage(parity, view, monkeypatch):
     close(seq_seq, parity.outputs[f"{name}.seq_seq_loss"])
     gradients(model, seq_seq, parity, f"{name}.seq_seq_loss")
 
-    # The same through the loss that RecBole's trainer calls, with the marks in place of its draw.
+    # The same through the loss that RecBole's trainer calls, with the marks in place of its random numbers.
     model.item_drop_share = float(view == "item_drop")
     monkeypatch.setattr(torch, "rand", lambda *size, **_: marks.float() if size[0] else torch.tensor(0.5))
     if view == "word_drop":

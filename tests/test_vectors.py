@@ -1,23 +1,26 @@
-"""An external model joins as two files of vectors: the knowledge equals its own scores, row by row."""
+"""An external model joins as two files of vectors: the teacher cache equals its own scores, example by example."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_teachers
 import torch
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
 from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
-from recbole_prmkd.teachers import vectors
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+from recbole_prmkd.teachers.vectors import Vectors
 
 WIDTH = 5
 
 
 @pytest.fixture
 def files(tmp_path, settings):
-    """Vectors of all users, items and rows but the first of each, and of one stranger each, in random order."""
+    """Vectors of all users, items and examples but the first of each, and of one stranger each, in random order."""
     split = load_split(load_config("SASRec", "tiny", config_dict=settings()))
     rng = np.random.default_rng(0)
 
@@ -42,7 +45,7 @@ def files(tmp_path, settings):
 
 
 @pytest.mark.parametrize("part", ["users", "rows"])
-def test_knowledge_is_the_models_own_cosine(part, files, settings):
+def test_the_cache_has_the_models_own_cosine(part, files, settings):
     named = files["named"]
     given = {"kd_vectors_items": named["items"], f"kd_vectors_{part}": named[part], "kd_teachers": ["Vectors"]}
     config = load_config("SASRec", "tiny", config_dict=settings(kd="single", **given))
@@ -50,30 +53,35 @@ def test_knowledge_is_the_models_own_cosine(part, files, settings):
     data = teacher_data(split, config["seed"])
     teacher = fit_or_load("Vectors", config, data)
     folder, _ = build_or_load(teacher, data, config)
-    knowledge = open_cache([teacher], [folder], data, config)
+    cache = open_cache([teacher], [folder], data, config)
     candidates = torch.arange(1, len(split.item_tokens) + 1)
-    scores = knowledge.scores(torch.arange(len(split.train)), candidates)
-    known = ~scores.isnan()
+    scores = cache.scores(torch.arange(len(split.train)), candidates)
+    covered = ~scores.isnan()
     assert scores.shape[1] == len(files["row_names"])
     for row, name in enumerate(files["row_names"]):
         vector = files[part].get(name if part == "rows" else name[:1])
         for column, token in enumerate(split.item_tokens):
             item = files["items"].get((token,))
-            assert bool(known[0, row, column]) == (vector is not None and item is not None)
+            assert bool(covered[0, row, column]) == (vector is not None and item is not None)
             if vector is not None and item is not None:
                 own = vector @ item / np.linalg.norm(vector) / np.linalg.norm(item)
                 assert scores[0, row, column].item() == pytest.approx(own, abs=2e-3)
 
 
 def test_an_item_that_stands_twice_has_its_first_line(tmp_path, caplog):
-    file = tmp_path / "items.npz"
-    np.savez(file, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
-    table = vectors._table(file, ["item_id"], [["[PAD]", "a", "b", "c"]])
-    assert table.tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
-    assert "2 items stand there twice" in caplog.text
+    items, users = tmp_path / "items.npz", tmp_path / "users.npz"
+    np.savez(items, item_id=np.array(["b", "a", "b", "elsewhere", "a"]), feat=np.arange(10.0).reshape(5, 2))
+    np.savez(users, user_id=np.array(["u"]), feat=np.ones((1, 2)))
+    tokens = {"user_id": ["[PAD]", "u"], "item_id": ["[PAD]", "a", "b", "c"]}
+    dataset = SimpleNamespace(num=lambda field: len(tokens[field]), field2id_token=tokens)
+    fields = {**tiny_teachers.FIELDS, "MAX_ITEM_LIST_LENGTH": 5, "temperature": 0.07, "train_stage": None}
+    model = Vectors({**fields, "items": items, "users": users, "rows": None}, dataset)
+    assert model.encode_items().tolist() == [[0, 0], [2, 3], [0, 1], [0, 0]]
+    assert model.covered_items().tolist() == [False, True, True, False]
+    assert "2 lines repeat one of the items" in caplog.text
 
 
-def test_run_reports_what_it_does_not_know(files, settings):
+def test_run_reports_what_it_does_not_cover(files, settings):
     named = files["named"]
     given = {"kd_vectors_items": named["items"], "kd_vectors_users": named["users"]}
     run = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["UniSRec", "Vectors"], **given))

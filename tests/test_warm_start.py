@@ -119,7 +119,7 @@ def test_auto_leaves_students_without_an_item_table_as_they_are(settings, caplog
 
 
 def test_refusals(settings):
-    with pytest.raises(UserError, match="kd_item_init = 'txt' is not legal: use one of none, auto, text, UniSRec"):
+    with pytest.raises(UserError, match="kd_item_init = 'txt' is not allowed: use one of none, auto, text, UniSRec"):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd_item_init="txt"))
     with pytest.raises(UserError, match="MultiVAE has no embedding of items"):
         run_recbole_prmkd("MultiVAE", "tiny", config_dict=settings(kd_item_init="text", kd="none"))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,21 @@ from matplotlib.ticker import MaxNLocator
 
 from recbole_prmkd.compare.gather import TEACHER, Gathered
 from recbole_prmkd.compare.grid import BASELINE
-from recbole_prmkd.compare.groups import BY, gain_by_group
-from recbole_prmkd.compare.tables import label, way
-from recbole_prmkd.results.result import RunResult
+from recbole_prmkd.compare.tables import kd_name, label
+from recbole_prmkd.compare.user_gains import BY, gain_by_group
 
-# Okabe and Ito's colours, which remain apart for colour-blind readers; beside them hatches and markers differ.
-COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-_DASHES = ("-", "--", ":", "-.")
-_FILLS = ("full", "left", "top", "right", "bottom")  # of a marker whose shape is the student's
+# Okabe and Ito's colours, which remain apart for colour-blind readers. The other lists have other lengths, so that two
+# KD methods whose colour is the same differ in them.
+_COLOURS = ("#555555", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
+_STYLES: dict[str, Sequence[Any]] = {
+    "color": _COLOURS,
+    "hatch": ("", "//", "..", "xx", "\\\\", "++", "oo"),
+    "marker": _MARKERS,
+    "ls": _DASHES,
+    "fillstyle": ("full", "left", "top", "right", "bottom"),  # of a marker whose shape is the student's
+}
 _WIDTH = 7.2  # inches; one or two panels a row, so that a phone can show them
 
 
@@ -43,228 +49,174 @@ def pictures(
 ) -> dict[str, list[Picture]]:
     """All figures of one data set, by section."""
     return {
-        "quality": list(_bars(gathered, summary, columns, dataset)),
-        "learning": list(_learning_curves(gathered, dataset)),
-        "teachers": list(_teacher_curves(gathered, dataset)),
-        "groups": list(_groups(gathered, dataset)),
-        "cost": list(_cost_against_quality(gathered, summary, columns, dataset)),
+        "quality": list(quality(gathered, summary, columns, dataset)),
+        "learning": list(learning_curves(gathered, dataset)),
+        "teachers": list(teacher_curves(gathered, dataset)),
+        "groups": list(groups(gathered, dataset)),
+        "cost": list(cost_against_quality(gathered, summary, columns, dataset)),
     }
 
 
-def _bars(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str) -> Iterator[Picture]:
-    """Mean and deviation of each student and way; teachers as lines across, where they rank as all students do."""
-    alike = all(run.student.test != run.student.test_unseen for run in _runs(gathered, dataset, None, None))
+def style(gathered: Gathered, kd: str, *names: str) -> dict[str, Any]:
+    """Matplotlib's settings of these names for a KD method; the student alone has the first of each list."""
+    place = [BASELINE, *(name for name in gathered.grid.kds if name != BASELINE)].index(kd)
+    return {name: _STYLES[name][place % len(_STYLES[name])] for name in names}
+
+
+def quality(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str) -> Iterator[Picture]:
+    """Mean and deviation of students by KD method; teachers as lines across, where they rank as all students do."""
+    alike = all(run.student.test != run.student.test_unseen for run in gathered.runs_of(dataset))
     own = summary[summary["dataset"] == dataset]
     students = [model for model in gathered.grid.models if model in set(own["model"])]
     kds = [kd for kd in gathered.grid.kds if kd in set(own["kd"])]
-    absent = {"mean": math.nan, "deviation": math.nan}
     for metric in columns:
-        rows: list[dict[Any, Any]] = own[own["metric"] == metric].to_dict("records")
-        by_name = {(row["model"], row["kd"]): row for row in rows}
-        figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
-        axes = figure.subplots()
-        for place, kd in enumerate(kds):
-            bars = [by_name.get((model, kd), absent) for model in students]
-            height, spread = [bar["mean"] for bar in bars], np.nan_to_num([bar["deviation"] for bar in bars])
-            at = np.arange(len(students)) + (place - (len(kds) - 1) / 2) * 0.8 / len(kds)
-            axes.bar(at, height, 0.8 / len(kds), yerr=spread, capsize=3, label=way(kd), **_bar_style(gathered, kd))
-        teachers = [row for row in rows if row["kd"] == TEACHER and (alike or "unseen" in metric)]
-        for place, row in enumerate(teachers):
-            dashes, colour = _DASHES[1:][place % 3], ("black", "#999999")[place // 3 % 2]
-            axes.axhline(row["mean"], lw=1, ls=dashes, color=colour, label=f"teacher {row['model']}")
-        axes.set_xticks(np.arange(len(students)), students)
+        lines = own[own["metric"] == metric]
+        figure, (axes,) = _panels(1, 3.9)
+        means, deviations = (lines.pivot(index="model", columns="kd", values=name) for name in ("mean", "deviation"))
+        _bars(axes, gathered, means.loc[students, kds], deviations.loc[students, kds])
+        records = lines.to_dict("records")
+        teachers = [line for line in records if line["kd"] == TEACHER and (alike or "unseen" in metric)]
+        for place, line in enumerate(teachers):
+            dashes, colour = _DASHES[1:4][place % 3], ("black", "#999999")[place // 3 % 2]
+            axes.axhline(line["mean"], lw=1, ls=dashes, color=colour, label=f"teacher {line['model']}")
         _finish(axes, ylabel=label(metric), ylim=(0, None))
-        _legend(figure, [axes])
-        values = "; ".join(f"{row['model']} {way(row['kd'])} {row['mean']:.4f}" for row in rows)
-        title = f"{label(metric)} on the test rows of {dataset}"
-        yield _picture(
-            figure, title, f"Bars of the mean over seeds, with standard deviation; dashed: teachers. {values}."
-        )
+        values = "; ".join(f"{line['model']} {kd_name(line['kd'])} {line['mean']:.4f}" for line in records)
+        words = f"Bars of the mean over seeds, with standard deviation; dashed: teachers. {values}."
+        yield _picture(figure, f"{label(metric)} on the test examples of {dataset}", words)
 
 
-def _learning_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
+def learning_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
     """Validation score over the epochs: mean over seeds, and the range of all of them."""
-    models = [model for model in gathered.grid.models if _runs(gathered, dataset, model, None)]
-    models = [m for m in models if any(run.student.valid_scores for run in _runs(gathered, dataset, m, None))]
-    if not models:
+    trained = {
+        model: [run for run in gathered.runs_of(dataset, model) if run.student.valid_scores]
+        for model in gathered.grid.models
+    }
+    trained = {model: runs for model, runs in trained.items() if runs}
+    if not trained:
         return
-    figure, panels = _panels(len(models))
+    figure, panels = _panels(len(trained))
     ends = []
-    for axes, model in zip(panels, models, strict=True):
+    for axes, (model, runs) in zip(panels, trained.items(), strict=True):
         for kd in gathered.grid.kds:
-            scores = [
-                run.student.valid_scores for run in _runs(gathered, dataset, model, kd) if run.student.valid_scores
-            ]
+            scores = [run.student.valid_scores for run in runs if run.config["kd"] == kd]
             if not scores:
                 continue
             table = pd.DataFrame(scores).T  # [validations, seeds]; a seed that stopped early is shorter
-            step = _runs(gathered, dataset, model, kd)[0].config.get("eval_step", 1)
-            epochs = np.arange(1, len(table) + 1) * step
-            style = _line_style(gathered, kd)
+            epochs = (table.index + 1) * runs[0].config.get("eval_step", 1)
+            look = style(gathered, kd, "color", "marker", "ls")
             mean = table.mean(axis=1, skipna=False)  # ends with the first seed that does
-            axes.plot(epochs, mean, label=way(kd), markevery=max(1, len(table) // 8), ms=4, **style)
-            axes.fill_between(epochs, table.min(axis=1), table.max(axis=1), color=style["color"], alpha=0.15, lw=0)
-            ends.append(f"{model} {way(kd)} best {table.max().mean():.4f}")
-        metric = _runs(gathered, dataset, model, None)[0].config["valid_metric"]
-        _finish(axes, title=model, xlabel="epoch", ylabel=f"validation {metric}")
-    _legend(figure, panels)
-    words = (
-        f"Validation score after each epoch, mean (until the first seed stops) and range over seeds. {'; '.join(ends)}."
-    )
-    yield _picture(figure, f"Learning curves on {dataset}", words)
+            axes.plot(epochs, mean, label=kd_name(kd), markevery=max(1, len(table) // 8), ms=4, **look)
+            axes.fill_between(epochs, table.min(axis=1), table.max(axis=1), color=look["color"], alpha=0.15, lw=0)
+            ends.append(f"{model} {kd_name(kd)} best {table.max().mean():.4f}")
+        _finish(axes, title=model, xlabel="epoch", ylabel=f"validation {runs[0].config['valid_metric']}")
+    words = "Validation score after each epoch, mean (until the first seed stops) and range over seeds."
+    yield _picture(figure, f"Learning curves on {dataset}", f"{words} {'; '.join(ends)}.")
 
 
-def _teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
-    """Weights of the teachers and consistency over the epochs: one figure for each way, one column for each student."""
+def teacher_curves(gathered: Gathered, dataset: str) -> Iterator[Picture]:
+    """Weights of the teachers and consistency over the epochs: a figure for each KD method, a line for each student."""
     for kd in gathered.grid.kds:
-        runs = {model: _runs(gathered, dataset, model, kd) for model in gathered.grid.models}
-        histories = {model: of[0].distillation for model, of in runs.items() if of and of[0].distillation}
-        histories = {model: of for model, of in histories.items() if any(key.startswith("weight_") for key in of[0])}
+        runs = {model: gathered.runs_of(dataset, model, kd)[:1] for model in gathered.grid.models}
+        histories = {model: run.distillation for model, own in runs.items() for run in own if run.distillation}
+        histories = {model: of for model, of in histories.items() if any(name.startswith("weight_") for name in of[0])}
         if not histories:
             continue
         figure, panels = _panels(2 * len(histories))
         last = []
-        for column, (model, history) in enumerate(histories.items()):
-            table = pd.DataFrame(history).set_index("epoch")
-            weights = [str(name) for name in table if str(name).startswith("weight_")]
+        for (model, history), left, right in zip(histories.items(), panels[::2], panels[1::2], strict=True):
+            weights = {name: name.removeprefix("weight_") for name in history[0] if name.startswith("weight_")}
             shares = {"inconsistent": "marks that disagree", "agreement": "agreement of the teachers"}
-            _curves(panels[2 * column], table, {name: name.removeprefix("weight_") for name in weights})
-            # Colours that no teacher of the same legend has.
-            told = {name: words for name, words in shares.items() if name in table}
-            _curves(panels[2 * column + 1], table, told, 1 + len(weights))
-            panels[2 * column].set(title=model, ylabel="mean weight of a teacher")
-            panels[2 * column + 1].set(title=model, ylabel="share of marks")
-            last.append(
-                model + " " + ", ".join(f"{n.removeprefix('weight_')} {table[n].iloc[-1]:.2f}" for n in weights)
-            )
-        _legend(figure, panels)
+            _lines(left, history, weights, 1)
+            _lines(right, history, {name: shares[name] for name in shares if name in history[0]}, 1 + len(weights))
+            left.set(title=model, ylabel="mean weight of a teacher")
+            right.set(title=model, ylabel="share of marks")
+            last.append(f"{model} " + ", ".join(f"{weights[name]} {history[-1][name]:.2f}" for name in weights))
         words = f"Teachers' weights and consistency over the epochs, first seed. Weights at the end: {'; '.join(last)}."
         yield _picture(figure, f"Teachers in {kd} on {dataset}", words)
 
 
-def _curves(axes: Axes, table: pd.DataFrame, labels: dict[str, str], first: int = 1) -> None:
-    for place, (name, words) in enumerate(labels.items(), first):
-        colour, dashes = COLOURS[place % 8], _DASHES[place % 4]
-        axes.plot(table.index + 1, table[name], label=words, color=colour, ls=dashes, marker=".")
-    _finish(axes, xlabel="epoch", ylim=(-0.03, 1.05))
-
-
-def _groups(gathered: Gathered, dataset: str) -> Iterator[Picture]:
+def groups(gathered: Gathered, dataset: str) -> Iterator[Picture]:
     """Gain in NDCG@10 by history length and by popularity."""
     for by, words in BY.items():
-        frame = gain_by_group(gathered, by)
-        frame = frame[(frame["dataset"] == dataset) & (frame["kd"] != BASELINE)] if len(frame) else frame
-        if frame.empty:
+        tables = {model: gain_by_group(gathered, dataset, model, by) for model in gathered.grid.models}
+        tables = {model: both for model, both in tables.items() if len(both[0])}
+        if not tables:
             continue
-        models = list(frame["model"].unique())
-        figure, panels = _panels(len(models))
-        told = []
-        for axes, model in zip(panels, models, strict=True):
-            own = frame[frame["model"] == model]
-            groups, kds = list(own["group"].unique()), list(own["kd"].unique())
-            for place, kd in enumerate(kds):
-                table = own[own["kd"] == kd].set_index("group").reindex(groups)
-                at = np.arange(len(groups)) + (place - (len(kds) - 1) / 2) * 0.8 / len(kds)
-                style = _bar_style(gathered, kd)
-                axes.bar(
-                    at, table["gain"], 0.8 / len(kds), yerr=table["deviation"].fillna(0), capsize=2, label=kd, **style
-                )
-                told.append(f"{model} {kd} " + ", ".join(f"{g}: {v:+.4f}" for g, v in table["gain"].items()))
+        figure, panels = _panels(len(tables))
+        texts = []
+        for axes, (model, (gains, deviations)) in zip(panels, tables.items(), strict=True):
+            _bars(axes, gathered, gains, deviations)
             axes.axhline(0, color="black", lw=0.8)
-            axes.set_xticks(np.arange(len(groups)), groups, rotation=20 if max(map(len, groups)) > 7 else 0)
+            axes.tick_params(axis="x", rotation=20 if gains.index.str.len().max() > 7 else 0)
             _finish(axes, title=model, xlabel=words, ylabel="gain in NDCG@10 unseen")
-        _legend(figure, panels)
+            for kd, column in gains.items():
+                texts.append(f"{model} {kd} " + ", ".join(f"{group}: {gain:+.4f}" for group, gain in column.items()))
         title = f"Gain by {'history length' if by == 'history' else 'item popularity'} on {dataset}"
-        yield _picture(figure, title, f"Mean gain over the student alone in groups of test rows. {'; '.join(told)}.")
+        words = f"Mean gain over the student alone in groups of test examples. {'; '.join(texts)}."
+        yield _picture(figure, title, words)
 
 
-def _cost_against_quality(
+def cost_against_quality(
     gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], dataset: str
 ) -> Iterator[Picture]:
-    """Serving time against quality, students and teachers on one plot."""
+    """Serving time against quality, students and teachers in one figure."""
     metric = next((name for name in columns if name.startswith("test unseen")), columns[0])
-    quality = summary[(summary["dataset"] == dataset) & (summary["metric"] == metric)].set_index(["model", "kd"])[
-        "mean"
-    ]
-    points = list(_points(gathered, dataset, quality))
+    lines = summary[(summary["dataset"] == dataset) & (summary["metric"] == metric)]
+    times = gathered.cells[["dataset", "model", "kd", "ms_per_1000_users"]].dropna().drop_duplicates()
+    points: list[dict[Any, Any]] = lines.merge(times, on=["dataset", "model", "kd"]).to_dict("records")
     if not points:
         return
-    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
-    axes = figure.subplots()
-    students = list(gathered.grid.models)
-    for model, kd, milliseconds, mean in points:
+    figure, (axes,) = _panels(1, 4.6)
+    shapes = dict(zip(gathered.grid.models, itertools.cycle(_MARKERS), strict=False))
+    marks: dict[str, Any] = {"markerfacecoloralt": "white", "ms": 8, "mec": "black", "mew": 0.5}
+    marks_of = {kd: marks | style(gathered, kd, "color", "fillstyle") for kd in gathered.grid.kds}
+    texts = []
+    for point in points:
+        model, kd, at = point["model"], point["kd"], (point["ms_per_1000_users"], point["mean"])
+        texts.append(f"{model} {kd_name(kd)} {at[0]:,.0f} ms, {at[1]:.4f}")
         if kd == TEACHER:
-            axes.plot(milliseconds, mean, "*", ms=13, color="black")
-            axes.annotate(model, (milliseconds, mean), xytext=(6, 4), textcoords="offset points", fontsize=9)
-            continue
-        axes.plot(milliseconds, mean, _MARKERS[students.index(model) % 8], **_filling(gathered, kd))
-    for place, model in enumerate(students):
-        axes.plot([], [], _MARKERS[place % 8], color="white", mec="black", label=model)
+            axes.plot(*at, "*", ms=13, color="black")
+            axes.annotate(model, at, xytext=(6, 4), textcoords="offset points", fontsize=9)
+        else:
+            axes.plot(*at, shapes[model], **marks_of[kd])
+    for model, shape in shapes.items():
+        axes.plot([], [], shape, color="white", mec="black", label=model)
     for kd in gathered.grid.kds:
-        axes.plot([], [], "s", label=way(kd), **_filling(gathered, kd))
+        axes.plot([], [], "s", label=kd_name(kd), **marks_of[kd])
     axes.plot([], [], "*", color="black", ms=10, label="teacher")
     axes.margins(0.15, 0.1)  # room for the names
     _finish(axes, xscale="log", xlabel="milliseconds per 1,000 users ranked (log scale)", ylabel=label(metric))
-    _legend(figure, [axes])
-    told = "; ".join(f"{model} {way(kd)} {ms:,.0f} ms, {mean:.4f}" for model, kd, ms, mean in points)
-    yield _picture(figure, f"Serving time against quality on {dataset}", f"Up and to the left is better. {told}.")
+    words = f"Up and to the left is better. {'; '.join(texts)}."
+    yield _picture(figure, f"Serving time against quality on {dataset}", words)
 
 
-def _points(gathered: Gathered, dataset: str, quality: pd.Series) -> Iterator[tuple[str, str, float, float]]:
-    """Model, way, milliseconds per 1,000 users and quality of all that was measured."""
-    teachers: set[str] = set()
-    for (where, model), costs in gathered.costs.items():
-        if where != dataset:
-            continue
-        for kd, entry in costs["students"].items():
-            if "ms" in entry and (model, kd) in quality.index:
-                yield model, kd, entry["ms"], quality[(model, kd)]
-        for name, entry in costs["teachers"].items():
-            if "ms" in entry and name not in teachers and (name, TEACHER) in quality.index:
-                teachers.add(name)
-                yield name, TEACHER, entry["ms"], quality[(name, TEACHER)]
+def _bars(axes: Axes, gathered: Gathered, means: pd.DataFrame, deviations: pd.DataFrame) -> None:
+    """A group of bars for each row of the tables, in it a bar for each column, a KD method."""
+    width = 0.8 / len(means.columns)
+    for place, kd in enumerate(means.columns):
+        at = np.arange(len(means)) + (place - (len(means.columns) - 1) / 2) * width
+        look, spread = style(gathered, kd, "color", "hatch"), deviations[kd].fillna(0)
+        axes.bar(at, means[kd], width, yerr=spread, capsize=2, label=kd_name(kd), edgecolor="white", **look)
+    axes.set_xticks(np.arange(len(means)), means.index)
 
 
-def _runs(gathered: Gathered, dataset: str, model: str | None, kd: str | None) -> list[RunResult]:
-    """Results of a student or of all, of one way or of all."""
-    return [
-        run
-        for cell, run in gathered.runs.items()
-        if cell.dataset == dataset and model in (None, cell.model) and kd in (None, cell.kd)
-    ]
+def _lines(axes: Axes, history: Sequence[dict[str, float]], labels: dict[str, str], first: int) -> None:
+    """A line for each number of the epochs; `first` is the place of its colour."""
+    table = pd.DataFrame(history)
+    for place, (name, words) in enumerate(labels.items(), first):
+        look: dict[str, Any] = {"color": _COLOURS[place % 8], "ls": _DASHES[place % 5], "marker": "."}
+        axes.plot(table["epoch"] + 1, table[name], label=words, **look)
+    _finish(axes, xlabel="epoch", ylim=(-0.03, 1.05))
 
 
-def _panels(number: int) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, height: float = 2.9) -> tuple[Figure, list[Axes]]:
     columns = min(2, number)
     rows = math.ceil(number / columns)
-    figure = Figure(figsize=(_WIDTH, 2.9 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height * rows + 0.4), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in panels[number:]:
         spare.set_visible(False)
     return figure, panels[:number]
-
-
-def _place(gathered: Gathered, kd: str) -> int:
-    """A way's place among colours and hatches; the student alone is the first."""
-    return [BASELINE, *(name for name in gathered.grid.kds if name != BASELINE)].index(kd)
-
-
-def _bar_style(gathered: Gathered, kd: str) -> dict[str, Any]:
-    place = _place(gathered, kd)
-    hatch = _HATCHES[(place + place // 8) % 8]  # another one when colours come again
-    return {"color": COLOURS[place % 8], "hatch": hatch, "edgecolor": "white", "ecolor": "black"}
-
-
-def _line_style(gathered: Gathered, kd: str) -> dict[str, Any]:
-    place = _place(gathered, kd)
-    turn = place + place // 8  # another marker and dash when colours come again
-    return {"color": COLOURS[place % 8], "marker": _MARKERS[turn % 8], "ls": _DASHES[turn % 4]}
-
-
-def _filling(gathered: Gathered, kd: str) -> dict[str, Any]:
-    place = _place(gathered, kd)
-    style = {"color": COLOURS[place % 8], "fillstyle": _FILLS[place % 5], "markerfacecoloralt": "white"}
-    return {**style, "ms": 8, "mec": "black", "mew": 0.5}
 
 
 def _finish(axes: Axes, **texts: Any) -> None:
@@ -276,17 +228,14 @@ def _finish(axes: Axes, **texts: Any) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below all panels."""
-    entries = {words: line for axes in panels for line, words in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-
-
 def _picture(figure: Figure, title: str, text: str) -> Picture:
+    """The figure with one legend below all panels."""
+    panels = (axes.get_legend_handles_labels() for axes in figure.axes)
+    entries = {words: line for lines, labels in panels for line, words in zip(lines, labels, strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": title, "hatch.linewidth": 0.6}):
         figure.savefig(stream, format="svg", metadata={"Title": title, "Description": text, "Date": None})
-    return Picture(
-        title, f"{title}. {text}", "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
-    )
+    source = "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+    return Picture(title, f"{title}. {text}", source)

@@ -1,4 +1,4 @@
-"""What is compared: data sets x students x ways to distil x seeds, one cell each, checked before anything starts.
+"""What is compared: data sets x students x KD methods x seeds, one cell each, checked before anything starts.
 
 A cell is a plain run in `<folder>/<dataset>/<model>/<kd>/<seed>/`. Its settings are the user's, and these for every
 cell alike, the baseline among them, unless the user sets them:
@@ -11,6 +11,7 @@ cell alike, the baseline among them, unless the user sets them:
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ BASELINE = "none"
 _DECIDED = {"model", "dataset", "datasets", "kd", "seed", "kd_output_dir", "kd_save_ranks", "gpu_id", "show_progress"}
 _PROTOCOL = {"kd_protocol": "ranking"}
 _LISTS = ("datasets", "models", "kds", "seeds")
+_EXAMPLES = {"--compare": "none,mean,prmkd_plus", "--models": "SASRec,LightGCN", "--datasets": "ml-100k"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Grid:
     """A comparison before it runs.
 
     settings: the user's, for all cells, every path in it absolute. tune: the sweep file of `--tune`, if any.
-    tuned: what the sweeps found, by data set, student and way. data: hash of each data set's files, once it is known.
+    tuned: what the sweeps found, by data set, student and KD method. data: hash of each data set's files.
     """
 
     datasets: tuple[str, ...]
@@ -71,14 +73,9 @@ class Grid:
     data: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """All cells; the baseline of a student first, a seed of all ways before the next seed."""
-        return [
-            Cell(dataset, model, kd, seed)
-            for dataset in self.datasets
-            for model in self.models
-            for seed in self.seeds
-            for kd in self.kds
-        ]
+        """All cells; the baseline of a student first, a seed of all KD methods before the next seed."""
+        parts = product(self.datasets, self.models, self.seeds, self.kds)
+        return [Cell(dataset, model, kd, seed) for dataset, model, seed, kd in parts]
 
     def settings_of(self, cell: Cell, tuned: bool = True) -> dict[str, Any]:
         """Everything that a cell's run is given beside model and data set, but for its folder."""
@@ -90,24 +87,15 @@ class Grid:
             settings.pop("kd_item_init", None)
         return settings
 
-    def config(self, cell: Cell, **more: Any) -> Config:
-        """The cell's configuration, with these settings above its own."""
+    def config(self, cell: Cell) -> Config:
+        """The cell's configuration."""
         with no_command_line():
-            return load_config(cell.model, cell.dataset, None, {**self.settings_of(cell), **more})
-
-    def joined(self, stored: "Grid") -> "Grid":
-        """This grid with what an earlier one had in its lists beside it, for a report on both."""
-        both: dict[str, Any] = {
-            name: tuple(dict.fromkeys([*getattr(stored, name), *getattr(self, name)])) for name in _LISTS
-        }
-        return replace(self, **both, data={**stored.data, **self.data})
+            return load_config(cell.model, cell.dataset, None, self.settings_of(cell))
 
     def with_data(self) -> "Grid":
         """The grid with the hashes of its data sets' files, interactions and side information."""
-        folders = {
-            name: Path(self.config(Cell(name, self.models[0], BASELINE, 0))["data_path"]) for name in self.datasets
-        }
-        return replace(self, data={name: atomic_files.digest(folder, name) for name, folder in folders.items()})
+        paths = {name: self.config(Cell(name, self.models[0], BASELINE, 0))["data_path"] for name in self.datasets}
+        return replace(self, data={name: atomic_files.digest(Path(path), name) for name, path in paths.items()})
 
     def alike(self) -> dict[str, Any]:
         """What all cells of a folder share: the settings, the teachers' seed included, and the search."""
@@ -115,9 +103,8 @@ class Grid:
 
     def as_json(self) -> dict[str, Any]:
         """What `comparison.json` holds."""
-        lists = {name: list(getattr(self, name)) for name in _LISTS}
-        own = {"settings": dict(self.settings), "tune": self.tune, "data": dict(self.data)}
-        return store.as_json({"schema": SCHEMA, **lists, **own})
+        names = (*_LISTS, "settings", "tune", "data")
+        return store.as_json({"schema": SCHEMA, **{name: getattr(self, name) for name in names}})
 
 
 def make_grid(
@@ -136,31 +123,29 @@ def make_grid(
     Raises:
         UserError: a list is missing, wrong or names something twice, or a setting is wrong.
     """
-    names = _names("--compare", kds)
+    names, students, data = _names("--compare", kds), _names("--models", models), _names("--datasets", datasets)
     for name in names:
         if name not in key_table()["kd"]["choices"]:
             raise UserError(f"--compare names {name!r}: {nearest(name, key_table()['kd']['choices'])}.")
-    students, data = _names("--models", models), _names("--datasets", datasets)
     numbers = parse_seeds(seeds)
     view = host_view(students[0], data[0], config_file_list, config_dict)
     if view["train_stage"] == "pretrain":
         raise UserError("--compare trains students: leave --train_stage=pretrain out, or leave --compare out.")
     given = {key: value for key, value in view.user.items() if key not in _DECIDED}
-    data_path = {"data_path": str(Path(view["data_path"] or "dataset").resolve())}
     protocol = given.get("kd_protocol", "ranking")
     if protocol != "ranking":
         raise UserError(
             f"--compare ranks all students alike, but kd_protocol is {protocol}: leave it out, and set eval_args for "
             "another split."
         )
+    data_path = {"data_path": str(Path(view["data_path"] or "dataset").resolve())}
     with no_command_line():
         base = load_config(students[0], data[0], None, {**_PROTOCOL, **given, **data_path})
-    settings = {**with_absolute_paths(given, base), **data_path}
-    return Grid(data, students, names, numbers, store.as_json(settings))
+    return Grid(data, students, names, numbers, store.as_json({**with_absolute_paths(given, base), **data_path}))
 
 
 def check_grid(grid: Grid, folder: Path) -> None:
-    """Refuse a comparison of which any cell would be refused.
+    """Reject a comparison of which any cell would be rejected.
 
     Raises:
         UserError: what the cell's own run would say.
@@ -171,7 +156,7 @@ def check_grid(grid: Grid, folder: Path) -> None:
 
 
 def in_folder(grid: Grid, folder: Path) -> Grid:
-    """The grid with what the folder's lists had already; nothing is written.
+    """The grid with what the folder's lists had already, for a report on both; nothing is written.
 
     Raises:
         UserError: it holds something else, or a comparison with other settings or data.
@@ -181,7 +166,8 @@ def in_folder(grid: Grid, folder: Path) -> Grid:
             raise UserError(f"{folder} holds files but no comparison: name a new folder with --kd_output_dir.")
         return grid
     stored = read_grid(folder)
-    changed = differing(grid, stored)
+    left, right, absent = grid.alike(), stored.alike(), object()
+    changed = [key for key in sorted({*left, *right}) if left.get(key, absent) != right.get(key, absent)]
     if changed:
         raise UserError(
             f"The comparison in {folder} had other settings ({', '.join(changed)}): go on with those, or name "
@@ -193,7 +179,8 @@ def in_folder(grid: Grid, folder: Path) -> Grid:
                 f"The files of {name} have changed since the comparison in {folder} began: bring them back, or name "
                 "another --kd_output_dir."
             )
-    return grid.joined(stored)
+    both: dict[str, Any] = {n: tuple(dict.fromkeys([*getattr(stored, n), *getattr(grid, n)])) for n in _LISTS}
+    return replace(grid, **both, data={**stored.data, **grid.data})
 
 
 def open_folder(grid: Grid, folder: Path) -> Grid:
@@ -204,14 +191,13 @@ def open_folder(grid: Grid, folder: Path) -> Grid:
     return grid
 
 
-def usual_folder(grid: Grid) -> Path:
+def default_folder(grid: Grid) -> Path:
     """Where a comparison lies that names no folder: by students, data sets and settings, so that it is found again."""
-
-    def few(names: Sequence[str]) -> str:
-        return "+".join(names[:3]) + (f"+{len(names) - 3}" if len(names) > 3 else "")
-
+    few = [
+        "+".join([*names[:3], *([f"{len(names) - 3}"] if names[3:] else [])]) for names in (grid.models, grid.datasets)
+    ]
     own = store.digest([grid.models, grid.datasets, grid.alike()])[:8]
-    return (Path("runs") / f"compare-{few(grid.models)}-{few(grid.datasets)}-{own}").resolve()
+    return (Path("runs") / "-".join(["compare", *few, own])).resolve()
 
 
 def read_grid(folder: Path) -> Grid:
@@ -232,55 +218,38 @@ def read_grid(folder: Path) -> Grid:
     return Grid(**lists, settings=content["settings"], tune=content.get("tune"), data=content.get("data", {}))
 
 
-def differing(grid: Grid, stored: Grid) -> list[str]:
-    """Names of settings that differ between two grids, the teachers' seed included."""
-    left, right, missing = grid.alike(), stored.alike(), object()
-    return [key for key in sorted({*left, *right}) if left.get(key, missing) != right.get(key, missing)]
-
-
 def parse_seeds(text: str | None) -> tuple[int, ...]:
-    """The seeds that `--seeds` names: a number of them, from 2020 on, or a list.
+    """The seeds that `--seeds` names: a number of them, from 2020 on, or a list; `2025,` is a list of one.
 
     Raises:
         UserError: it is neither.
     """
     if text is None:
         return tuple(range(FIRST_SEED, FIRST_SEED + SEEDS))
-    parts = [part.strip() for part in text.strip("[] ").split(",")]
-    if parts[-1] == "":  # `2025,` is a list of one
-        parts = parts[:-1]
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise UserError(f"--seeds={text} is not legal: give a number of seeds, or seeds separated by commas.")
-    numbers = tuple(int(part) for part in parts)
-    if "," not in text:
-        if not 1 <= numbers[0] <= MOST_SEEDS:
-            raise UserError(
-                f"--seeds={text} would be {numbers[0]} seeds: give 1 to {MOST_SEEDS}, or write --seeds={text}, "
-                "(with the comma) for that one seed."
-            )
-        return tuple(range(FIRST_SEED, FIRST_SEED + numbers[0]))
-    if max(numbers) > GREATEST_SEED:
-        raise UserError(f"--seeds={text} is not legal: a seed is at most {GREATEST_SEED}.")
-    _refuse_twice("--seeds", [str(number) for number in numbers])
-    return numbers
+    parts = [part.strip() for part in text.strip("[] ").removesuffix(",").split(",")]
+    if not all(part.isdecimal() and int(part) <= GREATEST_SEED for part in parts):
+        raise UserError(
+            f"--seeds={text} is not legal: give a number of seeds, or a list of seeds up to {GREATEST_SEED}."
+        )
+    if "," in text:
+        return tuple(map(int, _once("--seeds", parts)))
+    if not 1 <= int(parts[0]) <= MOST_SEEDS:
+        raise UserError(
+            f"--seeds={text} would be {text} seeds: give 1 to {MOST_SEEDS}, or write --seeds={text}, (with the comma) "
+            "for that one seed."
+        )
+    return tuple(range(FIRST_SEED, FIRST_SEED + int(parts[0])))
 
 
 def _names(option: str, text: str | None) -> tuple[str, ...]:
     names = as_list(text) if text else None
     if not names:
-        raise UserError(f"{option} needs names separated by commas, such as {_EXAMPLES[option]}.")
-    _refuse_twice(option, names)
-    return tuple(names)
+        raise UserError(f"{option} needs names separated by commas, such as {option}={_EXAMPLES[option]}.")
+    return _once(option, names)
 
 
-_EXAMPLES = {
-    "--compare": "--compare=none,mean,prmkd_plus",
-    "--models": "--models=SASRec,LightGCN",
-    "--datasets": "--datasets=ml-100k",
-}
-
-
-def _refuse_twice(option: str, names: Sequence[str]) -> None:
+def _once(option: str, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{option} names {name} twice: name each once.")
+    return tuple(names)

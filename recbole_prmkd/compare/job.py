@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import recbole_prmkd
-from recbole_prmkd.results.result import RESULT
+from recbole_prmkd.results.run_folder import RESULT
 from recbole_prmkd.teacher_cache import store
 
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
 PARENT = "RECBOLE_PRMKD_COMPARISON"  # environment variable: id of the process that started this one
-_LONGEST = 400  # characters of an error that is told
+_MAX_ERROR = 400  # characters
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
         return store.as_json({**content, "settings": dict(self.settings), **self.more})
 
     def write(self) -> None:
-        """Write job.json, for the process that is to do the job; what another job has left there is no longer its."""
+        """Write job.json, for the process that is to do the job, and remove a result that another job has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.written():
             (self.folder / RESULT).unlink(missing_ok=True)
@@ -58,14 +58,8 @@ class Job:
             return False
 
 
-def start(job: Job, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:
-    """Start the job's process with so many torch threads, on this GPU if any."""
-    job.write()
-    return start_in(job.folder, threads, gpu)
-
-
 def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:
-    """The same for a folder whose job.json is written."""
+    """Start the process of the folder's job.json with this number of torch threads, on this GPU if any."""
     home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
     path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -83,4 +77,4 @@ def error_of(folder: Path, code: int) -> str | None:
         return f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
     log = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1].removeprefix("recbole_prmkd: ")[:_LONGEST] if lines else f"ended with code {code}"
+    return lines[-1].removeprefix("recbole_prmkd: ")[:_MAX_ERROR] if lines else f"ended with code {code}"

@@ -4,35 +4,32 @@ A job waits for the one that it needs; where that one fails, it fails for the sa
 """
 
 import os
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import ray
 import torch
 from tqdm import tqdm
 
-from recbole_prmkd.compare.job import Job, error_of, start, start_in
+from recbole_prmkd.compare.job import Job, error_of, start_in
 
-_POLL = 0.2  # seconds
 _THREADS = 4  # of one process on a CPU, where OMP_NUM_THREADS says nothing
 
 
 class Workers(Protocol):
-    """Where jobs run."""
+    """Where jobs run. room: at a time; None: as many as there are."""
 
-    def has_room(self) -> bool:
-        """Whether another job may start."""
+    room: int | None
 
-    def start(self, job: Job) -> None:
-        """Start it."""
-
-    def ended(self) -> list[tuple[Job, str | None]]:
-        """Jobs that have ended since the last call, each with its error."""
+    def __call__(self, job: Job) -> str | None:
+        """Run the job to its end, in a thread of its own; returns its error."""
 
     def close(self) -> None:
         """End what still runs."""
@@ -42,63 +39,56 @@ class Local:
     """Processes on this machine: one for each entry of `gpus`, on that GPU (None: without)."""
 
     def __init__(self, gpus: Sequence[str | None], threads: int) -> None:
-        self.threads = threads
-        self._free = list(gpus)[::-1]
-        self._running: dict[subprocess.Popen[bytes], tuple[Job, str | None]] = {}
+        self.room: int | None = len(gpus)
+        self.gpus, self.threads = list(gpus), threads
+        self._free: SimpleQueue[str | None] = SimpleQueue()
+        for gpu in gpus:
+            self._free.put(gpu)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
 
-    def has_room(self) -> bool:
-        return bool(self._free)
-
-    def start(self, job: Job) -> None:
-        gpu = self._free.pop()
-        self._running[start(job, self.threads, gpu)] = job, gpu
-
-    def ended(self) -> list[tuple[Job, str | None]]:
-        over = [process for process in self._running if process.poll() is not None]
-        jobs = []
-        for process in over:
-            job, gpu = self._running.pop(process)
-            self._free.append(gpu)
-            jobs.append((job, error_of(job.folder, process.returncode)))
-        return jobs
+    def __call__(self, job: Job) -> str | None:
+        gpu = self._free.get()
+        job.write()
+        process = start_in(job.folder, self.threads, gpu)
+        self._running.add(process)
+        if self._closed:  # meanwhile
+            process.kill()
+        code = process.wait()
+        self._running.discard(process)
+        self._free.put(gpu)
+        return error_of(job.folder, code)
 
     def close(self) -> None:
-        for process in self._running:
+        self._closed = True
+        for process in list(self._running):
             process.kill()
-        for process in self._running:
-            process.wait()
 
 
 class OnRay:
     """Processes started by Ray tasks; the comparison's folder, data and cache lie on storage that all nodes share."""
 
-    def __init__(self, threads: int, most: int | None = None, use_gpu: bool = True) -> None:
-        """most: jobs at a time; None: Ray keeps the queue."""
+    def __init__(self, threads: int, room: int | None = None, use_gpu: bool = True) -> None:
+        # A task that asks for more CPUs than the largest node has would wait for ever.
+        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        self.threads, self.room = max(1, min(threads, int(max(nodes, default=1)))), room
         gpu = 1 if use_gpu and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        self._task = ray.remote(_run_in).options(num_cpus=threads, num_gpus=gpu, max_retries=0)
-        self._threads, self._most = threads, most
-        self._running: dict[Any, Job] = {}
+        self._task = ray.remote(_run_in).options(num_cpus=self.threads, num_gpus=gpu, max_retries=0)
+        self._running: set[Any] = set()
 
-    def has_room(self) -> bool:
-        return self._most is None or len(self._running) < self._most
-
-    def start(self, job: Job) -> None:
+    def __call__(self, job: Job) -> str | None:
         job.write()
-        self._running[self._task.remote(str(job.folder), self._threads)] = job
-
-    def ended(self) -> list[tuple[Job, str | None]]:
-        over, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        jobs = []
-        for task in over:
-            try:
-                error = ray.get(task)
-            except ray.exceptions.RayError as failure:
-                error = " ".join(str(failure).split())[:300]
-            jobs.append((self._running.pop(task), error))
-        return jobs
+        task = self._task.remote(str(job.folder), self.threads)
+        self._running.add(task)
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayError as failure:
+            return " ".join(str(failure).split())[:300]
+        finally:
+            self._running.discard(task)
 
     def close(self) -> None:
-        for task in self._running:
+        for task in list(self._running):
             with suppress(ray.exceptions.RayError):
                 ray.cancel(task, force=True)
 
@@ -119,48 +109,35 @@ def run_jobs(
         counted: the work that the bar counts; other jobs (preparations) are only named beside it.
         finished: how many of these had ended before.
     """
-    waiting, failed, running = list(jobs), dict[Path, str](), dict[Path, str]()
+    waiting, running, failed = list(jobs), dict[Future[str | None], Job](), dict[Path, str]()
     pending = {job.folder for job in jobs}
+
+    def run(job: Job) -> str | None:
+        return failed[job.needs] if job.needs in failed else workers(job)
+
     total = finished + sum(job.work == counted for job in jobs)
-    with tqdm(total=total, initial=finished, desc=title, unit="cell", smoothing=0, dynamic_ncols=True) as bar:
+    bar = tqdm(total=total, initial=finished, desc=title, unit="cell", smoothing=0, dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(workers.room or max(1, len(jobs))) as pool:
         try:
             while waiting or running:
-                ended = _failed_by_need(waiting, failed)
                 for job in [job for job in waiting if job.needs not in pending]:
-                    if not workers.has_room():
-                        break
                     waiting.remove(job)
-                    running[job.folder] = job.name
-                    workers.start(job)
-                for job, error in [*ended, *(workers.ended() if running else [])]:
+                    running[pool.submit(run, job)] = job
+                over, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for future in over:
+                    job, error = running.pop(future), future.result()
                     pending.discard(job.folder)
-                    running.pop(job.folder, None)
                     bar.update(job.work == counted)
                     if error is not None:
                         failed[job.folder] = error
                         bar.write(f"Failed: {job.name}: {error}", file=sys.stderr)
-                _show(bar, running)
-                time.sleep(_POLL)
+                names = [job.name for future, job in running.items() if future.running()]
+                more = f"; {len(names) - 2} more" if len(names) > 2 else ""
+                bar.set_postfix_str("; ".join(names[:2]) + more, refresh=sys.stderr.isatty())
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             workers.close()
     return failed
-
-
-def _failed_by_need(waiting: list[Job], failed: Mapping[Path, str]) -> list[tuple[Job, str | None]]:
-    """Takes the jobs out of `waiting` whose need has failed, with the error that they inherit."""
-    lost = [job for job in waiting if job.needs in failed]
-    for job in lost:
-        waiting.remove(job)
-    return [(job, failed[job.needs]) for job in lost if job.needs is not None]
-
-
-def _show(bar: Any, running: Mapping[Path, str]) -> None:
-    """What runs now and the time left; once a second on a terminal, once a minute in a file."""
-    every = 1.0 if sys.stderr.isatty() else 60.0
-    if time.time() - getattr(bar, "shown_at", 0.0) >= every:
-        bar.shown_at = time.time()
-        names = list(running.values())
-        bar.set_postfix_str("; ".join(names[:2]) + (f"; {len(names) - 2} more" if len(names) > 2 else ""))
 
 
 def workers_here(wanted: int | None, gpus: Sequence[str]) -> Local:
@@ -182,24 +159,13 @@ def chosen_gpus(named: Any, there: Sequence[str]) -> list[str]:
     """The GPUs that the key gpu_id names, which RecBole may read as a number: all without it, none if it is empty."""
     if named is None or not there:
         return list(there)
-    # 1, (0, 2) and "0,2" alike; not keys.as_list, which refuses the empty part of "(1,)"
-    parts = [part.strip(" '\"") for part in str(named).strip("[]() ").split(",")]
+    parts = re.split(r"[\s,()\[\]'\"]+", str(named))  # 1, (0, 2) and "0,2" alike
     return [part for part in parts if part not in ("", "-1")]
-
-
-def most_cpus() -> int:
-    """CPUs of the largest node of the Ray cluster: a task that asks for more would wait for ever."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return max(1, int(max((node["Resources"].get("CPU", 0) for node in nodes), default=1)))
 
 
 def visible_gpus() -> list[str]:
     """Ids of the GPUs that this process may use; call it before RecBole, which changes the variable."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not torch.cuda.is_available():
         return []
-    return (
-        [gpu for gpu in named.split(",") if gpu]
-        if named is not None
-        else list(map(str, range(torch.cuda.device_count())))
-    )
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [*filter(None, named.split(","))] if named is not None else [*map(str, range(torch.cuda.device_count()))]

@@ -1,7 +1,7 @@
-"""The comparison in numbers: results.csv (every cell); table.md and table.tex (mean ± deviation, one a data set)."""
+"""The tables of a comparison as text: for table.md and table.tex, and for the page."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +10,64 @@ import pandas as pd
 from recbole_prmkd.compare.gather import TEACHER, Gathered, serving
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.statistics import falls
+from recbole_prmkd.compare.user_gains import interval, user_gains
 
-RESULTS, MARKDOWN, LATEX = "results.csv", "table.md", "table.tex"
-HEADLINE = ("ndcg", "recall")
+MARKDOWN, LATEX = "table.md", "table.tex"
 NONE = "–"
-NAMES = {"ndcg": "NDCG", "mrr": "MRR"}
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "_%&#${}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--"},
-    **{"±": r"$\pm$", "†": r"$^\dagger$", "*": "$^*$", "<": "$<$", ">": "$>$"},
-}
+NOTE = (
+    "Mean ± standard deviation over seeds, gain over the student alone. * better, † worse than the student alone: "
+    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test examples, "
+    "all items ranked; unseen: the user's earlier items out of the ranking. Without the word they are in it for "
+    "sequential students and teachers, as in RecBole, and out of it for other students: compare those with teachers on "
+    "unseen."
+)
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "_%&#${}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--"}
+    | {"±": r"$\pm$", "†": r"$^\dagger$", "*": "$^*$", "<": "$<$", ">": "$>$"}
+)
 
 
 def headline(gathered: Gathered) -> list[str]:
-    """Columns of the tables: NDCG and Recall of the test rows in both rankings, at 10, or else the first cut-off.
+    """Columns of the tables: NDCG and Recall of the test examples in both rankings, at 10, or else the first cut-off.
 
     Where results have neither, their first two metrics that are better the larger they are, or else the first two.
     """
     there = sorted(gathered.metrics, key=lambda name: (not name.endswith("@10"), int(name.partition("@")[2] or 0)))
-    found = [next((name for name in there if name.startswith(f"{base}@")), "") for base in HEADLINE]
+    found = [next((name for name in there if name.startswith(base)), "") for base in ("ndcg@", "recall@")]
     rising = [name for name in gathered.metrics if not falls(name)]
     metrics = [name for name in found if name] or (rising or gathered.metrics)[:2]
     return [f"{part} {metric}" for part in ("test", "test unseen") for metric in metrics]
 
 
-def write_results(gathered: Gathered, folder: Path) -> None:
-    """results.csv: one line per cell and teacher, all metrics of validation and test."""
-    gathered.cells.to_csv(folder / RESULTS, index=False)
-
-
-def write_tables(summary: pd.DataFrame, columns: Sequence[str], folder: Path) -> None:
-    """table.md and table.tex."""
-    (folder / MARKDOWN).write_text("\n\n".join(_markdown(summary, columns)) + "\n", encoding="utf-8")
-    (folder / LATEX).write_text("\n\n".join(_latex(summary, columns)) + "\n", encoding="utf-8")
+def write_tables(summary: pd.DataFrame, folder: Path) -> None:
+    """table.md and table.tex, one table per data set."""
+    datasets = map(str, summary["dataset"].unique() if len(summary) else [])
+    tables = {dataset: headline_table(summary, dataset) for dataset in datasets}
+    markdown = [f"**{dataset}**\n\n{_markdown(table)}" for dataset, table in tables.items()]
+    latex = [_latex(dataset, table) for dataset, table in tables.items()]
+    (folder / MARKDOWN).write_text("\n\n".join([*markdown, NOTE]) + "\n", encoding="utf-8")
+    (folder / LATEX).write_text("\n".join([r"% needs \usepackage{booktabs}", *latex]), encoding="utf-8")
 
 
 def label(metric: str) -> str:
     """`test unseen ndcg@10` as a heading: NDCG@10 unseen."""
     *parts, name = metric.split(" ")
     base, at, cutoff = name.partition("@")
-    return f"{NAMES.get(base, base.capitalize())}{at}{cutoff}" + (" unseen" if "unseen" in parts else "")
+    name = base.upper() if base in ("ndcg", "mrr") else base.capitalize()
+    return f"{name}{at}{cutoff}" + (" unseen" if "unseen" in parts else "")
 
 
-def way(kd: str) -> str:
+def kd_name(kd: str) -> str:
     """A row's name: what `kd` is."""
     return {BASELINE: "alone", TEACHER: "teacher"}.get(kd, kd)
 
 
-def number(value: float, positions: int = 4) -> str:
+def number(value: float | None, form: str = ".4f") -> str:
     """0.0561 as .0561; a dash where there is none."""
     if value is None or math.isnan(value):
         return NONE
-    text = f"{value:.{positions}f}"
+    text = f"{value:{form}}"
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
@@ -76,15 +82,14 @@ def cell_text(row: Mapping[Any, Any]) -> str:
     return text + str(row["mark"])
 
 
-def headline_table(summary: pd.DataFrame, dataset: str, columns: Sequence[str]) -> pd.DataFrame:
-    """One data set's rows (student or teacher, way, seeds) as text, a column per metric."""
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in summary[summary["dataset"] == dataset].to_dict("records"):
-        first = {"model": row["model"], "": way(row["kd"]), "seeds": str(row["seeds"])}
-        line = lines.setdefault((row["model"], row["kd"]), first)
-        if row["metric"] in columns:
-            line[label(row["metric"])] = cell_text(row)
-    return pd.DataFrame(list(lines.values()))
+def headline_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """One data set's rows (student or teacher, KD method, seeds) as text, a column per metric."""
+    rows = []
+    for (model, kd), group in summary[summary["dataset"] == dataset].groupby(["model", "kd"], sort=False):
+        lines = group.to_dict("records")
+        texts = {label(line["metric"]): cell_text(line) for line in lines}
+        rows.append({"model": model, "": kd_name(str(kd)), "seeds": str(lines[0]["seeds"]), **texts})
+    return pd.DataFrame(rows)
 
 
 def paired_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -93,16 +98,32 @@ def paired_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "model": own["model"],
-            "": own["kd"].map(way),
+            "": own["kd"].map(kd_name),
             "metric": own["metric"].map(label),
-            "seeds": own["paired_seeds"].astype(int).astype(str),
-            "gain": [f"{gain:+.4f}" for gain in own["gain"]],
-            "p": [_p(p) for p in own["p"]],
-            "p, Holm": [_p(p) + str(mark) for p, mark in zip(own["p_holm"], own["mark"], strict=True)],
+            "seeds": own["paired_seeds"].map(str),
+            "gain": own["gain"].map("{:+.4f}".format),
+            "p": own["p"].map(_p),
+            "p, Holm": own["p_holm"].map(_p) + own["mark"],
             "d_z": [NONE if math.isnan(effect) else f"{effect:.2f}" for effect in own["effect"]],
             "no test because": own["reason"],
         }
     )
+
+
+def users_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
+    """Mean gain in NDCG@10 over test users with its 95 % interval, in both rankings."""
+    rows = []
+    for model in gathered.grid.models:
+        for kd in gathered.grid.kds:
+            texts: dict[str, str] = {}
+            for heading, rank in (("gain in NDCG@10", "rank"), ("gain in NDCG@10 unseen", "rank_unseen")):
+                gains = None if kd == BASELINE else user_gains(gathered, dataset, model, kd, rank)
+                if gains is not None:
+                    low, high = interval(gains)
+                    texts |= {heading: f"{gains.mean():+.4f} [{low:+.4f}, {high:+.4f}]", "users": f"{len(gains):,}"}
+            if texts:
+                rows.append({"model": model, "": kd_name(kd), **texts})
+    return pd.DataFrame(rows)
 
 
 def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
@@ -111,14 +132,16 @@ def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
     rows = []
     for (model, kd), group in cells.groupby(["model", "kd"], sort=False):
         measured = serving(gathered.costs, dataset, str(model), str(kd))
+        times = [measured[key] for key in ("ms", "low", "high") if key in measured]
+        texts = [f"{value:,.{0 if value >= 100 else 1}f}" for value in times]
         rows.append(
             {
                 "model": model,
-                "": way(str(kd)),
+                "": kd_name(str(kd)),
                 "parameters": f"{group['parameters'].mean():,.0f}",
                 "training s": _rounded(group["train_seconds"].mean()),
                 "peak MB": _rounded(group["peak_memory_mb"].mean()),
-                "ms per 1,000 users": _milliseconds(measured),
+                "ms per 1,000 users": "{} ({} to {})".format(*texts) if texts else NONE,
                 "ratio to alone": f"{measured['ratio']:.2f}" if measured.get("ratio") else NONE,
                 "size MB": f"{measured['bytes'] / 2**20:.2f}" if "bytes" in measured else NONE,
             }
@@ -126,66 +149,19 @@ def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _milliseconds(measured: Mapping[str, float]) -> str:
-    if "ms" not in measured:
-        return NONE
-    times = (measured[key] for key in ("ms", "low", "high"))
-    median, low, high = (f"{value:,.{0 if value >= 100 else 1}f}" for value in times)
-    return f"{median} ({low} to {high})"
-
-
 def _p(value: float) -> str:
-    if value is None or math.isnan(value):
-        return NONE
     return "<.0001" if value < 1e-4 else number(value)
 
 
 def _rounded(value: float) -> str:
-    if value is None or math.isnan(value):
-        return NONE
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    return NONE if math.isnan(value) else f"{value:,.{0 if value >= 10 else 1}f}"
 
 
-def _markdown(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
-    for dataset, table in _tables(summary, columns):
-        head = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-        lines = ["| " + " | ".join(row) + " |" for row in table.itertuples(index=False, name=None)]
-        yield "\n".join([f"**{dataset}**", "", *head, *lines])
-    yield NOTE
+def _markdown(table: pd.DataFrame) -> str:
+    head, *rows = ["| " + " | ".join(row) + " |" for row in [list(table.columns), *table.to_numpy().tolist()]]
+    return "\n".join([head, "|" + "---|" * len(table.columns), *rows])
 
 
-def _latex(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[str]:
-    for dataset, table in _tables(summary, columns):
-        rows = [list(map(str, table.columns)), *table.to_numpy().tolist()]
-        lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
-        yield "\n".join(
-            [
-                r"\begin{table}",
-                rf"\caption{{{_escaped(dataset)}. {_escaped(NOTE)}}}",
-                r"\begin{tabular}{" + "l" * len(table.columns) + "}",
-                r"\hline",
-                lines[0],
-                r"\hline",
-                *lines[1:],
-                r"\hline",
-                r"\end{tabular}",
-                r"\end{table}",
-            ]
-        )
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
-
-
-def _tables(summary: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    for dataset in summary["dataset"].unique() if len(summary) else []:
-        yield dataset, headline_table(summary, dataset, columns)
-
-
-NOTE = (
-    "Mean ± standard deviation over seeds, gain over the student alone. * better, † worse than the student alone: "
-    "paired t-test over seeds, p < .05 after Holm's correction over all comparisons of the data set. Test rows, all "
-    "items ranked; unseen: the user's earlier items out of the ranking. Without the word they are in it for sequential "
-    "students and teachers, as in RecBole, and out of it for other students: compare those with teachers on unseen."
-)
+def _latex(dataset: str, table: pd.DataFrame) -> str:
+    escaped = table.map(lambda text: text.translate(_LATEX)).rename(columns=lambda text: text.translate(_LATEX))
+    return escaped.to_latex(index=False, caption=f"{dataset}. {NOTE}".translate(_LATEX))

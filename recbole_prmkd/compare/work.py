@@ -27,11 +27,8 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
-from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.tune import run_sweep
 from recbole_prmkd.tune.plan import FILE as PLAN
-
-PREPARED = "prepared.json"
 
 
 def main() -> None:
@@ -53,7 +50,7 @@ def main() -> None:
 
 
 def _check_gpu(gpu: str) -> None:
-    """Refuse a GPU that CUDA does not show: RecBole would train on the CPU without a word.
+    """Reject a GPU that CUDA does not show: RecBole would train on the CPU instead and say nothing.
 
     Raises:
         UserError: that is so.
@@ -70,46 +67,35 @@ def _train(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def _prepare(content: Mapping[str, Any], folder: Path) -> None:
-    """Teachers and their knowledge for all cells of a data set and student."""
+    """Teachers and their caches for all cells of a data set and student."""
     config = load_config(content["model"], content["dataset"], None, content["settings"])
     check_run(config, folder)
-    steps = Steps()
     with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
-        prepare(config, steps)
-    made = {name: step.seconds for name, step in steps.results.items() if step.reused is False}
-    store.write_json(folder / PREPARED, {"made": made})
+        prepare(config, Steps())
 
 
 def _cost(content: Mapping[str, Any], folder: Path) -> None:
     """What serving takes."""
-    config = load_config(content["model"], content["dataset"], None, content["settings"])
-    gpu = {"gpu_id": content["settings"]["gpu_id"]} if "gpu_id" in content["settings"] else {}
-    stored = {
-        kd: (
-            load_config(content["model"], content["dataset"], None, entry["settings"] | gpu),
-            Path(entry["checkpoint"]),
-        )
-        for kd, entry in content["students"].items()
-    }
-    with tempfile.TemporaryDirectory() as logs, run_logging(config, Path(logs)):
-        measure_costs(config, stored, Path(content["file"]), content["ensemble"])
+
+    def config(settings: Mapping[str, Any]) -> Any:
+        gpu = {key: value for key, value in content["settings"].items() if key == "gpu_id"}
+        return load_config(content["model"], content["dataset"], None, {**settings, **gpu})
+
+    own = config(content["settings"])
+    students = {kd: (config(each["settings"]), Path(each["checkpoint"])) for kd, each in content["students"].items()}
+    with tempfile.TemporaryDirectory() as logs, run_logging(own, Path(logs)):
+        measure_costs(own, students, Path(content["file"]), content["ensemble"])
 
 
 def _tune(content: Mapping[str, Any], folder: Path) -> None:
-    """The sweep of one student and way, or what is left of it."""
-    sweep, file = folder / SWEEP, folder / SWEEP_FILE
-    file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
+    """The sweep of one student and KD method, or what is left of it."""
+    sweep, file, address = folder / SWEEP, folder / SWEEP_FILE, content["ray_address"]
     if (sweep / PLAN).is_file():
-        run_sweep(resume=str(sweep), ray_address=content["ray_address"])
+        run_sweep(resume=str(sweep), ray_address=address)
         return
-    run_sweep(
-        content["model"],
-        content["dataset"],
-        None,
-        {**content["settings"], "kd_output_dir": str(sweep)},
-        sweep_file=str(file),
-        ray_address=content["ray_address"],
-    )
+    file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
+    settings = {**content["settings"], "kd_output_dir": str(sweep)}
+    run_sweep(content["model"], content["dataset"], None, settings, sweep_file=str(file), ray_address=address)
 
 
 WORK: dict[str, Callable[[Mapping[str, Any], Path], None]] = {

@@ -1,4 +1,4 @@
-"""The data of a run, as the teachers and the distillation read it.
+"""The data of a run, as the teachers and the distillation read it. Start with `split`.
 
 - `split`: RecBole's data set and split, and its training, validation and test examples
 - `examples`: a user, a target and the history before it; all histories are slices of one array

@@ -1,11 +1,11 @@
-"""Rows: a user, a target, and the history before it.
+"""Examples: a user, a target, and the history before it.
 
-All of a user's histories are slices of one flat array, never one padded list per row:
+All of a user's histories are slices of one flat array, never one padded list per example:
 
-    items   7 3 9 4 | 5 7 2        two users' training items, oldest first
-    row 0   start 0 stop 1         history 7        target items[1] = 3
-    row 2   start 0 stop 3         history 7 3 9    target items[3] = 4
-    row 3   start 4 stop 5         history 5        target items[5] = 7
+    items       7 3 9 4 | 5 7 2        two users' training items, oldest first
+    example 0   start 0 stop 1         history 7        target items[1] = 3
+    example 2   start 0 stop 3         history 7 3 9    target items[3] = 4
+    example 3   start 4 stop 5         history 5        target items[5] = 7
 """
 
 import itertools
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from recbole_prmkd.teacher_cache.store import digest
 
-EXAMPLE = "kd_example"  # field that carries the row's number in a training batch
+EXAMPLE = "kd_example"  # field that carries the example's number in a training batch
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N rows (user, history, target); histories are slices of `items`.
+    """N examples (user, history, target); histories are slices of `items`.
 
     users, targets, start, stop: [N] int64; items: [M] int64, users' items oldest first.
     """
@@ -38,18 +38,18 @@ class Examples:
 
     @property
     def lengths(self) -> Tensor:
-        """Items before each row, [N]."""
+        """Items before each example, [N]."""
         return self.stop - self.start
 
     def select(self, index: Tensor) -> "Examples":
-        """The rows of these numbers."""
+        """The examples of these numbers."""
         return Examples(self.users[index], self.targets[index], self.start[index], self.stop[index], self.items)
 
     def histories(self, index: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
-        """The newest `max_length` items before each row, oldest first, right-padded with 0.
+        """The newest `max_length` items before each example, oldest first, right-padded with 0.
 
         Returns:
-            item_seq [B, L] with L the batch's longest (at least 1), and item_seq_len [B].
+            item_seq [B, L] with L the batch's maximum length (at least 1), and item_seq_len [B].
         """
         stop = self.stop[index]
         length = (stop - self.start[index]).clamp(max=max_length)  # [B]
@@ -60,29 +60,47 @@ class Examples:
         return torch.where(inside, items, 0), length
 
     def history_pairs(self, index: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All items before each row without padding, P in all: place in `index` [P] and item [P].
+        """All items before each example without padding, P in all: position in `index` [P] and item [P].
 
         among: [C] the only items that are wanted, if not all are.
         """
         start = self.start[index]  # [B]
         length = self.stop[index] - start
-        first = length.cumsum(0) - length  # [B] where each row's items start among the P
-        place = torch.repeat_interleave(length)  # [P]
-        position = (start - first).index_select(0, place).add_(torch.arange(len(place)))
-        item = self.items.index_select(0, position)  # [P]
+        first = length.cumsum(0) - length  # [B] where each example's items start among the P
+        position = torch.repeat_interleave(length)  # [P]
+        flat = (start - first).index_select(0, position).add_(torch.arange(len(position)))
+        item = self.items.index_select(0, flat)  # [P]
         if among is None or len(item) == 0:
-            return place, item
+            return position, item
         wanted = torch.zeros(int(max(item.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
         kept = torch.nonzero(wanted.index_select(0, item)).squeeze(1)
-        return place.index_select(0, kept), item.index_select(0, kept)
+        return position.index_select(0, kept), item.index_select(0, kept)
+
+    def history_numbers(self, max_length: int) -> Tensor:
+        """A number of each example's newest `max_length` items, [N].
+
+        Numbers count from 0 without a gap: equal for equal histories, smaller for shorter ones.
+        """
+        length = self.lengths.clamp(max=max_length)
+        distinct, number = torch.unique(length, return_inverse=True)
+        if len(self) == 0:
+            return number
+        radix = int(self.items.max()) + 1
+        for column in range(int(length.max())):  # item by item: a table of all histories would be N x max_length
+            if len(distinct) == len(self):
+                break
+            position = (self.stop - length + column).clamp(max=len(self.items) - 1)
+            items = torch.where(column < length, self.items[position], 0)  # [N]
+            distinct, number = torch.unique(number * radix + items, return_inverse=True)
+        return number
 
     def renumbered(self, new_id: Tensor) -> "Examples":
-        """The same rows in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""
+        """The same examples in another item numbering; new_id [n_items]: old id -> new id, 0 -> 0."""
         return Examples(self.users, new_id[self.targets], self.start, self.stop, new_id[self.items])
 
     @staticmethod
     def joined(parts: Sequence["Examples"], users: Sequence[int], items: Sequence[int]) -> "Examples":
-        """The rows of several data sets as those of one.
+        """The examples of several data sets as those of one.
 
         Args:
             users, items: what to add to each part's user and item ids (to an id of 0, nothing).
@@ -101,11 +119,11 @@ class Examples:
         )
 
     def compact(self) -> "Examples":
-        """The same rows over a flat array that holds their histories alone, users in the order of the rows."""
+        """The same examples over a flat array of their histories alone, users in the order of the examples."""
         block, inverse = torch.unique(self.start, return_inverse=True)
         size = torch.zeros_like(block).scatter_reduce(0, inverse, self.lengths, "amax")
         seen = torch.full_like(block, len(self)).scatter_reduce(0, inverse, torch.arange(len(self)), "amin")
-        order = torch.argsort(seen)  # blocks by their first row
+        order = torch.argsort(seen)  # blocks by their first example
         size = size[order]
         new_start = torch.empty_like(block)
         new_start[order] = size.cumsum(0) - size
@@ -115,6 +133,6 @@ class Examples:
         return Examples(self.users, self.targets, start, start + self.lengths, items)
 
     def digest(self) -> str:
-        """Hash of all targets and histories, in this item numbering and row order; user ids do not count."""
-        rows = self.compact()
-        return digest([rows.targets, rows.start, rows.stop, rows.items])
+        """Hash of all targets and histories, in this item numbering and order; user ids do not count."""
+        compact = self.compact()
+        return digest([compact.targets, compact.start, compact.stop, compact.items])

@@ -25,14 +25,14 @@ from recbole_prmkd.teacher_cache import encoding_jobs, store
 VERSION = "1.0"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
 _IDS = ["item_id"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # an item with several pictures is shown by the first of these
-_BATCH = 32
+BATCH = 32  # pictures that are encoded at a time
 
 
 def item_image_vectors(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Image vectors of all items of a RecBole data set, and which items have one.
 
-    An item whose vector is zero or not finite counts as one without an image. Row 0 is PAD. Rows of items
-    without an image are zero; with no source at all the vectors are one zero wide.
+    An item whose vector is zero or not finite counts as one without an image. Row 0 is PAD. The vectors of
+    items without an image are zero; without any source they have width 1.
 
     Returns:
         vectors [n_items, D] float32 and present [n_items] bool, by internal item id.
@@ -45,9 +45,9 @@ def item_image_vectors(config: Config, dataset: Dataset) -> tuple[Tensor, Tensor
     if odd:
         raise UserError(f"Image vectors are {width} wide in one data set, {odd.pop()} in another: encode them alike.")
     table = torch.zeros(1 + sum(len(vectors) for vectors, _ in parts), width)
-    known = torch.cat([torch.zeros(1, dtype=torch.bool), *(present for _, present in parts)])
-    table[known] = torch.cat([vectors[present] for vectors, present in parts if present.any()] or [table[:0]])
-    return table, known
+    present = torch.cat([torch.zeros(1, dtype=torch.bool), *(has_one for _, has_one in parts)])
+    table[present] = torch.cat([vectors[has_one] for vectors, has_one in parts if has_one.any()] or [table[:0]])
+    return table, present
 
 
 def _of_domain(config: Config, tokens: list[str]) -> tuple[Tensor, Tensor]:
@@ -125,13 +125,13 @@ def _source(config: Config) -> Path | None:
 
 
 def _read(file: Path) -> tuple[dict[str, int], np.ndarray]:
-    """Token -> row, and the vectors [rows, D] of an .npz; of a token that stands there twice the first."""
+    """Token -> row, and the vectors [rows, D] of an .npz; the first of a token that is there twice."""
     (ids,), features = read_file(file, _IDS)
     row_of: dict[str, int] = {}
     for row, token in enumerate(ids):
         row_of.setdefault(token, row)
     if len(row_of) < len(ids):
-        getLogger().warning(f"{file}: {len(ids) - len(row_of)} items stand there twice; the first counts.")
+        getLogger().warning(f"{file}: {len(ids) - len(row_of)} lines repeat an item; the first line of an item counts.")
     return row_of, features
 
 
@@ -198,7 +198,7 @@ def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: en
         vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
         return vector.float().cpu().numpy()
 
-    return work.fill(torch.arange(len(files)).split(_BATCH), encode_batch)
+    return work.fill(torch.arange(len(files)).split(BATCH), encode_batch)
 
 
 def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:
@@ -215,7 +215,7 @@ def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:
         ) from error
     # Models of text and images (CLIP and its kind) hold the part for images under this name.
     vision = getattr(model, "vision_model", model)
-    # transformers fills what the file lacks with random numbers; a pooling layer is the usual case.
+    # transformers fills what the file lacks with random numbers; mostly a pooling layer.
     lacking = [name for name in report["missing_keys"] if vision is model or name.startswith("vision_model.")]
     untrained = [name for name in lacking if "pooler" not in name]
     if untrained:

@@ -30,7 +30,7 @@ def is_processed(folder: Path, name: str) -> bool:
 
 
 def recbole_settings(sequential: bool) -> dict[str, Any]:
-    """What RecBole must be told to read the interactions; other models than sequential ones leave histories out."""
+    """RecBole's settings that read the interactions; models other than sequential ones leave histories out."""
     settings: dict[str, Any] = {
         "benchmark_filename": PARTS,
         "alias_of_item_id": [HISTORY],

@@ -1,7 +1,7 @@
-"""The data of a run: RecBole's own data set and split, and the same split as rows of user histories.
+"""The data of a run: RecBole's own data set and split, and the same split as examples with their histories.
 
-A sequential student's batches hold each row's history; other students' batches do not, so it is rebuilt here from
-the training split, only items before the row.
+A sequential student's batches hold each example's history. Other students' batches do not, so that it is rebuilt here
+from the training split, from the items before the example alone.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ from recbole_prmkd.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """A student's data: RecBole's three loaders, and the same three parts as rows in internal item ids.
+    """A student's data: RecBole's three loaders, and the same three parts as examples in internal item ids.
 
-    later: the training rows with the user's training items after the row in place of the history.
+    future: the training examples with the user's training items after the target in place of the history.
     """
 
     dataset: Dataset
@@ -44,13 +44,13 @@ class Split:
 def load_split(config: Config) -> Split:
     """Read and split the data set with RecBole's own code, in RecBole's own order of calls.
 
-    Adds one column, the row's number, to the training interactions; the student does not see it. Says how
+    Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
     many lines of the file did not become interactions.
     """
-    with _counting_loaded_rows() as loaded:
+    with _counting_loaded_lines() as loaded:
         dataset = create_dataset(config)
     getLogger().info(dataset)
-    _report_lost_rows(config, dataset, loaded)
+    _report_lost_lines(config, dataset, loaded)
     train_data, valid_data, test_data = data_preparation(config, dataset)
     parts = {"training": train_data, "validation": valid_data, "test": test_data}
     for name, part in parts.items():
@@ -71,22 +71,22 @@ def split_of_loaders(train_data: Any, valid_data: Any = None) -> Iterator[Split]
 
 def _split(dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any) -> Split:
     train = train_data._dataset.inter_feat
-    rows, sequences = _train_rows(train_data._dataset)
+    examples, sequences = _train_examples(train_data._dataset)
     train.interaction[EXAMPLE] = torch.arange(len(train))
-    nobody = sequences.rows(rows.users[:0], rows.targets[:0])
-    valid = _evaluation_rows(valid_data._dataset, sequences) if valid_data else nobody
+    nobody = sequences.examples(examples.users[:0], examples.targets[:0])
+    valid = _evaluation_examples(valid_data._dataset, sequences) if valid_data else nobody
     sequences_then = sequences.followed_by(valid.users, valid.targets)
-    test = _evaluation_rows(test_data._dataset, sequences_then) if test_data else nobody
+    test = _evaluation_examples(test_data._dataset, sequences_then) if test_data else nobody
     for part in (dataset, *(loader._dataset for loader in (train_data, valid_data, test_data) if loader)):
         _cut_histories(part)
-    getLogger().info(f"Training examples: {len(rows)}; validation examples: {len(valid)}; test examples: {len(test)}.")
+    getLogger().info(f"Examples: {len(examples)} for training, {len(valid)} for validation, {len(test)} for test.")
     return Split(
         dataset=dataset,
         train_data=train_data,
         valid_data=valid_data,
         test_data=test_data,
-        train=rows,
-        future=_later(rows, sequences),
+        train=examples,
+        future=_future(examples, sequences),
         valid=valid,
         test=test,
         item_tokens=[str(token) for token in dataset.field2id_token[dataset.iid_field][1:]],
@@ -101,8 +101,8 @@ class _Sequences:
     users: Tensor
     items: Tensor
 
-    def rows(self, users: Tensor, targets: Tensor) -> Examples:
-        """Rows whose history is the user's whole sequence."""
+    def examples(self, users: Tensor, targets: Tensor) -> Examples:
+        """Examples whose history is the user's whole sequence."""
         start = torch.searchsorted(self.users, users)
         stop = torch.searchsorted(self.users, users, right=True)
         return Examples(users, targets, start, stop, self.items)
@@ -113,42 +113,42 @@ class _Sequences:
         order = torch.argsort(users, stable=True)
         return _Sequences(users[order], items[order])
 
-    def followed_row_by_row(self, users: Tensor, targets: Tensor, order: Tensor) -> tuple[Examples, "_Sequences"]:
-        """Rows [N] that follow on the sequences and on each other, and the sequences with their targets at the ends.
+    def followed_one_by_one(self, users: Tensor, targets: Tensor, order: Tensor) -> tuple[Examples, "_Sequences"]:
+        """Examples [N] that follow on the sequences and on each other, and the sequences with their targets added.
 
-        order: [N] numbers of the rows, by user, each user's in time order.
+        order: [N] numbers of the examples, by user, each user's in time order.
         """
         sorted_users = users[order]
         whole = self.followed_by(sorted_users, targets[order])
-        rank = torch.empty_like(order)  # among the user's rows
+        rank = torch.empty_like(order)  # among the user's examples
         rank[order] = torch.arange(len(order)) - torch.searchsorted(sorted_users, sorted_users)
         start = torch.searchsorted(whole.users, users)
-        before = self.rows(users, targets).lengths
+        before = self.examples(users, targets).lengths
         return Examples(users, targets, start, start + before + rank, whole.items), whole
 
 
-def _train_rows(train: Dataset) -> tuple[Examples, _Sequences]:
-    """RecBole's training rows in RecBole's order, and the users' training sequences."""
+def _train_examples(train: Dataset) -> tuple[Examples, _Sequences]:
+    """RecBole's training examples in RecBole's order, and the users' training sequences."""
     users, targets = train.inter_feat[train.uid_field], train.inter_feat[train.iid_field]
     given = _given_histories(train)
     order = _in_time_order(train, users, given)
     if given is None:
-        return _Sequences(users[:0], targets[:0]).followed_row_by_row(users, targets, order)
-    # A sequential data set: a user's first row holds the items before it, every row adds its target.
+        return _Sequences(users[:0], targets[:0]).followed_one_by_one(users, targets, order)
+    # A sequential data set: a user's first example holds the items before it, every example adds its target.
     histories, lengths = given
     sorted_users = users[order]
     first = order[torch.searchsorted(sorted_users, torch.unique(sorted_users))]  # [users]
     inside = torch.arange(histories.shape[1]) < lengths[first][:, None]
     before = _Sequences(users[first].repeat_interleave(lengths[first]), histories[first][inside])
-    rows, sequences = before.followed_row_by_row(users, targets, order)
-    return (rows if _agree(rows, given) else _as_given(users, targets, given)), sequences
+    examples, sequences = before.followed_one_by_one(users, targets, order)
+    return (examples if _agree(examples, given) else _as_given(users, targets, given)), sequences
 
 
 def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Row numbers by user, each user's in time order.
+    """Example numbers by user, each user's in time order.
 
-    RecBole keeps them so, but for pre-split files, which it reads as they stand: there time decides, or the length of
-    the histories that they give.
+    RecBole keeps them so, except in pre-split files, which it reads as they are. There the timestamps decide, or the
+    lengths of the given histories.
     """
     first: Tensor | None = given[1] if given is not None else None
     if train.config["benchmark_filename"] and given is None:
@@ -163,28 +163,28 @@ def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] |
     return order[torch.argsort(users[order], stable=True)]
 
 
-def _later(rows: Examples, sequences: _Sequences) -> Examples:
-    """The training rows with what the user did after them, inside the training split, as history."""
-    whole = sequences.rows(rows.users, rows.targets)
-    if rows.items is not sequences.items:  # rows as given do not say where they stand in the sequence
+def _future(train: Examples, sequences: _Sequences) -> Examples:
+    """The training examples with the user's later training items as history."""
+    whole = sequences.examples(train.users, train.targets)
+    if train.items is not sequences.items:  # given histories do not say where they are in the sequence
         getLogger().warning(
-            "The histories of the pre-split files do not follow from each other: rows have no future items."
+            "The histories of the pre-split files do not follow from each other: examples have no future items."
         )
-        return Examples(rows.users, rows.targets, whole.stop, whole.stop, sequences.items)
-    return Examples(rows.users, rows.targets, (rows.stop + 1).clamp(max=whole.stop), whole.stop, sequences.items)
+        return Examples(train.users, train.targets, whole.stop, whole.stop, sequences.items)
+    return Examples(train.users, train.targets, (train.stop + 1).clamp(max=whole.stop), whole.stop, sequences.items)
 
 
-def _evaluation_rows(part: Dataset, sequences: _Sequences) -> Examples:
-    """Validation or test rows with everything that the user did before.
+def _evaluation_examples(part: Dataset, sequences: _Sequences) -> Examples:
+    """Validation or test examples with all of the user's items before them.
 
-    A sequential student's later rows of the part follow on the earlier ones, where there are several.
+    Where a sequential student's part has several examples of a user, each follows on the ones before it.
     """
     users, targets = part.inter_feat[part.uid_field], part.inter_feat[part.iid_field]
     given = _given_histories(part)
     if given is None:
-        return sequences.rows(users, targets)
-    rows, _ = sequences.followed_row_by_row(users, targets, torch.argsort(users, stable=True))
-    return rows if _agree(rows, given) else _as_given(users, targets, given)
+        return sequences.examples(users, targets)
+    examples, _ = sequences.followed_one_by_one(users, targets, torch.argsort(users, stable=True))
+    return examples if _agree(examples, given) else _as_given(users, targets, given)
 
 
 def _given_histories(part: Dataset) -> tuple[Tensor, Tensor] | None:
@@ -201,19 +201,19 @@ def _cut_histories(part: Dataset) -> None:
     if given is None or given[0].shape[1] <= max_length:
         return
     histories, lengths = given
-    column = (lengths - max_length).clamp(min=0)[:, None] + torch.arange(max_length)  # [N, longest]
+    column = (lengths - max_length).clamp(min=0)[:, None] + torch.arange(max_length)  # [N, max_length]
     part.inter_feat[part.iid_field + part.config["LIST_SUFFIX"]] = histories.gather(1, column)
     part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]] = lengths.clamp(max=max_length)
 
 
-def _agree(rows: Examples, given: tuple[Tensor, Tensor]) -> bool:
+def _agree(examples: Examples, given: tuple[Tensor, Tensor]) -> bool:
     """Whether the rebuilt histories end in the given ones (which RecBole cut to its maximum length)."""
     histories, lengths = given
     max_length = histories.shape[1]
-    if len(rows) == 0:
+    if len(examples) == 0:
         return True
-    for index in torch.arange(len(rows)).split(1 << 16):
-        rebuilt, rebuilt_length = rows.histories(index, max_length)
+    for index in torch.arange(len(examples)).split(1 << 16):
+        rebuilt, rebuilt_length = examples.histories(index, max_length)
         if not torch.equal(rebuilt_length, lengths[index]):
             return False
         if not torch.equal(rebuilt, histories[index][:, : rebuilt.shape[1]]):
@@ -222,7 +222,7 @@ def _agree(rows: Examples, given: tuple[Tensor, Tensor]) -> bool:
 
 
 def _as_given(users: Tensor, targets: Tensor, given: tuple[Tensor, Tensor]) -> Examples:
-    """Rows of pre-split files, whose histories need not follow from each other."""
+    """Examples of pre-split files, whose histories need not follow from each other."""
     histories, lengths = given
     stop = lengths.cumsum(0)
     return Examples(
@@ -242,7 +242,7 @@ def in_dataset(path: str, config: Config) -> Path:
 
 
 @contextmanager
-def _counting_loaded_rows() -> Iterator[dict[str, int]]:
+def _counting_loaded_lines() -> Iterator[dict[str, int]]:
     """Number of rows that RecBole's reader gets from each file, by path."""
     counts: dict[str, int] = {}
     load = Dataset._load_feat
@@ -260,7 +260,7 @@ def _counting_loaded_rows() -> Iterator[dict[str, int]]:
         Dataset._load_feat = load
 
 
-def _report_lost_rows(config: Config, dataset: Dataset, loaded: dict[str, int]) -> None:
+def _report_lost_lines(config: Config, dataset: Dataset, loaded: dict[str, int]) -> None:
     """Say what the reader lost (a double quote joins lines) and what the filters took out."""
     for filepath, rows in loaded.items():
         with Path(filepath).open(encoding=config["encoding"] or "utf-8") as file:

@@ -95,13 +95,13 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
     item = config["ITEM_ID_FIELD"]
     doubled = frame[item].duplicated()
     if doubled.any():
-        getLogger().warning(f"{path}: {int(doubled.sum())} items stand there twice; their first line counts.")
-    known = frame[~doubled].set_index(item, drop=False)[fields]
-    if not known.index.isin(list(tokens)).any():
+        getLogger().warning(f"{path}: {int(doubled.sum())} lines repeat an item; the first line of an item counts.")
+    lines = frame[~doubled].set_index(item, drop=False)[fields]
+    if not lines.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
-    rows = {str(token): dict(zip(fields, map(_clean, row), strict=True)) for token, *row in known.itertuples()}
-    return [rows.get(token, empty) for token in tokens]
+    found = {str(token): dict(zip(fields, map(_clean, line), strict=True)) for token, *line in lines.itertuples()}
+    return [found.get(token, empty) for token in tokens]
 
 
 def as_sentence(fields: dict[str, str]) -> str:
@@ -112,10 +112,10 @@ def as_sentence(fields: dict[str, str]) -> str:
 def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) -> torch.Tensor:
     """Sentence vectors of all items of a RecBole data set, from the cache or the encoder.
 
-    Items without text, and row 0 (PAD), are zero vectors; they are counted in a warning.
+    Items without text, and row 0 (PAD), are zero vectors; a warning counts them.
 
     Args:
-        word_drop: chance of each word to be left out first, drawn once by the run's seed.
+        word_drop: chance of each word to be left out, sampled once with the run's seed.
     Returns:
         [n_items, D] float32, by internal item id.
     """
@@ -129,7 +129,7 @@ def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) 
         if word_drop:
             texts = drop_words(texts, word_drop, domain["seed"])
         stored, _ = _stored_vectors(domain, sorted(tokens), texts)
-        order = np.argsort(np.argsort(tokens, kind="stable"))  # place of each item among the sorted tokens
+        order = np.argsort(np.argsort(tokens, kind="stable"))  # position of each item among the sorted tokens
         parts.append(np.asarray(stored.array("vectors"))[order])
     vectors = np.concatenate([np.zeros_like(parts[0][:1]), *parts])
     return torch.from_numpy(vectors)  # [n_items, D]

@@ -58,7 +58,7 @@ class Candidates(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """The fused target, and what explains it, a row for each example.
+    """The fused target, and what explains it, for each example.
 
     target: [B, C]. covered: [B, C] bool, candidates that a teacher covers; of others the target says nothing, not that
     they are bad. shares: [B, T], the teachers' mean weights. inconsistent, marks: [B], numbers of inconsistent and of
@@ -205,7 +205,7 @@ class Objective:
             parts = [torch.cat([part.expand(len(positions), -1) for part in parts], dim=1)]  # [B, C]
         return _side_by_side([self.student.scores(batch, positions, part) for part in parts])
 
-    # Strength and period; known after the student's first batch ------------------------------------------------
+    # Strength and period; decided on the student's first batch ------------------------------------------------
 
     @property
     def weight(self) -> float:
@@ -251,7 +251,7 @@ class Objective:
         self._settings = RankSettings.of(self.config, epoch)
 
     def due(self) -> bool:
-        """Whether the next batch has a kd_loss; the first of a pass has one. To be asked once a batch."""
+        """Whether the next batch has a kd_loss; the first of a pass has one. Call it once a batch."""
         position = self._batch % self._batches
         self._batch += 1
         return position % self.every == 0

@@ -56,22 +56,22 @@ class Curriculum:
 
 
 def interactions(train_data: Any) -> Any:
-    """The loader of users' rows: a knowledge model's loader holds it beside one of triples."""
+    """The loader of users' interactions: a knowledge model's loader holds it beside one of triples."""
     return getattr(train_data, "general_dataloader", train_data)
 
 
 def show_only(loader: Any, numbers: Tensor) -> None:
-    """Let a RecBole loader draw these rows (or users) alone, from its next epoch on."""
-    # It draws from this list; a sampler made from it follows its length, that of several processes has counted before.
+    """Let a RecBole loader give these examples (or users) only, from its next epoch on."""
+    # It takes examples from this list. A sampler made from it follows its length; that of several processes does not.
     vars(loader)["dataset"][:] = numbers.tolist()
     if isinstance(loader.sampler, DistributedSampler):
-        rows: Any = numbers.tolist()
-        sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=loader.sampler.shuffle)
+        examples: Any = numbers.tolist()
+        sampler: DistributedSampler[Any] = DistributedSampler(examples, shuffle=loader.sampler.shuffle)
         vars(loader.sampler).update(vars(sampler))
 
 
 def mean_popularity(train: Examples) -> Tensor:
-    """Mean training count of the items of each row's history (of its target where it has none), [N]."""
+    """Mean training count of the items of each example's history (of its target where it has none), [N]."""
     count = torch.bincount(train.targets, minlength=int(train.items.max()) + 1).double().clamp(min=1)
     total = torch.cat([torch.zeros(1, dtype=torch.double), count[train.items].cumsum(0)])
     mean = (total[train.stop] - total[train.start]) / train.lengths.clamp(min=1)

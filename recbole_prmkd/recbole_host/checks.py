@@ -104,7 +104,7 @@ def _check_data(config: Config) -> None:
                 )
         elif loaded and config["eval_args"]["order"] == "TO" and config["TIME_FIELD"] not in loaded:
             raise UserError(
-                f"load_col leaves out {config['TIME_FIELD']!r}, by which rows are put in order: add it to its inter."
+                f"load_col leaves out {config['TIME_FIELD']!r}, by which interactions are ordered: add it to its inter."
             )
 
 

@@ -277,7 +277,7 @@ def _has_time(view: HostView) -> bool:
     try:
         file = folder / f"{view.dataset}.{part}.inter"
         return view["TIME_FIELD"] in atomic_files.columns(file, view["field_separator"], view["encoding"])
-    except (OSError, UnicodeError):  # told later, by the checks
+    except (OSError, UnicodeError):  # the checks say so later
         return True
 
 

@@ -95,33 +95,33 @@ def pretraining_properties(teacher: str) -> dict[str, Any]:
 
 
 def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, Any]:
-    """The kd_ settings among `settings`, each with its legal type.
+    """The kd_ settings among `settings`, each with its own type.
 
     Args:
         settings: what the user has set, kd_ keys and others.
         teachers: names in the table of teachers.
     Raises:
-        UserError: unknown key (names the nearest legal one), wrong type, out of range, unknown teacher.
+        UserError: unknown key (names the nearest key), wrong type, out of range, unknown teacher.
     """
     names = list(teachers)
-    legal = {**key_table(), **_teacher_keys(tuple(names))}
+    allowed = {**key_table(), **_teacher_keys(tuple(names))}
     for key, (teacher, of_kind) in keys_of_teachers(settings, names).items():
         _check_name(teacher, names, f"of {key}")
-        legal[key] = legal[of_kind]
+        allowed[key] = allowed[of_kind]
     result = {}
     for key, value in settings.items():
         if key != "kd" and not key.lower().startswith("kd_"):
             continue
-        if key not in legal:
-            raise UserError(f"Unknown key {key!r}: {nearest(key, legal)}.")
-        result[key] = _value(key, value, legal[key])
+        if key not in allowed:
+            raise UserError(f"Unknown key {key!r}: {nearest(key, allowed)}.")
+        result[key] = _value(key, value, allowed[key])
     for teacher in result.get("kd_teachers", []):
         _check_name(teacher, names, "in kd_teachers")
     start = result.get("kd_item_init", "none")
     if start not in ("none", "auto", "text"):
         if kind_of(start) not in names:
             starts = ", ".join(["none", "auto", "text", *names])
-            raise UserError(f"kd_item_init = {start!r} is not legal: use one of {starts}.")
+            raise UserError(f"kd_item_init = {start!r} is not allowed: use one of {starts}.")
         _check_name(start, names, "in kd_item_init")
     if "kd_teachers" in result and len(set(result["kd_teachers"])) != len(result["kd_teachers"]):
         raise UserError(
@@ -132,7 +132,7 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
 
 
 def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
-    """Refuse a teacher whose kind is unknown, or whose keys could not be told from those of another."""
+    """Refuse a teacher whose kind is unknown, or whose keys would be those of another teacher too."""
     kind, _, word = teacher.partition("_")
     if kind not in kinds:
         raise UserError(f"Unknown teacher {teacher!r} {where}: {nearest(teacher, kinds)}.")
@@ -167,11 +167,11 @@ def _type_name(value: Any) -> str:
     return "any"
 
 
-def nearest(word: str, legal: Iterable[str]) -> str:
-    """What to say of an unknown word: the legal one that it resembles, or all of them."""
-    words = sorted(legal)
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """What to say of an unknown word: the allowed one that it resembles, or all of them."""
+    words = sorted(allowed)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"legal are {', '.join(words)}"
+    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(words)}"
 
 
 def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
@@ -186,9 +186,9 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
     if converted is None:
         raise UserError(f"{key} = {value!r} is not {_wanted(entry)}.")
     if "range" in entry and not _in_range(converted, entry["range"]):
-        raise UserError(f"{key} = {value!r} is out of range: {entry['range']} is legal.")
+        raise UserError(f"{key} = {value!r} is out of range: the range is {entry['range']}.")
     if "choices" in entry and converted not in entry["choices"]:
-        raise UserError(f"{key} = {value!r} is not legal: {nearest(str(value), entry['choices'])}.")
+        raise UserError(f"{key} = {value!r} is not allowed: {nearest(str(value), entry['choices'])}.")
     return converted
 
 

@@ -2,7 +2,7 @@
 
 Each batch is cut into parts and gradients are averaged. The candidates of kd_loss are still the positives of the whole
 batch, since each process tells the others its own; so with shared prefixes the losses and gradients are those of one
-process with that batch. RecBole's own loaders draw the same number of rows for each process, some of them twice.
+process with that batch. RecBole's own loaders give each process the same number of examples, some of them twice.
 
 RecBole takes NCCL and CUDA devices for granted. Without a GPU the same runs on gloo and the CPU, which is how it is
 tested.
@@ -34,7 +34,7 @@ def ranks(config: Config) -> tuple[int, int]:
 def share_of(positions: Tensor, config: Config) -> tuple[Tensor, float]:
     """This process's part of a batch [R], and the weight of a mean over it in the mean of all processes' means.
 
-    A batch of fewer rows than processes goes to each of them whole.
+    A batch of fewer examples than processes goes to each of them whole.
     """
     rank, number = ranks(config)
     if number == 1 or len(positions) < number:

@@ -118,7 +118,7 @@ def _held(model: nn.Module) -> Iterator[tuple[tuple[str, str], Any]]:
 
 
 def _mark(value: Any) -> Any:
-    """By which a later change of a value is known, its tensor's own count of changes included."""
+    """What shows a later change of a value, its tensor's own count of changes included."""
     if isinstance(value, Tensor):
         return value, value._version
     return digest([value]) if isinstance(value, np.ndarray) else value

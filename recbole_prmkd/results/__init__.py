@@ -1,6 +1,7 @@
 """What a run leaves, and how it is measured.
 
+- `schema`: the fields of `result.json`; `run_folder`: the folder that holds it, complete or not at all
+- `provenance`: package versions and commit, for `result.json`
 - `evaluation`: the two rankings; `target_ranks`: the rank of each test example's target
-- `result`: the schema of `result.json`, and the run's folder
-- `plots`, `report`: a figure of the epochs, a table of several runs
+- `plots`, `report`: a figure of the epochs; one table of several runs
 """

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn by matplotlib: what each epoch of distillation did."""
+"""The figure of a run: what each epoch of distillation did."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ _WEIGHT = "weight_"
 
 
 def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
-    """Losses, teachers' weights, agreement and rows in use over the epochs, one panel each.
+    """Plot losses, teachers' weights, agreement and examples in use over the epochs, one panel each.
 
     Args:
         history: per epoch the numbers that the trainer recorded, as in `result.json`.
@@ -17,12 +17,12 @@ def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title:
         title: what the run is.
     """
     names = list(dict.fromkeys(name for epoch in history for name in epoch))
-    shares = {"inconsistent": "marks that disagree", "agreement": "agreement", "rows_without_knowledge": "rows unknown"}
+    shares = {"inconsistent": "marks that disagree", "agreement": "agreement", "rows_without_knowledge": "not covered"}
     panels = [
         ("loss", {"rec_loss": "rec_loss", "kd_loss": "kd_loss"}),
         ("mean weight", {name: name.removeprefix(_WEIGHT) for name in names if name.startswith(_WEIGHT)}),
-        ("share of marks, rows", {name: label for name, label in shares.items() if name in names}),
-        ("share of rows in use", {"share": "curriculum"}),
+        ("share of marks, examples", {name: label for name, label in shares.items() if name in names}),
+        ("share of examples in use", {"share": "curriculum"}),
     ]
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     figure.suptitle(title)

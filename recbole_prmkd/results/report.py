@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.results import result as results
-from recbole_prmkd.results.result import StudentResult, TeacherResult
+from recbole_prmkd.results.run_folder import read_result
+from recbole_prmkd.results.schema import StudentResult, TeacherResult
 
 
 def table(folders: list[Path], cutoff: int = 10) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def table(folders: list[Path], cutoff: int = 10) -> pd.DataFrame:
     """
     lines: dict[str, dict[str, str]] = {}
     for folder in folders:
-        run = results.read(folder)
+        run = read_result(folder)
         kd = run.config["kd"]
         name = f"{run.student.model}, alone" if kd == "none" else f"{run.student.model}, {kd}"
         for teacher, entry in run.teachers.items():
@@ -50,7 +50,7 @@ def main() -> None:
         print(table(folders).to_string())
     except UserError as error:
         sys.exit(f"recbole_prmkd: {error}")
-    print("Test split, all items ranked; 'unseen': the user's earlier items taken out of the ranking.")
+    print("Test split, all items ranked; 'unseen': the user's earlier items left out of the ranking.")
     print("Results lie in: " + ", ".join(str(folder) for folder in folders))
 
 

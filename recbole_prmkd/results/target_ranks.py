@@ -1,11 +1,11 @@
-"""Where each test row's target stands in the ranking: what a comparison needs to say for whom distillation helps.
+"""Where each test example's target stands in the ranking: a comparison reads from it for whom distillation helps.
 
-Written only where `kd_save_ranks` asks for it, as `test_ranks.npz` beside result.json, one entry per test row [N]:
+Written only where `kd_save_ranks` asks for it, as `test_ranks.npz` beside result.json, one entry per test example [N]:
 
-    user, item    internal ids of the row's user and target
-    history       number of the user's items before the row
-    popularity    number of training rows with the same target
-    rank          place of the target in RecBole's own ranking, 1 the first
+    user, item    internal ids of the example's user and target
+    history       number of the user's items before the example
+    popularity    number of training examples with the same target
+    rank          rank of the target in RecBole's own ranking, 1 the first
     rank_unseen   the same with the user's earlier items left out
 
 Scores are those of the evaluation, computed once more: RecBole's own evaluation is not touched.
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.results.evaluation import leaves_out, unseen_loader
-from recbole_prmkd.results.result import RANKS
+from recbole_prmkd.results.run_folder import RANKS
 
 PARTS = ("user", "item", "history", "popularity", "rank", "rank_unseen")
 
 
 def save_ranks(trainer: Trainer, config: Config, split: Split, folder: Path) -> None:
-    """Write `test_ranks.npz` into the folder, or say in the log why there can be none.
+    """Write `test_ranks.npz` into the folder, or log why there can be none.
 
     Args:
         trainer: holds the student with its best weights in place.
@@ -47,7 +47,7 @@ def save_ranks(trainer: Trainer, config: Config, split: Split, folder: Path) -> 
 def why_no_ranks(config: Config, split: Split) -> str | None:
     """What keeps the targets' ranks from being counted, or None."""
     if not config["single_spec"]:
-        return "each of several processes ranks a part of the rows"
+        return "each of several processes ranks a part of the examples"
     if not isinstance(split.test_data, FullSortEvalDataLoader):
         return "the test ranks samples, not all items"
     return None
@@ -63,7 +63,7 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
         unseen = _ranks(trainer, unseen_loader(config, split.test_data._dataset, split.test))
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         history = split.test.lengths
-    else:  # there all of a user's test rows have the same history
+    else:  # there all of a user's test examples have the same history
         length_of = torch.zeros(int(split.test.users.max()) + 1, dtype=torch.int64)
         length_of[split.test.users] = split.test.lengths
         history = length_of[own[0]]
@@ -74,7 +74,7 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
 
 
 def _ranks(trainer: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """User, target and the target's rank for each row of a full-ranking loader, [N] each, on the CPU."""
+    """User, target and the target's rank for each example of a full-ranking loader, [N] each, on the CPU."""
     trainer.tot_item_num = loader._dataset.item_num
     if trainer.item_tensor is None:
         trainer.item_tensor = loader._dataset.get_item_feature().to(trainer.device)
@@ -90,11 +90,15 @@ def _ranks(trainer: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
 def rank_of(scores: Tensor, row: Tensor, item: Tensor) -> Tensor:
     """Ranks of chosen items, [P]: 1 + the items that score higher, and of equal ones those with a lower id.
 
+    An item without a number for its score (NaN) is behind all others: as the target it has the last rank, n_items, and
+    no other item falls behind it. Our choice; a comparison with NaN would give rank 1.
+
     Args:
         scores: [B, n_items].
         row, item: [P] each; where to look.
     """
     own = scores[row, item][:, None]  # [P, 1]
-    ahead = scores[row] > own
+    ahead = scores[row] > own  # [P, n_items]
     equal = (scores[row] == own) & (torch.arange(scores.shape[1], device=scores.device) < item[:, None])
-    return 1 + (ahead | equal).sum(dim=1)
+    rank = 1 + (ahead | equal).sum(dim=1)  # [P]
+    return torch.where(own.isnan().squeeze(1), scores.shape[1], rank)

@@ -1,7 +1,11 @@
-"""Student models of this package, beside RecBole's own, which are students without being named anywhere.
+"""Students: any RecBole model that is trained by gradient, without an edit, and the models of this package.
 
-- `lightgcn`: LightGCN on a torch-geometric layer;
-- `graph`: that layer, the graph of the interactions.
+- `adapter`: the student as the method sees it: its own loss, its scores of candidates; owns every change to the model
+- `traits`, `probe`, `defaults`: what a model's class is known for; what its first batch shows; the strength of its KD
+  loss that follows
+- `positives`: the training examples of a batch; `windows`, `causal_check`: one forward pass for all prefixes
+- `layers`: dropout and BatchNorm while a student is distilled; `warm_start`: where its items start
+- `lightgcn`, `graph`: LightGCN on a torch-geometric layer; `bucketing`: sequences of similar length together
 
 To add one: a RecBole model in a file of its own, an entry in `STUDENTS`, `properties/model/<Name>.yaml`.
 """

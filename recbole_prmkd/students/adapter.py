@@ -42,11 +42,11 @@ class StudentAdapter:
     `adapter.release()`, all inside `attached`.
 
     Attributes:
-        traits, traits_from: what is known of the model's class, and from which class.
+        traits, traits_from: what the model's class is known for, and from which class.
         family: how candidates are scored; None before the first batch.
-        kd: strength of the KD loss for this student; known with the family.
+        kd: strength of the KD loss for this student; decided with the family.
         shares_forward: whether each example's scores come from the loss's own forward pass.
-        loss_kind: `full-softmax`, `pairwise` or `pointwise`; known with the family.
+        loss_kind: `full-softmax`, `pairwise` or `pointwise`; decided with the family.
     """
 
     def __init__(self, model: AbstractRecommender, config: Config, dataset: Dataset, train: Examples) -> None:
@@ -114,7 +114,7 @@ class StudentAdapter:
 
     @property
     def in_pairs(self) -> bool:
-        """Whether candidates are scored pair by pair; known after the first `decide`."""
+        """Whether candidates are scored pair by pair; decided on the first batch."""
         return isinstance(self.family, PairScores)
 
     def scores(self, interaction: Interaction, positions: Tensor, candidates: Tensor) -> Tensor:
@@ -138,8 +138,8 @@ class StudentAdapter:
         """
         if not isinstance(self.family, FullRanking):
             raise UserError(
-                f"{type(self.model).__name__} scores items one by one, so what it ranks first is not known: use "
-                "kd_candidates=batch or teacher_top."
+                f"{type(self.model).__name__} scores items one by one, so what it ranks first cannot be found: "
+                "use kd_candidates=batch or teacher_top."
             )
         with nullcontext() if self.shares_forward else running_statistics_kept(self.model):
             return self.family.all_scores(interaction, positions)

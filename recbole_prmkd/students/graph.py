@@ -23,10 +23,10 @@ class InteractionGraph(LGConv):
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(normalize=False)  # done here, once
         user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-        users, rows = dataset.num(user), dataset.inter_feat
+        users, interactions = dataset.num(user), dataset.inter_feat
         nodes = users + dataset.num(item)
         edges = to_undirected(
-            torch.stack([rows[user], rows[item] + users]), num_nodes=nodes
+            torch.stack([interactions[user], interactions[item] + users]), num_nodes=nodes
         )  # [2, E], none twice, sorted
         edges, weights = gcn_norm(edges, num_nodes=nodes, add_self_loops=False)
         row_ends = torch.bincount(edges[0], minlength=nodes).cumsum(0)
@@ -59,7 +59,7 @@ class _SymmetricProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, x: Tensor) -> Tensor:
         ctx.matrix = matrix
-        with torch.autocast(x.device.type, enabled=False):  # single precision in both passes
+        with torch.autocast(x.device.type, enabled=False):  # single precision, forward and backward
             return torch.sparse.mm(matrix, x)
 
     @staticmethod

@@ -1,7 +1,8 @@
 """LightGCN (SIGIR'20, arXiv 2002.02126) as a torch-geometric layer on RecBole's training interactions.
 
 Parameters, loss and scores are those of RecBole's LightGCN, so a checkpoint of the one loads in the other. It takes
-less time: the graph has no direction, so its adjacency is its own transpose, and one CSR matrix serves both passes.
+less time: the graph has no direction, so its adjacency is its own transpose, and one CSR matrix serves the forward and
+the backward pass.
 """
 
 import torch
@@ -47,7 +48,7 @@ class PyGLightGCN(GeneralRecommender):
         return users, items
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """BPR of each row's positive and negative item, and L2 of the embeddings that the batch names."""
+        """BPR of each example's positive and negative item, and L2 of the embeddings that the batch names."""
         self.restore_user_e, self.restore_item_e = None, None
         user, positive, negative = (interaction[key] for key in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
         users, items = self.forward()
@@ -59,12 +60,12 @@ class PyGLightGCN(GeneralRecommender):
         return self.mf_loss(positive_score, negative_score) + self.reg_weight * penalty
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Score of each row's user and item, [B]."""
+        """Score of each example's user and item, [B]."""
         users, items = self.forward()
         return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items for each row's user, [B * n_items]."""
+        """Scores of all items for each example's user, [B * n_items]."""
         if self.restore_user_e is None or self.restore_item_e is None:
             self.restore_user_e, self.restore_item_e = self.forward()
         return (self.restore_user_e[interaction[self.USER_ID]] @ self.restore_item_e.T).view(-1)

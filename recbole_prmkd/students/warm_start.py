@@ -1,4 +1,4 @@
-"""Item warm start: a student's own item table starts from what text or a teacher knows of the items. Our choice.
+"""Item warm start: a student's own item table starts from the items' text or from a teacher's vectors. Our choice.
 
 The principal components of the item vectors, cut to the table's width, take the place of its random numbers; serving
 cost and checkpoint are the stock model's. The paper has nothing like it, and it needs no distillation, so it is a
@@ -30,19 +30,19 @@ def source_of(config: Config) -> str:
     return "text" if reads_text else teachers[0]
 
 
-def principal_components(vectors: Tensor, known: Tensor, width: int, std: float) -> Tensor:
-    """The first components of the known items' vectors, scaled together to one standard deviation.
+def principal_components(vectors: Tensor, covered: Tensor, width: int, std: float) -> Tensor:
+    """The first components of the covered items' vectors, scaled together to one standard deviation.
 
     Args:
         vectors: [n, D].
-        known: [n] bool; at least two.
+        covered: [n] bool; at least two.
         width: components wanted.
         std: standard deviation of all numbers of the result.
     Returns:
-        [known items, W] in the vectors' precision, W = `width` or the rank of the vectors where that is less; the sign
-        of each component is fixed, so that equal vectors give equal components.
+        [covered items, W] in the vectors' precision, W = `width` or the rank of the vectors where that is less. The
+        sign of each component is fixed, so that equal vectors give equal components.
     """
-    table = vectors[known].double()
+    table = vectors[covered].double()
     table = table - table.mean(dim=0)
     variance, axes = torch.linalg.eigh(table.T @ table)  # ascending
     axes = axes[:, variance > 1e-10 * variance[-1]].flip(1)[:, :width]  # [D, W]
@@ -54,7 +54,7 @@ def principal_components(vectors: Tensor, known: Tensor, width: int, std: float)
 def item_tables(model: AbstractRecommender, config: Config, dataset: Dataset) -> list[tuple[str, nn.Embedding, int]]:
     """The student's item embeddings: name, table, and the row of item id 0.
 
-    A table of items alone is known by its size and by its name. Knowledge models may have the items as the first rows
+    A table of items alone is recognised by its size and its name. Knowledge models may have the items as the first rows
     of their entities' table, and models with features one table for all fields, with an offset for each.
     """
     n_items = dataset.item_num
@@ -94,14 +94,14 @@ def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vec
     Args:
         vectors: [n_items, D] by the student's item ids; zero = none.
     Raises:
-        UserError: the student has no item embedding, or nothing is known of its items; with `auto` it is only said.
+        UserError: the student has no item embedding, or no item has a vector; with `auto` this is a warning.
     """
-    known = (vectors != 0).any(dim=1)
-    known[0] = False
+    covered = (vectors != 0).any(dim=1)
+    covered[0] = False
     source, tables = source_of(config), item_tables(model, config, dataset)
     reason = None
-    if int(known.sum()) < 2:
-        reason = f"kd_item_init={source} knows no items: use another one, or none"
+    if int(covered.sum()) < 2:
+        reason = f"kd_item_init={source} covers no items: use another one, or none"
     elif not tables:
         reason = f"{config['model']} has no embedding of items to start from vectors: set kd_item_init=none for it"
     if reason and config["kd_item_init"] == AUTO:
@@ -110,8 +110,8 @@ def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vec
     if reason:
         raise UserError(f"{reason}.")
     for name, table, first in tables:
-        components = principal_components(vectors, known, table.embedding_dim, config["kd_item_init_std"])
-        rows = first + torch.nonzero(known).squeeze(1).to(table.weight.device)
+        components = principal_components(vectors, covered, table.embedding_dim, config["kd_item_init_std"])
+        rows = first + torch.nonzero(covered).squeeze(1).to(table.weight.device)
         table.weight[rows, : components.shape[1]] = components.to(table.weight)
         getLogger().info(
             f"Warm start: {name} has the first {components.shape[1]} components of "

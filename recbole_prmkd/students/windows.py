@@ -35,9 +35,9 @@ Groups = Callable[[Tensor], list[Tensor]]  # lengths [W] -> numbers of the windo
 
 @dataclass(frozen=True)
 class Windows:
-    """W windows over the flat items, and each row's place in them.
+    """W windows over the flat items, and each example's position in them.
 
-    start, length: [W]; window, offset: [N], the row's window and the place of its newest history item in it.
+    start, length: [W]; window, offset: [N], the example's window and the position of its newest history item in it.
     """
 
     start: Tensor
@@ -46,21 +46,21 @@ class Windows:
     offset: Tensor
 
 
-def windows(rows: Examples, max_length: int, context: float) -> Windows:
-    """Tile each user's items so that every row with a history lies in exactly one window.
+def windows(examples: Examples, max_length: int, context: float) -> Windows:
+    """Tile each user's items so that every example with a history lies in exactly one window.
 
     Args:
-        rows: rows with at least one item of history; rows of one user that share a history block share windows.
-        longest: maximum items of a window.
-        context: share of `max_length` that a row keeps as history at least (all of it where the history is shorter).
+        examples: with at least one item of history; those of one user that share a history block share windows.
+        max_length: most items of a window.
+        context: share of `max_length` that an example keeps as history at least (a shorter history whole).
     """
     keep = min(int(max_length * context), max_length - 1)
     step = max_length - keep
-    length = rows.lengths
+    length = examples.lengths
     turn = (length - max_length + step - 1).div(step, rounding_mode="floor").clamp(min=0)  # [N] windows further on
-    first = rows.start + turn * step  # [N] where the row's window starts
+    first = examples.start + turn * step  # [N] where the example's window starts
     start, window = torch.unique(first, return_inverse=True)
-    offset = rows.stop - first - 1
+    offset = examples.stop - first - 1
     size = torch.zeros_like(start).scatter_reduce(0, window, offset + 1, "amax")
     return Windows(start, size, window, offset)
 
@@ -69,19 +69,21 @@ class WindowLoader:
     """Batches of windows for RecBole's training loop; stands in for its TrainDataLoader.
 
     Each batch holds item_id_list [W, L], item_length [W] and user_id [W] per window, and item_id [R], kd_example [R],
-    kd_window [R], kd_offset [R] per row; R is about `train_batch_size`. The batches are a pure function of (seed,
-    epoch, scheduled rows).
+    kd_window [R], kd_offset [R] per example; R is about `train_batch_size`. The batches are a pure function of (seed,
+    epoch, scheduled examples).
     """
 
-    def __init__(self, config: Config, dataset: Dataset | None, rows: Examples) -> None:
-        self.config, self.dataset, self._dataset, self.rows = config, dataset, dataset, rows
+    def __init__(self, config: Config, dataset: Dataset | None, examples: Examples) -> None:
+        self.config, self.dataset, self._dataset, self.examples = config, dataset, dataset, examples
         self.shuffle, self.epoch = False, 0  # False: RecBole would set the epoch of a sampler
-        self._usable = torch.nonzero(rows.lengths > 0).squeeze(1)  # [N']
-        self._tiles = windows(rows.select(self._usable), config["MAX_ITEM_LIST_LENGTH"], config["kd_window_context"])
+        self._usable = torch.nonzero(examples.lengths > 0).squeeze(1)  # [N']
+        self._tiles = windows(
+            examples.select(self._usable), config["MAX_ITEM_LIST_LENGTH"], config["kd_window_context"]
+        )
         self._scheduled: Tensor | None = None
 
     def schedule(self, index: Tensor | None) -> None:
-        """Use these rows only (a curriculum's); None: all."""
+        """Use these examples only (a curriculum's); None: all."""
         self._scheduled = index
 
     def __len__(self) -> int:
@@ -100,45 +102,45 @@ class WindowLoader:
             batch.interaction[WEIGHT] = torch.full((len(part),), weight)
         return batch
 
-    def _rows_in_use(self) -> Tensor:
+    def _in_use(self) -> Tensor:
         if self._scheduled is None:
             return torch.arange(len(self._usable))
-        chosen = torch.zeros(len(self.rows), dtype=torch.bool)
+        chosen = torch.zeros(len(self.examples), dtype=torch.bool)
         chosen[self._scheduled] = True
         return torch.nonzero(chosen[self._usable]).squeeze(1)
 
     def batches(self) -> list[Tensor]:
-        """Row positions (in the usable rows) of each batch: whole windows, in random order unless `shuffle` is off."""
+        """Usable examples of each batch, by number: whole windows, in random order unless `shuffle` is off."""
         # Batches of similar lengths would pad less, but taught SASRec worse (docs/results.md): `forward` saves that.
         generator = torch.Generator().manual_seed(self.config["seed"] + 7919 * self.epoch)
-        positions = self._rows_in_use()
+        positions = self._in_use()
         number = len(self._tiles.start)
         turn = torch.randperm(number, generator=generator) if self.config["shuffle"] else torch.arange(number)  # [W]
         positions = positions[
             torch.argsort(turn[self._tiles.window[positions]], stable=True)
         ]  # [N'] in the windows' turn
         window = self._tiles.window[positions]
-        first = torch.searchsorted(turn[window], turn[window])  # [N'] rows in the windows before its own
+        first = torch.searchsorted(turn[window], turn[window])  # [N'] examples in the windows before its own
         sizes = torch.unique_consecutive(first // self.config["train_batch_size"], return_counts=True)[1]
         return list(positions.split(sizes.tolist()))
 
     def batch(self, positions: Tensor) -> Interaction:
-        """The windows of these rows; `positions` number the rows with a history, [R]."""
-        tiles, rows = self._tiles, self.rows
+        """The windows of these examples; `positions` number the examples with a history, [R]."""
+        tiles, examples = self._tiles, self.examples
         used, window = torch.unique(tiles.window[positions], return_inverse=True)
         length = tiles.length[used]  # [W]
         columns = torch.arange(int(length.max()))
-        items = rows.items[(tiles.start[used][:, None] + columns).clamp(max=len(rows.items) - 1)]  # [W, L]
+        items = examples.items[(tiles.start[used][:, None] + columns).clamp(max=len(examples.items) - 1)]  # [W, L]
         index = self._usable[positions]  # [R]
         user = torch.empty_like(used)
-        user[window] = rows.users[index]
+        user[window] = examples.users[index]
         item = self.config["ITEM_ID_FIELD"]
         return Interaction(
             {
                 item + self.config["LIST_SUFFIX"]: torch.where(columns < length[:, None], items, 0),
                 self.config["ITEM_LIST_LENGTH_FIELD"]: length,
                 self.config["USER_ID_FIELD"]: user,
-                item: rows.targets[index],
+                item: examples.targets[index],
                 EXAMPLE: index,
                 WINDOW: window,
                 OFFSET: tiles.offset[positions],

@@ -1,9 +1,9 @@
-"""Encoding passes that outlive a kill: an array [N, D] filled batch by batch, the batches in a fixed order.
+"""Encoding jobs that outlive a kill: an array [N, D] filled batch by batch, the batches in a fixed order.
 
-While it runs, a pass lives in a folder `.pass-<kind>-<hash of identity>` beside the artifact that it will be: the
-array, memory-mapped, and `progress.json` with the number of finished batches, written after the array is on disk.
-A later call with the same identity and batches goes on after them; what does not fit is started anew. Of two
-processes at the same pass, the second works in a folder of its own, from the start, and leaves nothing there.
+While it runs, a job has a folder `.pass-<kind>-<hash of identity>` beside the stored folder that it will become. The
+folder holds the array, memory-mapped, and `progress.json` with the number of finished batches, written after the array
+is on disk. A later call with the same identity and batches goes on after them; what does not fit is started anew. Where
+two processes do the same job, the second works in a folder of its own, from the start, and removes it at the end.
 """
 
 import json
@@ -28,18 +28,18 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teacher_cache import store
 
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
-_EVERY = 5.0  # seconds from one count of the finished batches to the next
+COUNT_SECONDS = 5.0  # from one count of the finished batches to the next
 _STALE_SECONDS = 7 * 24 * 3600
 
 
-Encode = Callable[[Tensor], np.ndarray]  # row numbers of a batch [B] -> their vectors [B, D]
+Encode = Callable[[Tensor], np.ndarray]  # numbers of a batch's entries [B] -> their vectors [B, D]
 Mapper = Callable[[Encode, Sequence[Tensor]], Iterable[np.ndarray]]
 _mapper: ContextVar[Mapper] = ContextVar("mapper", default=map)
 
 
 @contextmanager
 def spread_by(mapper: Mapper) -> Iterator[None]:
-    """Inside, passes compute their batches by this function, which gives the results in the batches' order."""
+    """Inside, encoding jobs compute their batches by this function, which gives the results in the batches' order."""
     token = _mapper.set(mapper)
     try:
         yield
@@ -48,10 +48,10 @@ def spread_by(mapper: Mapper) -> Iterator[None]:
 
 
 class EncodingJob:
-    """The array of one pass: `pending` gives the batches that are still to do, `write` stores their vectors."""
+    """The array of one encoding job: `pending` gives the batches that are still to do, `write` stores their vectors."""
 
-    def __init__(self, folder: Path, rows: int, dtype: Any, label: str, unit: str) -> None:
-        self._folder, self._rows, self._dtype = folder, rows, np.dtype(dtype)
+    def __init__(self, folder: Path, number: int, dtype: Any, label: str, unit: str) -> None:
+        self._folder, self._number, self._dtype = folder, number, np.dtype(dtype)
         self._label, self._unit = label, unit
         self._array: np.ndarray | None = None
         self._batches = ""  # digest of the batches
@@ -60,17 +60,20 @@ class EncodingJob:
 
     @property
     def array(self) -> np.ndarray:
-        """What is written so far, [N, D]; rows in no batch are zero. D is 0 before the first vector."""
-        return np.zeros((self._rows, 0), self._dtype) if self._array is None else self._array
+        """What is written so far, [N, D]; zero where no batch has been. D is 0 before the first vector."""
+        return np.zeros((self._number, 0), self._dtype) if self._array is None else self._array
 
     def pending(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The batches (row numbers, int64 on the CPU, none in two) to do; `write` each before taking the next."""
+        """The batches that are still to do; `write` each one before taking the next.
+
+        batches: numbers of entries, int64 on the CPU, none in two batches.
+        """
         self._batches = store.digest(batches)
         self._resume(len(batches))
         total = sum(map(len, batches))
         first = sum(map(len, batches[: self._done]))
         if first:
-            getLogger().info(f"{self._label}: the pass resumes at row {first} of {total}.")
+            getLogger().info(f"{self._label}: the encoding job resumes at {self._unit} {first} of {total}.")
         if first == total:
             return
         started = time.monotonic()
@@ -98,10 +101,10 @@ class EncodingJob:
         if self._array is None:
             self._array = self._new(vectors.shape[1])
         if vectors.shape != (len(index), self._array.shape[1]):
-            raise ValueError(f"{len(index)} rows of {self._array.shape[1]} were wanted, not {vectors.shape}")
+            raise ValueError(f"{len(index)} vectors of {self._array.shape[1]} numbers were wanted, not {vectors.shape}")
         self._array[index.numpy()] = vectors
         self._done += 1
-        if time.monotonic() - self._counted_at > _EVERY:
+        if time.monotonic() - self._counted_at > COUNT_SECONDS:
             self.count()
 
     def count(self) -> None:
@@ -123,7 +126,7 @@ class EncodingJob:
     def _new(self, width: int) -> np.ndarray:
         file = self._folder / _ARRAY
         with _on_disk(file):
-            array = np.lib.format.open_memmap(file, mode="w+", dtype=self._dtype, shape=(self._rows, width))
+            array = np.lib.format.open_memmap(file, mode="w+", dtype=self._dtype, shape=(self._number, width))
             if sys.platform == "linux":  # writing to a mapped file without room would kill the process
                 with file.open("r+b") as opened:
                     os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
@@ -140,16 +143,16 @@ class EncodingJob:
                 raise ValueError(f"{_ARRAY} has another size")
             array = np.lib.format.open_memmap(self._folder / _ARRAY, mode="r+")
             if progress["batches"] != self._batches:
-                raise ValueError("its batches are others")
-            if array.shape != (self._rows, progress["width"]) or array.dtype != self._dtype:
+                raise ValueError("it has other batches")
+            if array.shape != (self._number, progress["width"]) or array.dtype != self._dtype:
                 raise ValueError(f"its array is {array.dtype} {array.shape}")
             if not isinstance(done, int) or not 0 < done <= batches:
                 raise ValueError(f"it counts {done} of {batches} batches")
         except FileNotFoundError:
-            getLogger().info(f"{self._folder} is not used: it was left before its first count.")
+            getLogger().info(f"{self._folder} is not used: its job was stopped before its first count.")
             self.forget()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            getLogger().warning(f"{self._folder} is not used: {error}; the pass is started anew.")
+            getLogger().warning(f"{self._folder} is not used: {error}; the encoding job is started anew.")
             self.forget()
         else:
             self._array, self._done, self._counted = array, done, done
@@ -160,21 +163,22 @@ def resumable(
     root: Path,
     kind: str,
     identity: Mapping[str, Any],
-    rows: int,
+    number: int,
     *,
     label: str,
     unit: str = "item",
     dtype: Any = np.float32,
     rebuild: bool = False,
 ) -> Iterator[EncodingJob]:
-    """A pass over `rows` rows; save its array as an artifact inside the block, whose end removes the pass's folder.
+    """An encoding job of `number` vectors; save its array inside the block, whose end removes the job's folder.
 
         with resumable(root, "text", identity, len(texts), label="Item texts") as work:
             store.save(root, "text", identity, {"vectors": work.fill(batches, encode)})
 
     Args:
-        root, kind, identity: of the artifact.
-        label, unit: what the bar and the log call the pass and its rows.
+        root, kind, identity: of the stored folder.
+        number: of the array's vectors, N.
+        label, unit: what the bar and the log call the job, and one of its entries.
         dtype: of the array.
         rebuild: start anew whatever an earlier call left.
     Raises:
@@ -185,19 +189,21 @@ def resumable(
         root.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         if lock is None:
-            getLogger().info(f"{folder} is in use: this pass starts in a folder of its own and cannot be resumed.")
+            getLogger().info(
+                f"{folder} is in use: this encoding job works in a folder of its own and cannot be resumed."
+            )
             folder = folder.with_name(f"{folder.name}-{os.getpid()}")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         _remove_stale(root)
-        work = EncodingJob(folder, rows, dtype, label, unit)
+        work = EncodingJob(folder, number, dtype, label, unit)
         if rebuild:
             work.forget()
     keep = False
     try:
         yield work
     except BaseException:
-        with suppress(UserError):  # the first error is the one to tell
+        with suppress(UserError):  # the first error is the one to raise
             work.count()
         keep = lock is not None and (folder / _PROGRESS).exists()
         raise
@@ -209,7 +215,7 @@ def resumable(
 
 
 def equal_together(number: Tensor, size: int) -> list[Tensor]:
-    """Places of `number` [N] in batches of `size` distinct numbers, ascending; equal numbers share a batch.
+    """Positions of `number` [N] in batches of `size` distinct numbers, ascending; equal numbers share a batch.
 
     Numbers count from 0 without a gap, so that a batch holds those from k * size on; negative ones are left out.
     """
@@ -220,7 +226,7 @@ def equal_together(number: Tensor, size: int) -> list[Tensor]:
 
 
 def precision(config: Config) -> str:
-    """What encoders compute in: `kd_encode_precision`, where `auto` is settled by the device."""
+    """What encoders compute in: `kd_encode_precision`, where the device decides what `auto` is."""
     if config["kd_encode_precision"] != "auto":
         return config["kd_encode_precision"]
     if torch.device(config["device"]).type != "cuda":
@@ -265,7 +271,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _remove_stale(root: Path) -> None:
-    """What killed passes left and nobody resumed for a week."""
+    """Folders that killed jobs left and nobody resumed for a week."""
     for folder in root.glob(".pass-*"):
         with suppress(FileNotFoundError):
             if time.time() - folder.stat().st_mtime > _STALE_SECONDS:

@@ -1,9 +1,9 @@
-"""The knowledge cache: what the teachers know about a training split, made once, looked up by row number.
+"""The teacher cache: the teachers' vectors of a training split, made once, from which any scores follow.
 
-Per teacher two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order and
-unit vectors of the training rows' histories [N, D] in the student's row order. Scores of any candidates are their
-product, so nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the
-teacher knows nothing of that row or item.
+Per teacher it holds two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order
+and unit vectors of the training examples' histories [N, D] in the student's order. Scores of any candidates are their
+product, so that nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the
+teacher does not cover that example or item.
 """
 
 import time
@@ -30,7 +30,7 @@ from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored vectors
-_PLACES = 1 << 15  # history positions encoded at a time, padding included
+POSITIONS = 1 << 15  # history positions encoded at a time, padding included
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,19 @@ class CachedTeacher:
 
 
 class TeacherCache:
-    """Scores of T teachers for any training rows and candidates."""
+    """Scores of T teachers for any training examples and candidates.
+
+    Attributes:
+        teachers: T `CachedTeacher`, in the order of `kd_teachers`; device: of the scores; n_items: with PAD.
+        temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score.
+        canonical: [n_items] student's item id -> canonical id, or the id of another item (`kd_shuffled_teachers`).
+    """
 
     def __init__(self, teachers: Sequence[CachedTeacher], canonical: Tensor, device: torch.device) -> None:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
         self.canonical = canonical.to(device)
-        self.n_items = len(canonical)  # with PAD
+        self.n_items = len(canonical)
         self._not_covered = [(teacher.items == 0).all(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
@@ -97,9 +103,9 @@ class TeacherCache:
 
 
 def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) -> tuple[store.StoredFolder, bool]:
-    """The teacher's stored knowledge of the training rows, encoded now where none matches; and whether it was reused.
+    """The teacher's stored vectors of items and training examples, encoded now where none match; and if reused.
 
-    The identity records teacher weights and side information, item numbering, rows, and how histories were cut.
+    The identity records teacher weights and side information, item numbering, examples, and how histories were cut.
     """
     root = Path(student["kd_cache_dir"]) / student["dataset"]
     identity = store.identity(
@@ -121,15 +127,15 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
     started = time.time()
     label = f"{teacher.name} histories"
     with encoding_jobs.resumable(
-        root, kind, identity, len(data.train), label=label, unit="row", dtype=np.float16, rebuild=rebuild
+        root, kind, identity, len(data.train), label=label, unit="example", dtype=np.float16, rebuild=rebuild
     ) as work:
-        items, rows = _encode(teacher, data.train, work)
+        items, histories = _encode(teacher, data.train, work)
         notes = {
             "seconds": time.time() - started,
-            "unknown_rows": _unknown(rows),
-            "unknown_items": _unknown(items[1:]),
+            "unknown_rows": _not_covered(histories),
+            "unknown_items": _not_covered(items[1:]),
         }
-        return store.save(root, kind, identity, {"items": items, "rows": rows}, notes), False
+        return store.save(root, kind, identity, {"items": items, "rows": histories}, notes), False
 
 
 def open_cache(
@@ -138,7 +144,7 @@ def open_cache(
     data: TeacherData,
     student: Config,
 ) -> TeacherCache:
-    """The knowledge of all teachers, mapped from disk."""
+    """The cache of all teachers, mapped from disk."""
     opened = [
         CachedTeacher.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, student["device"])
         for teacher, folder in zip(teachers, folders, strict=True)
@@ -147,7 +153,7 @@ def open_cache(
 
 
 def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, student: Config) -> TeacherCache:
-    """What these teachers know of the student's items; with `kd_shuffled_teachers`, of other items.
+    """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
 
     canonical: [n_items] student's item id -> canonical id.
     """
@@ -159,31 +165,31 @@ def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, student: Conf
 
 @torch.no_grad()
 def _encode(teacher: FittedTeacher, train: Examples, work: encoding_jobs.EncodingJob) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors in half precision: items [n_items, D] and rows [N, D]; zero where the teacher knows nothing."""
+    """Unit vectors in half precision: items [n_items, D] and histories [N, D]; zero where they are not covered."""
     model, config = teacher.model.eval(), teacher.config
     with encoding_jobs.autocast(config):
         items = model.encode_items()  # [n_items, D]
-    rows = encode_examples(model, config, train, items, work)
-    table = _known(model, items)
-    return table, rows if rows.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+    histories = encode_examples(model, config, train, items, work)
+    table = _covered(model, items)
+    return table, histories if histories.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
 
 
 @torch.no_grad()
 def unit_items(teacher: FittedTeacher) -> Tensor:
-    """A teacher's item vectors as its knowledge has them, by canonical id: [n_items, D] float32 on the CPU."""
+    """A teacher's item vectors as the cache has them, by canonical id: [n_items, D] float32 on the CPU."""
     with encoding_jobs.autocast(teacher.config):
         items = teacher.model.eval().encode_items()
-    return torch.from_numpy(_known(teacher.model, items)).float()
+    return torch.from_numpy(_covered(teacher.model, items)).float()
 
 
 def encode_examples(
     model: Teacher, config: Config, train: Examples, items: Tensor, work: encoding_jobs.EncodingJob
 ) -> np.ndarray:
-    """Unit vectors of the rows' histories, [N, D], by the way that is fastest for the teacher.
+    """Unit vectors of the examples' histories, [N, D]: in windows where the teacher allows it, else by length.
 
     Args:
         items: what the teacher's `encode_items` gave, [n_items, D].
-        work: the pass to fill, in its own precision.
+        work: the encoding job to fill, in its own precision.
     """
     shared = not model.reads_examples and why_not_shared(model, config, train) is None
     batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_examples)
@@ -193,18 +199,20 @@ def encode_examples(
         batch = batch_of(index)
         with shared_prefixes(model) if shared else nullcontext(), encoding_jobs.autocast(config):
             vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
-        # Of equal histories the first is in the batch; its vector is that of the rows after it.
-        place = torch.isin(index, batch[EXAMPLE]).cumsum(0) - 1  # [len(index)]
-        return vectors[place.numpy()]
+        # Of equal histories only the first is in the batch; the examples after it get its vector.
+        position = torch.isin(index, batch[EXAMPLE]).cumsum(0) - 1  # [len(index)]
+        return vectors[position.numpy()]
 
     return work.fill(batches, encode_batch)
 
 
-Batches = tuple[Sequence[Tensor], Callable[[Tensor], Interaction]]  # rows of each batch, and what makes it from them
+Batches = tuple[
+    Sequence[Tensor], Callable[[Tensor], Interaction]
+]  # examples of each batch, and what makes it from them
 
 
 def _windows(train: Examples, config: Config) -> Batches:
-    """Batches of windows; each of their rows is in one of them."""
+    """Batches of windows; each example with a history is in one of them."""
     loader = WindowLoader(config, None, train)
     usable = torch.nonzero(train.lengths > 0).squeeze(1)
     batches = [usable[positions] for positions in loader.batches()]
@@ -212,12 +220,12 @@ def _windows(train: Examples, config: Config) -> Batches:
 
 
 def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches:
-    """Batches of similar lengths, each padded to its own longest; of equal histories in one the first stands for all.
+    """Batches of similar lengths, each padded to its own maximum; of equal histories in a batch the first is encoded.
 
-    reads_examples: every row for itself, those without a history too.
+    reads_examples: every example for itself, those without a history too.
     """
     max_length, item = config["MAX_ITEM_LIST_LENGTH"], config["ITEM_ID_FIELD"]
-    size = max(1, _PLACES // max_length)
+    size = max(1, POSITIONS // max_length)
 
     def batch_of(index: Tensor) -> Interaction:
         item_seq, item_seq_len = train.histories(index, max_length)  # [B, L], [B]
@@ -237,39 +245,23 @@ def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches
     if reads_examples:
         return torch.argsort(train.lengths, stable=True).split(size), batch_of
     usable = torch.nonzero(train.lengths > 0).squeeze(1)
-    same = _history_numbers(train.select(usable), max_length)
+    same = train.select(usable).history_numbers(max_length)
     return [usable[positions] for positions in encoding_jobs.equal_together(same, size)], batch_of
 
 
-def _history_numbers(rows: Examples, max_length: int) -> Tensor:
-    """A number of each row's newest `max_length` items, [N], from 0: shorter ones first, equal for equal ones."""
-    length = rows.lengths.clamp(max=max_length)
-    distinct, number = torch.unique(length, return_inverse=True)
-    if len(rows) == 0:
-        return number
-    radix = int(rows.items.max()) + 1
-    for column in range(int(length.max())):  # item by item: a table of all histories would be N x longest
-        if len(distinct) == len(rows):
-            break
-        place = (rows.stop - length + column).clamp(max=len(rows.items) - 1)
-        items = torch.where(column < length, rows.items[place], 0)  # [N]
-        distinct, number = torch.unique(number * radix + items, return_inverse=True)
-    return number
-
-
-def _known(model: Teacher, items: Tensor) -> np.ndarray:
-    """Item vectors for the cache, zero where the teacher knows nothing of the item."""
+def _covered(model: Teacher, items: Tensor) -> np.ndarray:
+    """Item vectors for the cache, zero where the teacher does not cover the item."""
     table = _unit(items).astype(np.float16)
     table[~model.covered_items().numpy()] = 0
     return table
 
 
 def _unit(vectors: Tensor) -> np.ndarray:
-    """Unit vectors; a non-finite vector becomes zero, that is unknown."""
+    """Unit vectors; a non-finite vector becomes zero, that is not covered."""
     unit = functional.normalize(vectors.float(), dim=-1)
     unit[~torch.isfinite(unit).all(dim=-1)] = 0
     return unit.cpu().numpy()
 
 
-def _unknown(vectors: np.ndarray) -> int:
+def _not_covered(vectors: np.ndarray) -> int:
     return int((vectors == 0).all(axis=1).sum())

@@ -10,11 +10,13 @@
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
+- `ensemble`: the teachers served together, without a student;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
 A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.
 
-To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`.
+To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`, and add its
+outputs to `tests/test_output_versions.py`.
 """
 
 from recbole_prmkd.recbole_host.keys import kind_of

@@ -1,7 +1,7 @@
 """The contract of a teacher: a RecBole sequential model whose score is a cosine of two vectors.
 
 To add a teacher: inherit `Teacher`, write `encode_items` and `encode_histories`, add one entry to `TEACHERS` and
-one file `properties/model/<Name>.yaml`. Training, evaluation, the knowledge cache and distillation follow.
+one file `properties/model/<Name>.yaml`. Training, evaluation, the teacher cache and distillation follow.
 """
 
 from logging import getLogger
@@ -47,7 +47,7 @@ class Teacher(SequentialRecommender):
     item_text: str = "vectors"
     # Whether there is anything to train.
     learns: bool = True
-    # Whether its vector of a row depends on user and target, not on the history alone.
+    # Whether its vector of an example depends on user and target, not on the history alone.
     reads_examples: bool = False
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -69,10 +69,10 @@ class Teacher(SequentialRecommender):
         raise NotImplementedError
 
     def covered_items(self) -> Tensor:
-        """Which items this teacher knows anything about, [n_items] bool; False for PAD."""
-        known = torch.ones(self.n_items, dtype=torch.bool)
-        known[0] = False
-        return known
+        """Which items this teacher has content for, [n_items] bool; False for PAD."""
+        covered = torch.ones(self.n_items, dtype=torch.bool)
+        covered[0] = False
+        return covered
 
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """Vectors of histories, [B, D], with gradient.
@@ -111,7 +111,7 @@ class Teacher(SequentialRecommender):
         return self.cosine(*self._vectors(interaction))
 
     def predict(self, interaction: Interaction) -> Tensor:
-        """Cosine with the row's own item, [B]."""
+        """Cosine with the example's own item, [B]."""
         histories, items = self._vectors(interaction)
         return functional.cosine_similarity(histories, items[interaction[self.ITEM_ID]], dim=-1)
 

@@ -1,7 +1,7 @@
 """The sequence encoder that UniSRec and UniM2Rec share: a causal Transformer over item vectors (SASRec's).
 
 Names of its parameters are those of the official UniSRec code, and so are the two losses of pre-training:
-sequence-item and sequence-sequence contrast over the batch, whatever domains its rows come from.
+sequence-item and sequence-sequence contrast over the batch, whatever domains its examples come from.
 """
 
 import torch
@@ -19,7 +19,7 @@ from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 
-_PLACES = 1 << 13  # history positions encoded at a time, padding included
+_POSITIONS = 1 << 13  # history positions encoded at a time, padding included
 STAGES = ("pretrain", "inductive", "transductive")
 
 
@@ -66,9 +66,9 @@ class CausalTeacher(Teacher):
                 module.bias.data.zero_()
 
     def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
-        """The Transformer's state at every place, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
+        """The Transformer's state at every position, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
 
-        Sequences of similar length are encoded together; after a sequence's last item stands 0 or the state there.
+        Sequences of similar length are encoded together; behind a sequence's last item is 0 or the state there.
         """
         length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
         groups = least_padding(length)
@@ -92,17 +92,17 @@ class CausalTeacher(Teacher):
         return self.gather_indexes(self.states(item_seq, items), item_seq_len - 1)
 
     def encode_batch(self, interaction: Interaction, items: Tensor) -> Tensor:
-        """As the parent; without gradient rows of similar length are encoded together, which RecBole pads alike."""
+        """As the parent; without gradient, examples of similar length are encoded together."""
         length = interaction[self.ITEM_SEQ_LEN]
         if torch.is_grad_enabled() or WINDOW in interaction:
             return super().encode_batch(interaction, items)
         item_seq, vectors, order = interaction[self.ITEM_SEQ], [], []
-        for index in by_length(length.cpu(), _PLACES):
-            rows = index.to(length.device)
-            max_length = max(1, int(length[rows[0]]))
-            states = self.encode_histories(item_seq[rows, :max_length], length[rows].clamp(min=1), items)
-            vectors.append(states * (length[rows] > 0).unsqueeze(-1))  # nothing is known of a row without a history
-            order.append(rows)
+        for group in by_length(length.cpu(), _POSITIONS):
+            index = group.to(length.device)
+            max_length = max(1, int(length[index[0]]))
+            states = self.encode_histories(item_seq[index, :max_length], length[index].clamp(min=1), items)
+            vectors.append(states * (length[index] > 0).unsqueeze(-1))  # an empty history is not covered
+            order.append(index)
         return torch.cat(vectors)[torch.cat(order).argsort()]  # [B, D]
 
     def batch_items(self, items: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class CausalTeacher(Teacher):
         return histories.new_zeros(())
 
     def pretrain_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """Histories and their targets, [R, D] both, for batches of rows and of windows."""
+        """Histories and their targets, [R, D] both, for batches of single examples and of windows."""
         view = FirstView(self, interaction)
         return view.histories, view.items[view.targets]
 
@@ -143,35 +143,35 @@ class CausalTeacher(Teacher):
 
     def without_items(self, view: "FirstView", keep: Tensor) -> Tensor:
         """Vectors [R, D] of the histories without some items; keep: [B, L] the marks of `drop_items`."""
-        if view.windows:  # a row may be its window's first item alone, so that one stays
+        if view.windows:  # an example may be its window's first item alone, so that one stays
             keep = keep.clone()
             keep[:, 1:2] = True
         dropped = drop_items(view.item_seq, view.length, keep)
-        sequence, place = view.rows
-        return self.states(dropped.item_seq, view.items)[sequence, dropped.place[sequence, place]]
+        sequence, position = view.newest
+        return self.states(dropped.item_seq, view.items)[sequence, dropped.position[sequence, position]]
 
     def with_noise(self, view: "FirstView", swap: Tensor) -> Tensor:
         """Vectors [R, D] of the histories with spoilt contents where swap [B, L] is True."""
         both = torch.cat([view.items, self.noisy_items(view.ids)])  # [2 U, D]
         swapped = view.item_seq + len(view.items) * (swap & (view.item_seq != 0))
-        return self.states(swapped, both)[view.rows]
+        return self.states(swapped, both)[view.newest]
 
 
 class FirstView:
     """A pre-training batch as it is, each of its distinct items adapted once.
 
     ids: [U] items, PAD first; items: [U, D]; item_seq [B, L] and targets [R] number positions in them; length: [B];
-    rows: sequence and place of each row's newest item, [R] both; histories: [R, D].
+    newest: sequence and position of each example's newest item, [R] both; histories: [R, D].
     """
 
     def __init__(self, model: CausalTeacher, interaction: Interaction) -> None:
         item_seq, targets = interaction[model.ITEM_SEQ], interaction[model.POS_ITEM_ID]
         everything = torch.cat([item_seq.new_zeros(1), item_seq.flatten(), targets])
-        self.ids, place = torch.unique(everything, return_inverse=True)
-        self.item_seq = place[1 : 1 + item_seq.numel()].view_as(item_seq)
-        self.targets = place[1 + item_seq.numel() :]
+        self.ids, number = torch.unique(everything, return_inverse=True)
+        self.item_seq = number[1 : 1 + item_seq.numel()].view_as(item_seq)
+        self.targets = number[1 + item_seq.numel() :]
         self.length = interaction[model.ITEM_SEQ_LEN]
         self.windows = WINDOW in interaction
-        self.rows = example_positions(interaction, self.length)
+        self.newest = example_positions(interaction, self.length)
         self.items = model.batch_items(self.ids)
-        self.histories = model.states(self.item_seq, self.items)[self.rows]
+        self.histories = model.states(self.item_seq, self.items)[self.newest]

@@ -2,7 +2,7 @@
 
 Three kinds of file: safetensors; torch files that hold tensors only (`.bin`, `.pth`, read by torch's own
 weights-only reader); and the released UniSRec pickles, which also hold a configuration object of a class that
-is not installed here. For those, this file has a reader of its own that knows every name that they mention:
+is not installed here. For those, this file has a reader of its own with a list of every name that they mention:
 data become data, classes become empty stubs, any other name ends the reading. Nothing is imported, and all
 that a pickle can call is what makes a dictionary, a tensor or a stub.
 """
@@ -187,7 +187,7 @@ def _unisrec_pickle(path: Path) -> Any:
 
 
 class _ListedUnpickler(pickle.Unpickler):
-    """Knows the listed names and no other; makes tensors itself from the archive's bytes."""
+    """Reads the listed names and no other; makes tensors itself from the archive's bytes."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str, path: Path) -> None:
         super().__init__(BytesIO(archive.read(name)))
@@ -210,8 +210,8 @@ class _ListedUnpickler(pickle.Unpickler):
         if pair == ("torch._utils", "_rebuild_tensor_v2"):
             return self._tensor
         raise UserError(
-            f"{self.path} is refused: it refers to {module}.{name}, which is on no list of harmless names; "
-            "save its state dict as safetensors where you trust it."
+            f"{self.path} is rejected because it refers to {module}.{name}, which is on no list of harmless names: "
+            "save its state dict as safetensors if you trust it."
         )
 
     def persistent_load(self, pid: Any) -> Tensor:

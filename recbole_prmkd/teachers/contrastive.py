@@ -1,7 +1,7 @@
 """Contrastive losses of pre-training, tensors in and tensors out.
 
-All are InfoNCE over the cosines of a batch, divided by a temperature: each row's own key against the keys of the
-other rows. They differ in what a key of the same target counts as, since it is no true negative:
+All are InfoNCE over the cosines of a batch, divided by a temperature: each example's own key against the keys of the
+other examples. They differ in what a key of the same target counts as, since it is no true negative:
 
 - `zero`: its logit is set to 0, so it adds exp(0) = 1 to the denominator (the official UniSRec code);
 - `mask`: it is left out;
@@ -21,7 +21,7 @@ def cosines(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def in_batch_scores(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Cosine / temperature of each query with each key: [R, D], [R, D] -> [R, R]; the diagonal is each row's own."""
+    """Cosine / temperature of each query with each key: [R, D], [R, D] -> [R, R]; the diagonal holds the own keys."""
     return cosines(queries, keys) / temperature
 
 
@@ -35,7 +35,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def info_nce(scores: Tensor, targets: Tensor, same_target: str) -> Tensor:
-    """Mean cross-entropy of each row's own key among the batch's.
+    """Mean cross-entropy of each example's own key among the batch's.
 
     Args:
         scores: [R, R], what `in_batch_scores` gave.

@@ -1,8 +1,8 @@
-"""A teacher's view of the data: canonical item numbers, and a RecBole data set made of rows.
+"""A teacher's view of the data: canonical item numbers, and a RecBole data set made of examples.
 
 Teachers number items and order users by their external tokens, not by first appearance in a file. So nothing of a
-teacher, and nothing of its knowledge, depends on rows that it must not see: changing a validation or test item
-cannot even renumber what a teacher was trained on.
+teacher, and nothing of its cache, depends on examples that it must not see: changing a validation or test item cannot
+even renumber what a teacher was trained on.
 """
 
 import itertools
@@ -44,11 +44,11 @@ _SHARED = (
 
 @dataclass(frozen=True)
 class TeacherData:
-    """Canonical rows for all teachers of a run.
+    """Canonical examples for all teachers of a run.
 
-    fit, holdout: rows of the training split that a teacher learns from, and a few last rows of it that tell when to
-    stop. train: all training rows in the student's order. valid, test: for reporting only.
-    item_tokens: by canonical id, from 1; user_tokens: by the student's user id, from 1, which the rows keep.
+    fit, holdout: training examples that a teacher learns from, and a few last ones of users that decide when to stop.
+    train: all training examples in the student's order. valid, test: for reporting only.
+    item_tokens: by canonical id, from 1; user_tokens: by the student's user id, from 1, which the examples keep.
     canonical: [n_items] student's item id -> canonical id.
     """
 
@@ -61,13 +61,13 @@ class TeacherData:
     valid: Examples
     test: Examples
 
-    def dataset(self, config: Config, rows: Examples) -> "ExamplesDataset":
-        """These rows as a RecBole data set."""
-        return ExamplesDataset(config, rows, self.item_tokens, self.user_tokens)
+    def dataset(self, config: Config, examples: Examples) -> "ExamplesDataset":
+        """These examples as a RecBole data set."""
+        return ExamplesDataset(config, examples, self.item_tokens, self.user_tokens)
 
 
 def teacher_data(split: Split, seed: int) -> TeacherData:
-    """The split in canonical numbering. The holdout is at most 5 % of the training rows, at most one per user."""
+    """The split in canonical numbering. The holdout is at most 5 % of the training examples, at most one per user."""
     order = sorted(range(len(split.item_tokens)), key=split.item_tokens.__getitem__)
     canonical = torch.zeros(len(order) + 1, dtype=torch.int64)
     canonical[1 + torch.tensor(order)] = 1 + torch.arange(len(order))
@@ -75,12 +75,12 @@ def teacher_data(split: Split, seed: int) -> TeacherData:
     learnable = train.select(_by_user_token(train, split.user_tokens)).compact()
     last = torch.ones(len(learnable), dtype=torch.bool)
     last[:-1] = learnable.users[1:] != learnable.users[:-1]
-    several = learnable.lengths > 1  # a user keeps at least one row to learn from
+    several = learnable.lengths > 1  # a user keeps at least one example to learn from
     candidates = torch.nonzero(last & several).squeeze(1)
     number = min(len(candidates), max(1, len(learnable) // 20))
-    drawn = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:number]
+    sampled = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:number]
     held = torch.zeros(len(learnable), dtype=torch.bool)
-    held[candidates[drawn]] = True
+    held[candidates[sampled]] = True
     return TeacherData(
         item_tokens=[split.item_tokens[i] for i in order],
         user_tokens=split.user_tokens,
@@ -93,13 +93,13 @@ def teacher_data(split: Split, seed: int) -> TeacherData:
     )
 
 
-def _by_user_token(rows: Examples, user_tokens: list[str]) -> Tensor:
-    """Numbers of the rows with a history, users in the order of their tokens, each user's rows in time order."""
+def _by_user_token(train: Examples, user_tokens: list[str]) -> Tensor:
+    """Numbers of the examples with a history, users in the order of their tokens, each user's in time order."""
     rank = np.empty(len(user_tokens) + 1, dtype=np.int64)
     rank[0] = 0
     rank[1 + np.argsort(np.array(user_tokens), kind="stable")] = 1 + np.arange(len(user_tokens))
-    usable = torch.nonzero(rows.lengths > 0).squeeze(1)
-    return usable[torch.argsort(torch.from_numpy(rank)[rows.users[usable]], stable=True)]
+    usable = torch.nonzero(train.lengths > 0).squeeze(1)
+    return usable[torch.argsort(torch.from_numpy(rank)[train.users[usable]], stable=True)]
 
 
 def teacher_config(name: str, student: Config) -> Config:
@@ -118,19 +118,19 @@ def teacher_config(name: str, student: Config) -> Config:
         config = Config(model=kind_of(name), dataset=student["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = student[key]
-    # Teachers see rows, not a data set to count popularity or coverage in.
+    # Teachers see examples, not a data set to count popularity or coverage in.
     config["metrics"] = [name for name in config["metrics"] if not _counts_data(name)]
     # The metric that a teacher stops on is computed whatever the student reports.
     metric, _, cutoff = config["valid_metric"].partition("@")
-    if metric.lower() not in (known.lower() for known in config["metrics"]):
+    if metric.lower() not in (name.lower() for name in config["metrics"]):
         config["metrics"] = [*config["metrics"], metric]
     config["topk"] = sorted({*config["topk"], *([int(cutoff)] if cutoff else [])})
     return config
 
 
 def _counts_data(metric: str) -> bool:
-    known = metrics_dict.get(metric.lower())
-    return known is not None and any(need.startswith("data.") for need in known.metric_need)
+    found = metrics_dict.get(metric.lower())
+    return found is not None and any(need.startswith("data.") for need in found.metric_need)
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,17 @@ class JoinedData:
     fit: Examples
     holdout: Examples
 
-    def dataset(self, config: Config, rows: Examples) -> "ExamplesDataset":
-        """These rows as a RecBole data set; tokens carry their data set's name."""
+    def dataset(self, config: Config, examples: Examples) -> "ExamplesDataset":
+        """These examples as a RecBole data set; tokens carry their data set's name."""
         tokens = [f"{domain['dataset']}/{token}" for domain, of_domain in self.domains for token in of_domain]
-        return ExamplesDataset(config, rows, tokens, self.user_tokens, self.domains)
+        return ExamplesDataset(config, examples, tokens, self.user_tokens, self.domains)
 
 
-def second_half(rows: Examples) -> Examples:
-    """The rows whose target stands in the second half of its user's items."""
-    _, block = torch.unique(rows.start, return_inverse=True)
-    max_length = torch.zeros(int(block.max()) + 1, dtype=torch.int64).scatter_reduce(0, block, rows.lengths, "amax")
-    return rows.select(torch.nonzero(2 * rows.lengths >= max_length[block] + 1).squeeze(1))
+def second_half(fit: Examples) -> Examples:
+    """The examples whose target is in the second half of its user's items."""
+    _, block = torch.unique(fit.start, return_inverse=True)
+    max_length = torch.zeros(int(block.max()) + 1, dtype=torch.int64).scatter_reduce(0, block, fit.lengths, "amax")
+    return fit.select(torch.nonzero(2 * fit.lengths >= max_length[block] + 1).squeeze(1))
 
 
 def joined_data(configs: Sequence[Config], parts: Sequence[TeacherData]) -> JoinedData:
@@ -175,7 +175,7 @@ def joined_data(configs: Sequence[Config], parts: Sequence[TeacherData]) -> Join
 
 
 class ExamplesDataset(SequentialDataset):
-    """Rows as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files.
+    """Examples as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files.
 
     domains: configuration and item tokens of each data set that it was joined from, in the order of item ids.
     """
@@ -183,12 +183,12 @@ class ExamplesDataset(SequentialDataset):
     def __init__(
         self,
         config: Config,
-        rows: Examples,
+        examples: Examples,
         item_tokens: Sequence[str],
         user_tokens: Sequence[str],
         domains: Sequence[tuple[Config, list[str]]] = (),
     ) -> None:
-        self.config, self.rows, self.logger, self.domains = config, rows, getLogger(), list(domains)
+        self.config, self.examples, self.logger, self.domains = config, examples, getLogger(), list(domains)
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
         self.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
@@ -197,7 +197,7 @@ class ExamplesDataset(SequentialDataset):
             self.uid_field: np.array(["[PAD]", *user_tokens]),
         }
         self.user_feat = self.item_feat = None
-        self.inter_feat = Interaction({self.uid_field: rows.users, self.iid_field: rows.targets})
+        self.inter_feat = Interaction({self.uid_field: examples.users, self.iid_field: examples.targets})
 
     def num(self, field: str) -> int:
         """Number of items or users, PAD included."""
@@ -205,16 +205,16 @@ class ExamplesDataset(SequentialDataset):
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         numbers = torch.as_tensor(np.asarray(index)).reshape(-1)
-        item_seq, item_seq_len = self.rows.histories(numbers, self.max_item_list_len)
+        item_seq, item_seq_len = self.examples.histories(numbers, self.max_item_list_len)
         pad = (0, self.max_item_list_len - item_seq.shape[1])
         return Interaction(
             {
-                self.uid_field: self.rows.users[numbers],
-                self.iid_field: self.rows.targets[numbers],
+                self.uid_field: self.examples.users[numbers],
+                self.iid_field: self.examples.targets[numbers],
                 self.iid_field + self.config["LIST_SUFFIX"]: torch.nn.functional.pad(item_seq, pad),
                 self.item_list_length_field: item_seq_len,
             }
         )
 
     def __str__(self) -> str:
-        return f"{len(self.rows)} rows, {self.num(self.iid_field) - 1} items"
+        return f"{len(self.examples)} examples, {self.num(self.iid_field) - 1} items"

@@ -1,9 +1,9 @@
 """The teachers served together, with no student: what distillation would save, and the bound it is held against.
 
-An item's score is the mean, over the teachers that know the user's history, of softmax(cosine / temperature) over all
+An item's score is the mean, over the teachers that cover the user's history, of softmax(cosine / temperature) over all
 items, each at its own temperature. Our choice; averaging normalised scores is the plain form of an ensemble. It ranks
-as a teacher does: histories from the teachers' view of the data, so the model that `--model` names plays no part, but
-that its kind says whether the ranking leaves a user's earlier items out, as RecBole's does for all but sequential ones.
+as a teacher does, with histories from the teachers' view of the data. Of the model that `--model` names only the kind
+counts: for all but sequential models the ranking leaves a user's earlier items out, as RecBole's does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.data.split import Split
-from recbole_prmkd.results.result import StudentResult
+from recbole_prmkd.results.schema import StudentResult
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
@@ -31,13 +31,13 @@ class Ensemble(SequentialRecommender):
     input_type = InputType.POINTWISE
 
     def __init__(self, config: Config, dataset: Dataset, teachers: Sequence[FittedTeacher]) -> None:
-        """config, dataset: with histories as long as the teacher's that reads the longest."""
+        """config, dataset: those of the teacher with the greatest maximum length."""
         super().__init__(config, dataset)
         self.teachers = nn.ModuleList(teacher.model for teacher in teachers)
         self.parts = [(teacher.model, teacher.config["MAX_ITEM_LIST_LENGTH"]) for teacher in teachers]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """The mean over the teachers, [B, n_items]; all 0 where none knows the history."""
+        """The mean over the teachers, [B, n_items]; all 0 where none covers the history."""
         return mean_scores(
             (teacher, teacher.encode_batch(newest(interaction, self, max_length), items), items)
             for teacher, max_length in self.parts
@@ -46,7 +46,7 @@ class Ensemble(SequentialRecommender):
 
 
 def mean_scores(encoded: Iterable[tuple[Teacher, Tensor, Tensor]]) -> Tensor:
-    """The mean of the teachers' normalised scores, [B, n_items]; all 0 where none knows the history.
+    """The mean of the teachers' normalised scores, [B, n_items]; all 0 where none covers the history.
 
     Args:
         encoded: each teacher with the histories [B, D] and the items [n_items, D] in its own space; taken one after the
@@ -54,18 +54,18 @@ def mean_scores(encoded: Iterable[tuple[Teacher, Tensor, Tensor]]) -> Tensor:
     """
     total, number = torch.zeros(()), torch.zeros(())
     for teacher, histories, items in encoded:
-        known = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
+        covered = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
         cosine = teacher.cosine(histories, items).float()  # [B, n_items]
-        total = (cosine / teacher.temperature).softmax(dim=1) * known + total.to(cosine.device)
-        number = known + number.to(cosine.device)
+        total = (cosine / teacher.temperature).softmax(dim=1) * covered + total.to(cosine.device)
+        number = covered + number.to(cosine.device)
     return total / number.clamp(min=1)
 
 
 def newest(interaction: Interaction, model: SequentialRecommender, max_length: int) -> Interaction:
     """The batch with no more than the newest `max_length` items of each history, right-padded as before."""
     item_seq, length = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]  # [B, L], [B]
-    place = torch.arange(min(max_length, item_seq.shape[1]), device=length.device)  # [longest]
-    shifted = place + (length - max_length).clamp(min=0)[:, None]  # [B, longest]
+    position = torch.arange(min(max_length, item_seq.shape[1]), device=length.device)  # [max_length]
+    shifted = position + (length - max_length).clamp(min=0)[:, None]  # [B, max_length]
     columns = {name: interaction[name] for name in interaction.columns}
     columns[model.ITEM_SEQ] = item_seq.gather(1, shifted)
     columns[model.ITEM_SEQ_LEN] = length.clamp(max=max_length)
@@ -73,11 +73,11 @@ def newest(interaction: Interaction, model: SequentialRecommender, max_length: i
 
 
 def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> StudentResult:
-    """The ensemble's metrics on validation and test rows, in the place of a student's."""
+    """The ensemble's metrics on validation and test examples, in the place of a student's."""
     data = teacher_data(split, config["kd_teacher_seed"])
-    reads_most = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
-    model = Ensemble(reads_most, data.dataset(reads_most, data.test), teachers).to(config["device"]).eval()
-    metrics = rankings(model, reads_most, data)
+    settings = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    model = Ensemble(settings, data.dataset(settings, data.test), teachers).to(config["device"]).eval()
+    metrics = rankings(model, settings, data)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # beside a student whose ranking leaves earlier items out
         metrics |= {part: metrics[f"{part}_unseen"] for part in ("valid", "test")}
     return StudentResult(

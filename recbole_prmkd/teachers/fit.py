@@ -1,8 +1,9 @@
 """Fine-tune a teacher on the training split with RecBole's own trainer, or take the one that is stored.
 
 A stored teacher is reused when everything that its weights depend on is equal: its settings, the seed, the text (and
-image) vectors, the item numbering, the rows it learnt from and the checkpoint it started from. Validation and test
-rows are not among them: when to stop is decided on a holdout of the training split.
+image) vectors, the item numbering, the examples it learnt from, the checkpoint it started from, and the versions of the
+code, torch and transformers. Validation and test examples are not among them: a holdout of the training split decides
+when to stop.
 """
 
 import tempfile
@@ -66,7 +67,7 @@ class FittedTeacher:
         return sum(tensor.numel() for tensor in self.model.parameters())
 
 
-# What a teacher takes of the student's settings and its weights depend on; named where it is not as usual.
+# Settings of the student that a teacher's weights depend on too; part of the identity unless they are the default.
 _SHARED_WITH_STUDENT = {"enable_amp": False, "metric_decimal_place": 4}
 
 
@@ -76,8 +77,8 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
     root = Path(student["kd_teacher_dir"]) / student["dataset"]
     if teacher_class(name).learns and len(data.fit) == 0:
         raise UserError(
-            f"No training row has a history that {name} could learn from: lower the filters, or take a data set with "
-            "more interactions of a user."
+            f"No training example has a history that {name} could learn from: lower the filters, or take a data "
+            "set with more interactions of a user."
         )
     init_seed(config["seed"], config["reproducibility"])
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
@@ -163,7 +164,7 @@ def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, floa
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)
     if reason is not None:
-        getLogger().info(f"{config['model']} is trained row by row: {reason}.")
+        getLogger().info(f"{config['model']} is trained without shared prefixes: {reason}.")
     started = time.time()
     with tempfile.TemporaryDirectory() as folder, nullcontext() if reason else shared_prefixes(model):
         train = (
@@ -188,7 +189,7 @@ def _valid_score(trainer: Trainer, holdout: FullSortEvalDataLoader, best: bool) 
     result = trainer.evaluate(holdout, load_best_model=best)
     if holdout.sample_size == 0:
         getLogger().warning(
-            "No user has two training rows with a history, so the teacher has no holdout: it trains to its last epoch."
+            "No user has two training examples with a history: without a holdout the teacher trains to its last epoch."
         )
         return 0.0
     return float(calculate_valid_score(result, trainer.valid_metric))
@@ -223,7 +224,7 @@ def encoded_once(model: Teacher) -> Iterator[None]:
 def _metrics(
     kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
 ) -> dict[str, dict[str, float]]:
-    """The teacher's own metrics on the student's validation and test rows; stored apart from its weights."""
+    """The teacher's own metrics on the student's validation and test examples; stored apart from its weights."""
     identity = store.identity(
         code=f"{model.code_version} ranking {RANKING_VERSION}",
         teacher=digest,
@@ -238,19 +239,19 @@ def _metrics(
 
 
 def rankings(model: SequentialRecommender, config: Config, data: TeacherData) -> dict[str, dict[str, float]]:
-    """Metrics of a frozen teacher, or of a model made of teachers, on validation and test rows, in both rankings.
+    """Metrics of a frozen teacher, or of a model made of teachers, on validation and test examples, in both rankings.
 
     config: the model's own; says how long histories are, and which metrics.
     """
     metrics = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         trainer = quiet_trainer(Trainer, config, model, Path(folder))
-        for part, rows in (("valid", data.valid), ("test", data.test)):
-            dataset = data.dataset(config, rows)
+        for part, examples in (("valid", data.valid), ("test", data.test)):
+            dataset = data.dataset(config, examples)
             loader = FullSortEvalDataLoader(config, dataset, None)
             with ExitStack() as stack:
                 for teacher in (module for module in model.modules() if isinstance(module, Teacher)):
                     stack.enter_context(encoded_once(teacher))
                 metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
-                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, loader, rows) or metrics[part]
+                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, loader, examples) or metrics[part]
     return metrics

@@ -1,4 +1,4 @@
-"""The encoder of Recformer: a Longformer whose embeddings also know token types and item positions.
+"""The encoder of Recformer: a Longformer whose embeddings also hold token types and item positions.
 
 Names and shapes of the state dict are those of the authors' files.
 """
@@ -83,8 +83,8 @@ class RecformerModel(nn.Module):
 
     def _dense(self, x: Tensor, real: Tensor) -> Tensor:
         """The encoder's layers on embedded tokens [B, T, D]; real: [B, T], False for padding."""
-        place = torch.arange(x.shape[1], device=x.device)
-        near = (place[:, None] - place).abs() <= self.window // 2  # [T, T]
+        position = torch.arange(x.shape[1], device=x.device)
+        near = (position[:, None] - position).abs() <= self.window // 2  # [T, T]
         near[:, 0] = True  # <s> is seen by all
         seen = (near & real[:, None])[:, None]  # [B, 1, T, T]
         for layer in self.encoder.layer:

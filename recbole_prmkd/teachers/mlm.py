@@ -1,8 +1,8 @@
 """Masked language model of Recformer's pre-training (section 2.3 of the paper): what is masked, and the head.
 
-Whole words are masked, 15 % of a row's tokens; of the masked tokens 80 % show the mask token, 10 % a random one, 10 %
-themselves. The authors' code draws after padding, so that padding takes part of the share and short rows may go
-without; here the share is of the real tokens, and a row with any token has at least one masked word.
+Whole words are masked, 15 % of a sequence's tokens; of the masked tokens 80 % show the mask token, 10 % a random one,
+10 % themselves. The authors' code samples after padding, so that padding takes part of the share and a short sequence
+may have no mask. Here the share is of the real tokens, and a sequence with any token has at least one masked word.
 """
 
 import unicodedata
@@ -75,7 +75,7 @@ class WordMasking(nn.Module):
         self.register_buffer("continues_word", word_continuations(tokenizer), persistent=False)
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Masked:
-        """The batch with masks drawn anew, [B, T]."""
+        """The batch with newly sampled masks, [B, T]."""
         return mask_words(batch, self.continues_word, self.mask_id, self.probability, generator)
 
 
@@ -87,7 +87,7 @@ def word_continuations(tokenizer: "PreTrainedTokenizerBase") -> Tensor:
     first word of its own value.
     """
     vocabulary = tokenizer.get_vocab()
-    # Some vocabularies have a word of the other kind: the more frequent mark tells.
+    # Some vocabularies have a word of the other kind: the more frequent mark decides.
     word_piece = sum(t.startswith("##") for t in vocabulary) > sum(t.startswith(_SPACES) for t in vocabulary)
     table = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.bool)
     for token, number in vocabulary.items():
@@ -105,9 +105,9 @@ def mask_words(
     probability: float,
     generator: torch.Generator | None = None,
 ) -> Masked:
-    """Mask random whole words of each row, never <s> or padding.
+    """Mask random whole words of each sequence, never <s> or padding.
 
-    Words are taken in random order up to the row's share of tokens, the last one if at least half of it lies within.
+    Words are taken in random order up to the share of tokens, the last one if at least half of it lies within.
     A word of more than twice the share is not taken (the authors: of more than it), unless all are: then the shortest
     is.
 
@@ -115,7 +115,7 @@ def mask_words(
         continues_word: [V], what `word_continuations` gave.
         mask_id: the mask token.
         probability: share of the tokens to mask.
-        generator: source of all draws; None: torch's own.
+        generator: source of all random numbers; None: torch's own.
     """
     ids = batch.input_ids
     real = (batch.attention_mask - batch.global_attention_mask).bool()  # [B, T], without <s>
@@ -127,19 +127,19 @@ def mask_words(
 
 
 def _words(ids: Tensor, real: Tensor, continues_word: Tensor) -> Tensor:
-    """The word that each token belongs to, numbered within its row; anything where real is False: [B, T]."""
+    """The word that each token belongs to, numbered within its sequence; anything where real is False: [B, T]."""
     starts = real & ~continues_word[ids]
     starts[:, 1:2] = real[:, 1:2]  # nothing before it to continue
     return (starts.cumsum(1) - 1).clamp(min=0)
 
 
 def _chosen(real: Tensor, words: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Tokens of the words that are drawn, [B, T] bool."""
+    """Tokens of the sampled words, [B, T] bool."""
     size = torch.zeros_like(words).scatter_add_(1, words, real.long())  # [B, W], W = T: 0 beyond the last word
     share = probability * real.sum(1, keepdim=True)  # [B, 1]
-    draw = torch.rand(size.shape, generator=generator, device=size.device)
-    draw = draw + (size - 2 * share).ceil().clamp(min=0)  # too long ones come last, the shortest of them first
-    order = draw.masked_fill(size == 0, torch.inf).argsort(1)
+    rank = torch.rand(size.shape, generator=generator, device=size.device)
+    rank = rank + (size - 2 * share).ceil().clamp(min=0)  # too long ones come last, the shortest of them first
+    order = rank.masked_fill(size == 0, torch.inf).argsort(1)
     ordered = size.gather(1, order)
     taken = ordered.cumsum(1) - ordered / 2 <= share
     taken[:, 0] = True

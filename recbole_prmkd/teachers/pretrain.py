@@ -2,8 +2,8 @@
 
 data sets -> their training splits, joined -> text and images of each -> batches of mixed domains -> weights and card
 
-Only training rows are used, so a data set may be pre-trained on and then be the target. Early stopping follows the
-in-batch accuracy on held-out training rows (at most 5 % of them).
+Only training examples are used, so that a data set may be pre-trained on and then be the target. Early stopping follows
+the in-batch accuracy on held-out training examples (at most 5 % of them).
 """
 
 import shutil
@@ -25,7 +25,8 @@ from recbole_prmkd.recbole_host.checks import check_pretraining
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import pretraining_properties
 from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
-from recbole_prmkd.results import result as results
+from recbole_prmkd.results.provenance import package_versions
+from recbole_prmkd.results.run_folder import output_folder
 from recbole_prmkd.students.windows import WindowLoader
 from recbole_prmkd.teacher_cache import store
 from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
@@ -34,7 +35,7 @@ from recbole_prmkd.teachers.data import JoinedData, TeacherData, joined_data, se
 from recbole_prmkd.teachers.fit import given_tables, learnt_weights
 from recbole_prmkd.teachers.pretrain_trainer import PretrainTrainer
 
-_VALIDATION_ROWS = 64  # rows of a validation batch where rows are not windows
+_VALIDATION_BATCH = 64  # examples of a validation batch that is not made of windows
 
 
 def pretrain(
@@ -65,7 +66,7 @@ def pretrain(
     for each in configs:
         check_pretraining(each, output)
     file = pretrained.weights_file(output, model)
-    with results.output_folder(output, f"unfinished-{model}") as folder:
+    with output_folder(output, f"unfinished-{model}") as folder:
         logs = folder / f"{model}-pretraining"
         logs.mkdir()
         with run_logging(config, logs):
@@ -99,7 +100,7 @@ def _pretrain(
     if old is not None:
         return old, True
     trained = _train(teacher, config, data, logs)
-    card = {**made_from, **trained, "versions": results.versions()}
+    card = {**made_from, **trained, "versions": package_versions()}
     pretrained.write(folder, model, pretraining_weights(teacher), card)
     getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
     return {**card, "teacher": model}, False
@@ -118,12 +119,12 @@ def _train(teacher: Teacher, config: Config, data: JoinedData, logs: Path) -> di
         dataset = data.dataset(config, second_half(data.fit) if config["second_half"] else data.fit)
         train = TrainDataLoader(config, dataset, None, shuffle=True)
         numbers = torch.arange(len(data.holdout))[: config["max_validation_rows"]]
-        valid = [held_out[index] for index in numbers.split(_VALIDATION_ROWS)]
+        valid = [held_out[index] for index in numbers.split(_VALIDATION_BATCH)]
     trainer = quiet_trainer(PretrainTrainer, config, teacher, logs)
     before = trainer.in_batch_accuracy(valid)
     getLogger().info(
-        f"{config['model']}: {len(dataset)} rows of {len(data.domains)} data sets, in-batch accuracy before "
-        f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out rows."
+        f"{config['model']}: {len(dataset)} examples of {len(data.domains)} data sets, in-batch accuracy before "
+        f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out examples."
     )
     started = time.time()
     trainer.fit(train, valid, show_progress=config["show_progress"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.contrastive import in_batch_scores
 from recbole_prmkd.teachers.recformer import Recformer
-from recbole_prmkd.teachers.recformer_trainer import TRAINING_COST, SampledRows
+from recbole_prmkd.teachers.recformer_trainer import TRAINING_COST, SampledExamples
 
 
 class PretrainTrainer(Trainer):
@@ -24,7 +24,7 @@ class PretrainTrainer(Trainer):
     def __init__(self, config: Config, model: Teacher) -> None:
         super().__init__(config, model)
         self.valid_metric_bigger = True
-        self.rows: SampledRows | None = None
+        self.sampled: SampledExamples | None = None
 
     def _train_epoch(
         self,
@@ -34,25 +34,25 @@ class PretrainTrainer(Trainer):
         show_progress: bool = False,
     ) -> Any:
         if isinstance(self.model, Recformer):
-            if self.rows is None:
-                self.rows = SampledRows.of(self.config, train_data, self.model)
-                self._say_cost(self.rows)
-            train_data = self.rows
+            if self.sampled is None:
+                self.sampled = SampledExamples.of(self.config, train_data, self.model)
+                self._log_cost(self.sampled)
+            train_data = self.sampled
         return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
 
     @torch.no_grad()
-    def _say_cost(self, rows: SampledRows) -> None:
+    def _log_cost(self, sampled: SampledExamples) -> None:
         """What an epoch will cost, from one batch without training."""
-        batch = next(iter(rows)).to(self.device)
+        batch = next(iter(sampled)).to(self.device)
         started = time.time()
         self.model.eval()
         self.model.pretrain_vectors(batch)
         seconds = (time.time() - started) / len(batch[self.config["ITEM_ID_FIELD"]])
         passes = 4 if self.config["mlm_weight"] else 2
         self.logger.info(
-            f"Recformer: an epoch trains on {rows.number} rows of {float(rows.lengths.float().mean()):.0f} tokens in "
-            f"{passes} passes each; about {TRAINING_COST * passes / 2 * seconds * rows.number:.0f} s, at most "
-            f"{self.epochs} epochs."
+            f"Recformer: an epoch trains on {sampled.number} examples of {float(sampled.lengths.float().mean()):.0f} "
+            f"tokens, with {passes} forward passes each: about "
+            f"{TRAINING_COST * passes / 2 * seconds * sampled.number:.0f} s, at most {self.epochs} epochs."
         )
 
     def _valid_epoch(
@@ -63,14 +63,14 @@ class PretrainTrainer(Trainer):
 
     @torch.no_grad()
     def in_batch_accuracy(self, batches: Sequence[Interaction]) -> float:
-        """Share of the rows whose own target has the highest cosine among the batch's targets."""
+        """Share of the examples whose own target has the highest cosine among the batch's targets."""
         self.model.eval()
-        hits = rows = 0
+        hits = number = 0
         for batch in batches:
             with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
                 histories, keys = self.model.pretrain_vectors(batch.to(self.device))
             targets = batch[self.config["ITEM_ID_FIELD"]].to(self.device)  # [R]
             best = in_batch_scores(histories.float(), keys.float(), 1.0).argmax(dim=1)
             hits += int((targets[best] == targets).sum())
-            rows += len(targets)
-        return hits / max(rows, 1)
+            number += len(targets)
+        return hits / max(number, 1)

@@ -95,7 +95,7 @@ class Recformer(Teacher):
         self.pooler_type = _pooler_type(config["pooler_type"], kind)
         self.batch_tokens = int(config["encode_batch_tokens"])
         self.negatives = int(config["negatives"])
-        self.tokens_per_second = 0.0  # of the last pass over the items
+        self.tokens_per_second = 0.0  # when the items were encoded last
         tokenizer = _tokenizer(folder, encoder.vocab_size)
         texts = [text for domain, tokens in by_domain(config, dataset) for text in item_texts(domain, tokens)]
         self.item_tokens = ItemTokens(
@@ -128,7 +128,7 @@ class Recformer(Teacher):
 
     def covered_items(self) -> Tensor:
         """Items with text, [n_items]."""
-        return self.item_tokens.known().cpu()
+        return self.item_tokens.covered().cpu()
 
     def encode_items(self) -> Tensor:
         """The stored table, [n_items, D], without gradient; encoded now if it never was. PAD is zero."""
@@ -160,20 +160,20 @@ class Recformer(Teacher):
         return self._encode(item_seq, item_seq_len)
 
     def finetune_loss(self, interaction: Interaction) -> Tensor:
-        """Cross-entropy of cosine / temperature over all items, or over the target and `negatives` drawn ones.
+        """Cross-entropy of cosine / temperature over all items, or over the target and `negatives` sampled ones.
 
-        PAD is no candidate, unlike in UniSRec. As in the authors' code the draw does not leave the target out.
+        PAD is no candidate, unlike in UniSRec. As in the authors' code the sample may hold the target again.
         """
         histories, items = self._vectors(interaction)
         targets = interaction[self.POS_ITEM_ID]  # [B]
         if not self.negatives:
             scores = self.cosine(histories, items[1:]) / self.temperature  # [B, n_items - 1]
             return self.loss_fct(scores, targets - 1)
-        drawn = torch.randint(1, self.n_items, (len(targets), self.negatives), device=targets.device)
-        return self.sampled_loss(histories, items[torch.cat([targets[:, None], drawn], dim=1)])
+        sampled = torch.randint(1, self.n_items, (len(targets), self.negatives), device=targets.device)
+        return self.sampled_loss(histories, items[torch.cat([targets[:, None], sampled], dim=1)])
 
     def sampled_loss(self, histories: Tensor, candidates: Tensor) -> Tensor:
-        """Cross-entropy over each row's own candidates, the first being its target: [B, D], [B, C, D] -> []."""
+        """Cross-entropy over each example's own candidates, the first being its target: [B, D], [B, C, D] -> []."""
         scores = functional.cosine_similarity(histories[:, None], candidates, dim=-1) / self.temperature  # [B, C]
         return self.loss_fct(scores, torch.zeros_like(scores[:, 0], dtype=torch.long))
 
@@ -185,7 +185,7 @@ class Recformer(Teacher):
     def pretrain_loss(self, interaction: Interaction) -> Tensor:
         """InfoNCE + mlm_weight x language model of histories + mlm_weight x that of targets (section 2.3.1).
 
-        Masks are drawn anew for each batch.
+        Masks are sampled anew for each batch.
         """
         histories, items = self._pretrain_tokens(interaction)
         masked = self._masked(histories), self._masked(items)
@@ -233,10 +233,10 @@ class Recformer(Teacher):
         """Vectors of any number of sequences, in batches of similar length: [N, L] -> [N, D]."""
         lengths = self.item_tokens.lengths(item_seq, item_seq_len).cpu()
         order, vectors = [], []
-        for index in by_length(lengths, self.batch_tokens):
-            rows = index.to(item_seq.device)
-            vectors.append(self._pooled(self.item_tokens.batch(item_seq[rows], item_seq_len[rows])))
-            order.append(rows)
+        for group in by_length(lengths, self.batch_tokens):
+            index = group.to(item_seq.device)
+            vectors.append(self._pooled(self.item_tokens.batch(item_seq[index], item_seq_len[index])))
+            order.append(index)
             if bar is not None:
                 bar.update(len(index))
         return torch.cat(vectors)[torch.cat(order).argsort()]
@@ -262,7 +262,7 @@ class Recformer(Teacher):
 def _tokenizer(folder: Path, vocabulary: int) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer  # takes seconds to import
 
-    # Without these files transformers 5 makes a tokenizer that knows no word, and says nothing.
+    # Without these files transformers 5 silently makes a tokenizer without any word.
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         raise UserError(f"{folder} holds no tokenizer: copy one of {', '.join(_VOCABULARIES)} there.")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))

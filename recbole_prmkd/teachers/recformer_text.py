@@ -84,7 +84,7 @@ class ItemTokens(nn.Module):
             start.append(len(ids))
         self.ids, self.types, self.start = map(_fixed, (ids, types, start))
 
-    def known(self) -> Tensor:
+    def covered(self) -> Tensor:
         """Items that have a value in any attribute, [n_items] bool; False for PAD."""
         values = (self.types == VALUE).long().cumsum(0)
         upto = torch.cat([values.new_zeros(1), values])[self.start]  # values before each item
@@ -101,19 +101,19 @@ class ItemTokens(nn.Module):
         Args:
             item_seq: [B, L] internal item ids, oldest first, right-padded with 0.
             item_seq_len: [B] true lengths.
-            width: pad to this many tokens; None pads to the longest of the batch.
+            width: pad to this many tokens; None pads to the maximum of the batch.
         """
         items, ends = self._newest_first(item_seq, item_seq_len)  # [B, K] both
         total = (ends[:, -1] + 1).clamp(max=self.max_tokens)  # [B]
         width = int(total.max()) if width is None else width
-        # Place 0 is the first token after <s>; the item at a place is the first that ends behind it.
-        place = torch.arange(-1, width - 1, device=items.device).expand(len(items), width)  # [B, T]
-        nth = torch.searchsorted(ends, place.contiguous(), right=True).clamp(max=items.shape[1] - 1)  # [B, T]
+        # Position 0 is the first token after <s>; the item at a position is the first that ends behind it.
+        position = torch.arange(-1, width - 1, device=items.device).expand(len(items), width)  # [B, T]
+        nth = torch.searchsorted(ends, position.contiguous(), right=True).clamp(max=items.shape[1] - 1)  # [B, T]
         item = items.gather(1, nth)
         # Counted from the item's end, where its tokens stop in both arrays.
-        flat = self.start[item + 1] - (ends.gather(1, nth) - place)
+        flat = self.start[item + 1] - (ends.gather(1, nth) - position)
         flat = flat.clamp(0, len(self.ids) - 1)
-        inside, first = place < (total - 1)[:, None], place < 0
+        inside, first = position < (total - 1)[:, None], position < 0
 
         def fill(of_tokens: Tensor, of_first: int, of_padding: int) -> Tensor:
             return torch.where(inside, of_tokens, of_padding).masked_fill(first, of_first)

@@ -20,7 +20,7 @@ from torch import Tensor
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.recformer import Recformer
 
-_POOL = 16  # batches whose rows are sorted by length together
+_POOL = 16  # batches whose examples are sorted by length together
 TRAINING_COST = 4  # tokens/s of encoding alone against those of training, measured with MiniLM on a CPU
 
 
@@ -33,7 +33,7 @@ class RecformerTrainer(Trainer):
     def __init__(self, config: Config, model: Recformer) -> None:
         super().__init__(config, model)
         self.items_frozen = False
-        self.rows: SampledRows | None = None
+        self.sampled: SampledExamples | None = None
         if config["rows_per_epoch"] not in {"user", "all"}:
             raise UserError(f"rows_per_epoch {config['rows_per_epoch']!r} is not legal: user or all.")
 
@@ -72,44 +72,44 @@ class RecformerTrainer(Trainer):
         show_progress: bool = False,
     ) -> Any:
         if not self.config["single_spec"]:
-            rows: Any = train_data  # several processes: RecBole's own sampler must share the rows out
+            examples: Any = train_data  # several processes: RecBole's own sampler must share the examples out
         else:
-            rows = self._sampled(train_data)
+            examples = self._sampled(train_data)
         with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
             if epoch_idx == 0:
                 self.model.encode_items()  # where a table was made already, it was by these same weights
             elif not self.items_frozen:
                 self.model.refresh_items()
         if epoch_idx == 0 and self.model.tokens_per_second:
-            self._say_cost(rows)
-        return super()._train_epoch(rows, epoch_idx, loss_func, show_progress)
+            self._log_cost(examples)
+        return super()._train_epoch(examples, epoch_idx, loss_func, show_progress)
 
-    def _sampled(self, train_data: AbstractDataLoader) -> "SampledRows":
-        if self.rows is None or self.rows.loader is not train_data:
-            self.rows = SampledRows.of(self.config, train_data, self.model)
-        return self.rows
+    def _sampled(self, train_data: AbstractDataLoader) -> "SampledExamples":
+        if self.sampled is None or self.sampled.loader is not train_data:
+            self.sampled = SampledExamples.of(self.config, train_data, self.model)
+        return self.sampled
 
-    def _say_cost(self, rows: "SampledRows") -> None:
-        """What an epoch will cost, from the speed of the pass over the items and the mean length of the rows."""
-        model, length = self.model, float(rows.lengths.float().mean())
+    def _log_cost(self, sampled: "SampledExamples") -> None:
+        """What an epoch will cost, from the speed at which the items were encoded and the examples' mean length."""
+        model, length = self.model, float(sampled.lengths.float().mean())
         items = model.n_items - 1
-        work = len(model.item_tokens.ids) + TRAINING_COST * rows.number * length
+        work = len(model.item_tokens.ids) + TRAINING_COST * sampled.number * length
         self.logger.info(
-            f"Recformer: an epoch encodes {items} items and trains on {rows.number} rows of {length:.0f} tokens; at "
-            f"{model.tokens_per_second:.0f} tokens/s about {work / model.tokens_per_second:.0f} s, at most "
+            f"Recformer: an epoch encodes {items} items and trains on {sampled.number} examples of {length:.0f} "
+            f"tokens: about {work / model.tokens_per_second:.0f} s at {model.tokens_per_second:.0f} tokens/s, at most "
             f"{self.epochs} + {self.config['stage_two_epochs']} epochs."
         )
 
 
-class SampledRows:
-    """A RecBole training loader that draws its rows anew for each pass, rows of similar length together.
+class SampledExamples:
+    """A RecBole training loader that samples its examples anew for each epoch, those of similar length together.
 
-    The authors' way is one random prefix per user and epoch. A batch is padded to its longest row, so rows are sorted
-    by length inside pools of `_POOL` batches.
+    The authors take one random prefix per user and epoch. A batch is padded to its maximum length, so that examples are
+    sorted by length inside pools of `_POOL` batches.
     """
 
     def __init__(self, loader: AbstractDataLoader, user_field: str, one_per_user: bool, limit: int) -> None:
-        """one_per_user: one random row of each user, not all rows; limit: at most so many, 0 for no limit."""
+        """one_per_user: one random example of each user, not all; limit: the most that an epoch takes, 0: no limit."""
         self.loader, self.step = loader, int(loader.step)
         self.users: Tensor = loader._dataset.inter_feat[user_field]  # [N]
         self.one_per_user = one_per_user
@@ -118,14 +118,14 @@ class SampledRows:
         self.lengths = torch.zeros_like(self.users)  # [N]
 
     @classmethod
-    def of(cls, config: Config, loader: AbstractDataLoader, model: Recformer) -> "SampledRows":
-        """As the settings say, with the rows' lengths in tokens."""
+    def of(cls, config: Config, loader: AbstractDataLoader, model: Recformer) -> "SampledExamples":
+        """As the settings say, with the examples' lengths in tokens."""
         one_per_user = config["rows_per_epoch"] == "user"
         sampled = cls(loader, config["USER_ID_FIELD"], one_per_user, config["max_rows_per_epoch"])
         device = model.item_embedding.weight.device
         for index in torch.arange(len(sampled.users)).split(1 << 14):
-            rows = loader._dataset[index].to(device)
-            lengths = model.item_tokens.lengths(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
+            batch = loader._dataset[index].to(device)
+            lengths = model.item_tokens.lengths(batch[model.ITEM_SEQ], batch[model.ITEM_SEQ_LEN])
             sampled.lengths[index] = lengths.cpu()
         return sampled
 
@@ -133,17 +133,17 @@ class SampledRows:
         return math.ceil(self.number / self.step)
 
     def __iter__(self) -> Iterator[Interaction]:
-        pools = self._drawn().split(_POOL * self.step)
+        pools = self._chosen().split(_POOL * self.step)
         batches = [batch for pool in pools for batch in pool[self.lengths[pool].argsort(stable=True)].split(self.step)]
         for turn in torch.randperm(len(batches), generator=self.loader.generator).tolist():
             yield self.loader.collate_fn(batches[turn].tolist())
 
-    def _drawn(self) -> Tensor:
-        """Row numbers in random order."""
-        rows = torch.as_tensor(vars(self.loader)["dataset"])  # all, or those that a curriculum shows
-        order = rows[torch.randperm(len(rows), generator=self.loader.generator)]  # [N]
+    def _chosen(self) -> Tensor:
+        """Numbers of the epoch's examples in random order."""
+        shown = torch.as_tensor(vars(self.loader)["dataset"])  # all, or those that a curriculum shows
+        order = shown[torch.randperm(len(shown), generator=self.loader.generator)]  # [N]
         if self.one_per_user:
-            order = order[torch.argsort(self.users[order], stable=True)]  # each user's rows, shuffled
+            order = order[torch.argsort(self.users[order], stable=True)]  # each user's examples, shuffled
             users = self.users[order]
             first = torch.ones_like(users, dtype=torch.bool)
             first[1:] = users[1:] != users[:-1]

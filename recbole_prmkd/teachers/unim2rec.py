@@ -6,7 +6,7 @@ images in place of text alone; preferences learnt from all domains that a user v
 domains; it is said to be strongest where contents are missing or noisy. All below is our choice, most of it
 UniSRec's (same group), each a setting in `properties/model/UniM2Rec.yaml`:
 
-- text and image vectors, scaled to unit length (`unit_vectors`), pass one mixture-of-experts adaptor each;
+- text and image vectors, scaled to unit length (`unit_vectors`), go through one mixture-of-experts adaptor each;
 - fusion (`fusion`): a softmax gate over the modalities that the item HAS, which starts as their mean; a
   missing modality has weight zero exactly, and an item with none is one learned vector (`missing_item`);
 - a causal Transformer over the fused items, cosine / 0.07, optionally an ID embedding (`train_stage`);
@@ -99,7 +99,7 @@ class UniM2Rec(CausalTeacher):
         return self.fuse(self.adapted(items), self.present[items])
 
     def noisy_items(self, items: Tensor) -> Tensor:
-        """The same with one modality, drawn anew for each item, missing where it has another."""
+        """The same with one modality missing, sampled for each item, where the item has another."""
         present = self.present[items]  # [U, M]
         lost = torch.randint(len(self.modalities), (len(items),), device=items.device)
         several = present.sum(1) > 1
@@ -121,8 +121,8 @@ class UniM2Rec(CausalTeacher):
 
     def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
         """In pre-training too, the weighted contrastive losses."""
-        items, place = torch.unique(targets, return_inverse=True)
-        return self._contrast(self.adapted(items), self.present[items], histories, place)
+        items, number = torch.unique(targets, return_inverse=True)
+        return self._contrast(self.adapted(items), self.present[items], histories, number)
 
     def _contrast(self, adapted: Tensor, present: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
         loss = histories.new_zeros(())
@@ -157,7 +157,7 @@ class UniM2Rec(CausalTeacher):
     def modality_loss(self, adapted: Tensor, present: Tensor, histories: Tensor, targets: Tensor) -> Tensor:
         """InfoNCE of each history with its target's text, and with its image, over the distinct targets.
 
-        A modality that the target lacks is left out, for that row as well as among the candidates.
+        A modality that the target lacks is left out, for that example as well as among the candidates.
 
         Args:
             adapted: [U, M, D].
@@ -169,10 +169,10 @@ class UniM2Rec(CausalTeacher):
         """
         losses = []
         for m in range(len(self.modalities)):
-            rows = present[targets, m]  # [R]
-            if rows.any():
-                items, own = torch.unique(targets[rows], return_inverse=True)  # [U], [R']
-                scores = self.cosine(histories[rows], adapted[items, m]) / self.temperature  # [R', U]
+            having = present[targets, m]  # [R]
+            if having.any():
+                items, own = torch.unique(targets[having], return_inverse=True)  # [U], [R']
+                scores = self.cosine(histories[having], adapted[items, m]) / self.temperature  # [R', U]
                 losses.append(functional.cross_entropy(scores, own))
         return torch.stack(losses).mean() if losses else adapted.new_zeros(())
 

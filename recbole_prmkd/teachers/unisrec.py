@@ -1,9 +1,9 @@
 """UniSRec (Hou et al., KDD 2022, arXiv 2206.05941): sequences of item texts, transferable between domains.
 
-A frozen text vector of each item passes a mixture-of-experts adaptor with parametric whitening; a causal
-Transformer reads the adapted history. State-dict names and shapes are those of the official code. Two things
-differ in training only: the adaptor runs once per item and step, so an item's dropout and gate noise are the
-same at all its positions in the batch (the official code draws them anew for each place).
+A frozen text vector of each item goes through a mixture-of-experts adaptor with parametric whitening; a causal
+Transformer reads the adapted history. State-dict names and shapes are those of the official code. Two things differ, in
+training only: since the adaptor runs once per item and step, an item's dropout and its gate noise are the same at all
+its positions in the batch (the official code samples them anew for each position).
 """
 
 from collections.abc import Iterable
@@ -92,5 +92,5 @@ class UniSRec(CausalTeacher):
 
     def covered_items(self) -> Tensor:
         """Items with text, or all items where they have an ID embedding too: [n_items]."""
-        known = super().covered_items()
-        return known & (self.plm_embedding.weight != 0).any(dim=1).cpu() if self.item_embedding is None else known
+        real = super().covered_items()
+        return real & (self.plm_embedding.weight != 0).any(dim=1).cpu() if self.item_embedding is None else real

@@ -1,13 +1,14 @@
 """Vectors: any external model as a teacher, by two files. Our choice; it learns nothing here.
 
     kd_vectors_items   .npz with item_id [N] and feat [N, D]
-    kd_vectors_users   .npz with user_id [M] and feat [M, D]: one vector for all of a user's rows, or
-    kd_vectors_rows    .npz with user_id [K], item_id [K] and feat [K, D]: one for each row, which is named by its
-                       user and its target (its first line counts); rows of validation and test may be there too,
-                       for the teacher's metrics
+    kd_vectors_users   .npz with user_id [M] and feat [M, D]: one vector for all examples of a user, or
+    kd_vectors_rows    .npz with user_id [K], item_id [K] and feat [K, D]: one vector for each example, which its user
+                       and its target name (the first line of a pair counts); examples of validation and test may be
+                       there too, for the teacher's metrics
 
-A score is the cosine of the row's and the item's vector. What a file does not name is unknown: the teacher's weight
-is zero there. A user's vector is used for his first training row as for his last: make it from training data alone.
+A score is the cosine of the example's and the item's vector. What a file does not name is not covered: the teacher's
+weight is zero there. A user's vector serves all training examples of the user, the first ones too: make it from
+training data alone.
 """
 
 from collections.abc import Sequence
@@ -61,12 +62,12 @@ class Vectors(Teacher):
         return (self.item_vectors != 0).any(dim=1).cpu()
 
     def encode_batch(self, interaction: Interaction, items: Tensor) -> Tensor:
-        """The rows' vectors, [B, D]; zero where the file names no such row."""
+        """The examples' vectors, [B, D]; zero where the file names no such example."""
         keys = interaction[self.USER_ID]
         if self.by_row:
             keys = keys * self.n_items + interaction[self.ITEM_ID]
-        place = torch.searchsorted(self.row_keys, keys).clamp(max=len(self.row_keys) - 1)
-        return self.row_vectors[place] * (self.row_keys[place] == keys)[:, None]
+        line = torch.searchsorted(self.row_keys, keys).clamp(max=len(self.row_keys) - 1)
+        return self.row_vectors[line] * (self.row_keys[line] == keys)[:, None]
 
 
 def check_vectors(name: str, config: Config) -> None:
@@ -107,7 +108,9 @@ def _first_lines(
     first = torch.ones(len(keys), dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]
     if not first.all():  # also where a user has the same target twice
-        getLogger().warning(f"{file}: {int((~first).sum())} {what} stand there twice; their first line counts.")
+        getLogger().warning(
+            f"{file}: {int((~first).sum())} lines repeat one of the {what}; the first line of each counts."
+        )
     return keys[first], lines[order[first]]
 
 
@@ -115,10 +118,10 @@ def _numbers(tokens: Sequence[Sequence[str]], tokens_of: Sequence[Sequence[str]]
     """One number for each line of a file, from the internal ids of its tokens, and which lines have one: [N] both."""
     numbers = torch.zeros(len(tokens[0]), dtype=torch.int64)
     found = torch.ones(len(tokens[0]), dtype=torch.bool)
-    for column, known in zip(tokens, tokens_of, strict=True):
-        id_of = {str(token): i for i, token in enumerate(known) if i}
+    for column, own in zip(tokens, tokens_of, strict=True):
+        id_of = {str(token): i for i, token in enumerate(own) if i}
         ids = torch.tensor([id_of.get(token, 0) for token in column])
-        numbers, found = numbers * len(known) + ids, found & (ids > 0)
+        numbers, found = numbers * len(own) + ids, found & (ids > 0)
     return numbers, found
 
 

@@ -1,13 +1,14 @@
 """Sweeps: many students from one set of teachers, on Ray Tune, from a laptop to a cluster.
 
 - `sweep`: the whole sweep as visible steps; start here
-- `space`, `legal`, `settings`: the sweep file: search space, what of it is legal, search, scheduler, resources
-- `plan`: what all trials share, checked, and kept in the sweep's folder
-- `handover`: data and knowledge, made once and handed to the trials
+- `space`, `settings`: the sweep file: search space; search, scheduler, trials and resources
+- `searchable`: which keys trials can change; `cross_checks`: whether the values fit together
+- `plan`: what all trials share, kept as `sweep.json` in the sweep's folder
+- `trial_inputs`: data and teacher caches, made once and given to the trials
 - `trial`: one trial: the code of a plain run, without the test
-- `search`: search algorithm and scheduler by name; `population`: what PBT may change
-- `outcome`, `figures`: trials.csv, best.yaml, importance and parallel coordinates
-- `cluster`: where Ray runs; `encode`: the teachers' pass as a Ray Data job
+- `search`: the space, the search and the scheduler as Ray Tune's own objects
+- `outcome`: trials.csv, best.yaml, importance and parallel coordinates
+- `cluster`: where Ray runs; `encode`: the teachers' encoding jobs on that cluster
 """
 
 from recbole_prmkd.tune.encode import encode_on

@@ -13,7 +13,7 @@ from recbole_prmkd.errors import UserError
 
 
 def check_address(address: str | None) -> None:
-    """Refuse a cluster that cannot be reached; Ray itself would try for minutes.
+    """Reject a cluster that cannot be reached; Ray itself would try for minutes.
 
     Raises:
         UserError: nothing listens at the address.
@@ -36,19 +36,22 @@ def cluster(address: str | None) -> Iterator[None]:
     Args:
         address: of a running cluster, such as `auto` or `10.0.0.5:6379`; None: this machine.
     Raises:
-        UserError: there is no such cluster, or it refuses the token.
+        UserError: there is no such cluster, or it does not accept the token.
     """
     if ray.is_initialized():
         yield
         return
     check_address(address)
-    # Ray's own note of the sweep every second, so that a killed driver has lost nothing that had ended.
+    # Ray writes down the sweep's state every second, so that a killed driver loses no trial that had ended, and does
+    # not warn that this is often.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")  # ... and no word about it
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    # Workers import the package from where this process does.
+    paths = [str(Path(recbole_prmkd.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
     try:
         ray.init(
             address=address or "local",
-            runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, paths))}},
             log_to_driver=False,
             include_dashboard=None if address else False,
         )
@@ -65,7 +68,7 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def check_room(cpu: float, gpu: float) -> None:
-    """Refuse a trial for which no node has room: Ray would wait for ever for one.
+    """Reject a trial for which no node has room: Ray would wait for ever for one.
 
     Args:
         cpu, gpu: what a trial takes of a node.
@@ -77,11 +80,5 @@ def check_room(cpu: float, gpu: float) -> None:
         return
     have = "; ".join(sorted({f"cpu: {node.get('CPU', 0):g}, gpu: {node.get('GPU', 0):g}" for node in nodes}))
     raise UserError(
-        f"A trial asks for cpu: {cpu:g}, gpu: {gpu:g}, but no node has so much (there is {have}): lower resources."
+        f"A trial asks for cpu: {cpu:g}, gpu: {gpu:g}, but no node has as much (there is {have}): lower resources."
     )
-
-
-def _import_path() -> str:
-    """PYTHONPATH for Ray's workers: what this process imports the package from comes first."""
-    home = str(Path(recbole_prmkd.__file__).resolve().parent.parent)
-    return os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,10 +1,11 @@
-"""The teachers' encoding passes as a Ray Data job: the batches of the local pass, on actors of the whole cluster.
+"""The teachers' encoding jobs on Ray Data: the batches of the local job, on actors of the whole cluster.
 
-Each batch is computed by the function that the local pass calls, on the same rows, and comes back in the same order,
+Each batch is computed by the function of the local job, on the same examples, and comes back in the same order,
 so files and hashes are equal byte for byte. Batches travel in shards; a worker that is lost costs its shard, which
-Ray computes again elsewhere. What has come back counts as finished for a later run, as in the local pass.
+Ray computes again elsewhere. What has come back counts as finished for a later run, as in the local job.
 """
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,49 +32,47 @@ class _Encoder:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            vectors = np.ascontiguousarray(self.encode(self.batches[row["id"]]))
+            result = self.encode(self.batches[row["id"]])
         except UserError as error:  # comes back as a value, since Ray Data wraps what is raised
-            return {"error": str(error), "bytes": b"", "dtype": "", "width": 0}
-        return {"error": "", "bytes": vectors.tobytes(), "dtype": str(vectors.dtype), "width": vectors.shape[1]}
+            result = error
+        return {"result": pickle.dumps(result)}
 
 
 @contextmanager
 def spread(gpu: float) -> Iterator[None]:
-    """Inside, passes run on the Ray cluster that is in use, each actor on one CPU or this share of a GPU."""
+    """Inside, encoding jobs run on the Ray cluster that is in use, each actor on one CPU or this share of a GPU."""
     threads = torch.get_num_threads()
 
     def mapper(encode: encoding_jobs.Encode, batches: Sequence[Tensor]) -> Iterator[np.ndarray]:
-        yield from _encoded(encode, batches, gpu, threads)
+        total = ray.cluster_resources()
+        most = max(1, int(total.get("GPU", 0) / gpu if gpu else total.get("CPU", 1)))
+        shards = max(1, len(batches) // _SHARD, most)
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        encoder: Any = _Encoder  # Ray's annotation knows functions only
+        data = ray.data.range(len(batches), override_num_blocks=min(shards, len(batches))).map(
+            encoder,
+            fn_constructor_args=[ray.put((encode, list(batches))), threads],
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(batches))),
+            num_cpus=1,
+            num_gpus=gpu or None,
+        )
+        for row in data.iter_rows():
+            result = pickle.loads(row["result"])
+            if isinstance(result, UserError):
+                raise result
+            yield result
 
     with encoding_jobs.spread_by(mapper):
         yield
 
 
-def _encoded(encode: encoding_jobs.Encode, batches: Sequence[Tensor], gpu: float, threads: int) -> Iterator[np.ndarray]:
-    total = ray.cluster_resources()
-    most = max(1, int(total.get("GPU", 0) / gpu if gpu else total.get("CPU", 1)))
-    shards = max(1, len(batches) // _SHARD)
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    encoder: Any = _Encoder  # Ray's annotation knows functions only
-    data = ray.data.range(len(batches), override_num_blocks=min(max(shards, most), len(batches))).map(
-        encoder,
-        fn_constructor_args=[ray.put((encode, list(batches))), threads],
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(batches))),
-        num_cpus=1,
-        num_gpus=gpu or None,
-    )
-    for row in data.iter_rows():
-        if row["error"]:
-            raise UserError(row["error"])
-        yield np.frombuffer(row["bytes"], dtype=row["dtype"]).reshape(-1, row["width"])
-
-
 @contextmanager
 def encode_on(address: str | None) -> Iterator[None]:
-    """Inside, a plain run's passes run on the cluster at this address, on whole GPUs where it has any; None: here.
+    """Inside, a plain run's encoding jobs run on the cluster at this address, on whole GPUs where it has any; None:
+    here.
 
     Raises:
-        UserError: there is no such cluster, or it refuses the token.
+        UserError: there is no such cluster, or it does not accept the token.
     """
     if address is None:
         yield

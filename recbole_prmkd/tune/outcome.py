@@ -1,96 +1,99 @@
-"""What a sweep leaves: trials.csv, one line a trial, and best.yaml, a config file that trains the winner again."""
+"""What a sweep leaves: trials.csv, one line a trial; best.yaml, a config file that trains the winner again; figures."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import yaml
-from ray import tune
+from matplotlib import pyplot
+from optuna.visualization import matplotlib as plots
+from ray.tune.search.optuna import OptunaSearch
 from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.tune.plan import Plan
+from recbole_prmkd.tune.search import ray_domain
 from recbole_prmkd.tune.settings import Pbt
+from recbole_prmkd.tune.space import Domain, as_option
 from recbole_prmkd.tune.trial import BEST, BEST_EPOCH, SETTINGS, finished, trial_folder
 
 TRIALS, WINNER = "trials.csv", "best.yaml"
+IMPORTANCE, PARALLEL = "importance.svg", "parallel_coordinates.svg"
+ID, STATUS, EPOCH, SECONDS, ERROR = "id", "status", "best epoch", "seconds", "error"  # columns beside the settings
+Line = dict[str, Any]  # of trials.csv
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One trial at its end.
+def score_name(base: Config) -> str:
+    """The column with each trial's best validation score; None in a trial that reported none."""
+    return f"valid {base['valid_metric'].lower()}"
 
-    status: finished, stopped (by the scheduler) or failed. score: best validation score, None without a report.
+
+def trials_of(results: Sequence[Any], plan: Plan, base: Config, folder: Path) -> list[Line]:
+    """A line for each of Ray's results, in the order of their ids.
+
+    Status is finished, stopped (by the scheduler) or failed; the settings have their own types.
     """
-
-    name: str
-    status: str
-    settings: dict[str, Any]
-    score: float | None
-    epoch: int | None
-    seconds: float | None
-    error: str
-
-
-def trials_of(results: tune.ResultGrid, plan: Plan, folder: Path) -> list[Trial]:
-    """All trials, by name."""
-    return sorted((_trial(results[i], plan, folder) for i in range(len(results))), key=lambda trial: trial.name)
+    lines = []
+    for result in results:
+        name = Path(result.path).name
+        # finished.json decides where there is one: PBT gives new settings to a trial at its last report, and Ray has
+        # these, though no student was trained with them.
+        ended = finished(trial_folder(folder, name))
+        metrics = (result.metrics or {}) | (ended or {})
+        said = str(result.error or "").split("\n")
+        line: Line = {ID: name, STATUS: "failed" if result.error else "stopped" if ended is None else "finished"}
+        line |= plan.searched(result.config or metrics["config"]) | metrics.get(SETTINGS, {})
+        line |= {EPOCH: metrics.get(BEST_EPOCH), score_name(base): metrics.get(BEST)}
+        # The last line of an error says what went wrong in the trial.
+        error = next((text.strip() for text in reversed(said) if text.strip()), "")
+        lines.append({**line, SECONDS: metrics.get("time_total_s"), ERROR: error})
+    return sorted(lines, key=lambda line: line[ID])
 
 
 def check_ended(trials: Sequence[Any], planned: int, folder: Path) -> None:
-    """Refuse to name a winner while the search is not over: Ray returns from Ctrl-C as from the end.
+    """Name no winner while the search is not over: Ray returns from Ctrl-C as from the end.
 
     Args:
         trials: as Ray has noted them on disk; in memory it calls all of them ended.
         planned: how many there were to be.
     Raises:
-        UserError: one has not ended, or was not drawn.
+        UserError: a trial has not ended, or was not sampled yet.
     """
     ended = sum(trial.is_finished() for trial in trials)
     if ended < max(planned, len(trials)):
         raise UserError(f"The sweep was interrupted after {ended} of {planned} trials: --tune_resume={folder} goes on.")
 
 
-def winner_of(trials: list[Trial], base: Config) -> Trial:
+def winner_of(trials: Sequence[Line], base: Config) -> Line:
     """The trial with the best validation score, stopped ones included.
 
     Raises:
         UserError: every trial failed.
     """
-    scored = [trial for trial in trials if trial.status != "failed" and trial.score is not None]
+    score = score_name(base)
+    scored = [line for line in trials if line[STATUS] != "failed" and line[score] is not None]
     if not scored:
-        first = next((trial.error for trial in trials if trial.error), "no trial reported a score")
+        first = next((line[ERROR] for line in trials if line[ERROR]), "no trial reported a score")
         raise UserError(f"All {len(trials)} trials failed, the first with: {first}. {TRIALS} holds each one's error.")
-    sign = 1 if base["valid_metric_bigger"] else -1
-    return max(scored, key=lambda trial: sign * (trial.score or 0.0))
+    return (max if base["valid_metric_bigger"] else min)(scored, key=lambda line: line[score])
 
 
-def write_trials(trials: list[Trial], base: Config, folder: Path) -> None:
+def write_trials(trials: Sequence[Line], folder: Path) -> None:
     """trials.csv."""
-    metric = f"valid {base['valid_metric'].lower()}"
-    rows = [
-        {
-            "id": trial.name,
-            "status": trial.status,
-            **trial.settings,
-            "best epoch": trial.epoch,
-            metric: trial.score,
-            "seconds": None if trial.seconds is None else round(trial.seconds, 2),
-            "error": trial.error,
-        }
-        for trial in trials
-    ]
-    frame = pd.DataFrame(rows).astype({"best epoch": "Int64"})
+    frame = pd.DataFrame(trials).astype({EPOCH: "Int64", SECONDS: float}).round({SECONDS: 2})
     frame.to_csv(folder / TRIALS, index=False)
 
 
-def write_winner(winner: Trial, plan: Plan, base: Config, folder: Path) -> Path:
+def write_winner(winner: Line, plan: Plan, base: Config, folder: Path) -> Path:
     """best.yaml: every setting that is not a default, by `--config_files=best.yaml`."""
-    content = {"model": plan.model, "dataset": plan.dataset, **plan.settings, **winner.settings}
-    score = f"{base['valid_metric'].lower()} {winner.score} on validation, epoch {winner.epoch}"
-    notes = [f"Trial {winner.name} of {folder.resolve()}: {score}."]
+    content = {"model": plan.model, "dataset": plan.dataset, **plan.settings}
+    content |= {domain.key: winner[domain.key] for domain in plan.domains}
+    score = f"{base['valid_metric'].lower()} {winner[score_name(base)]} on validation, epoch {winner[EPOCH]}"
+    notes = [f"Trial {winner[ID]} of {folder.resolve()}: {score}."]
     notes.append(f"Trained with {plan.sweep.resources.threads} torch threads; other numbers may round otherwise.")
     if isinstance(plan.sweep.scheduler, Pbt):
         notes.append("Its settings changed during training (PBT); these are the last, so a run with them differs.")
@@ -100,25 +103,49 @@ def write_winner(winner: Trial, plan: Plan, base: Config, folder: Path) -> Path:
     return path
 
 
-def _trial(result: Any, plan: Plan, folder: Path) -> Trial:
-    name = Path(result.path).name
-    # What has trained to its end tells itself what that was: Ray's own note has the settings that a population gave
-    # to a trial at its last report, with which it may not have trained any more.
-    ended = finished(trial_folder(folder, name))
-    metrics = (result.metrics or {}) | (ended or {})
-    score = metrics.get(BEST)
-    return Trial(
-        name=name,
-        status="failed" if result.error else "finished" if ended is not None else "stopped",
-        settings=plan.drawn(result.config or metrics["config"]) | metrics.get(SETTINGS, {}),
-        score=None if score is None else float(score),
-        epoch=metrics.get(BEST_EPOCH),
-        seconds=metrics.get("time_total_s"),
-        error=_reason(result.error),
-    )
+def draw_sweep(trials: Sequence[Line], domains: Sequence[Domain], score: str, bigger: bool, folder: Path) -> None:
+    """Both figures of the column `score`; what Optuna cannot draw, as from too few trials, is left out with a message.
+
+    The importances are those of fANOVA (Hutter et al., ICML 2014), whatever the search was.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    before = pyplot.get_backend()
+    pyplot.switch_backend("agg")  # files only, no window
+    try:
+        for name in (PARALLEL, IMPORTANCE):
+            try:
+                _draw(name, as_study(trials, domains, score, bigger), score.removeprefix("valid "))
+            except (RuntimeError, ValueError) as error:
+                getLogger().warning(f"{name} is left out: {error}")
+                continue
+            if name == PARALLEL:  # an axis for each key, each with labels of its own
+                pyplot.gcf().set_size_inches(max(8.0, 1.9 * len(domains)), 6)
+            pyplot.savefig(folder / name, bbox_inches="tight")
+    finally:
+        pyplot.close("all")
+        pyplot.switch_backend(before)
 
 
-def _reason(error: Exception | None) -> str:
-    """The last line of an error, which names what went wrong in the trial."""
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else (type(error).__name__ if error else "")
+def _draw(name: str, study: optuna.Study, metric: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == PARALLEL:
+            plots.plot_parallel_coordinate(study, target_name=metric)
+        else:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            plots.plot_param_importances(study, evaluator=evaluator, target_name=metric)
+
+
+def as_study(trials: Sequence[Line], domains: Sequence[Domain], score: str, bigger: bool) -> optuna.Study:
+    """The trials that have a score, as Optuna holds them.
+
+    Raises:
+        ValueError: a value that Optuna refuses.
+    """
+    study = optuna.create_study(direction="maximize" if bigger else "minimize")
+    distributions = OptunaSearch.convert_search_space({domain.key: ray_domain(domain) for domain in domains})
+    for line in trials:
+        if line[STATUS] != "failed" and line[score] is not None:
+            values = {domain.key: as_option(line[domain.key]) for domain in domains}
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=line[score]))
+    return study

@@ -1,67 +1,76 @@
 """What all trials of a sweep share: student, data set, fixed settings, sweep file. Kept as `sweep.json`."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from recbole.config import Config
 
 from recbole_prmkd.data import atomic_files
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host import keys
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.teacher_cache import store
-from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.tune.searchable import check_space
-from recbole_prmkd.tune.settings import SweepSettings, checked
+from recbole_prmkd.tune.settings import SweepSettings
+from recbole_prmkd.tune.space import Domain
 
-SCHEMA = "recbole_prmkd/sweep/1"
+# To be raised whenever what Ray pickles into the sweep's folder is renamed, moved or changed.
+SCHEMA = "recbole_prmkd/sweep/2"
 FILE = "sweep.json"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(BaseModel):
     """A sweep before it runs.
 
-    settings: fixed for all trials, every path in it absolute. data: hash of the data set's files, once it is known.
+    settings: fixed for all trials, every path in it absolute. data: hash of the data set's files.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     model: str
     dataset: str
     settings: dict[str, Any]
     sweep: SweepSettings
-    data: str | None = None
-
-    def with_data(self) -> "Plan":
-        """The plan with the hash of its data set's files."""
-        return replace(self, data=atomic_files.digest(Path(self.config(self.first)["data_path"]), self.dataset))
+    data: str
 
     def config(self, searched: Mapping[str, Any] | None = None) -> Config:
-        """The configuration of a trial with these settings, or of the sweep's fixed ones alone."""
+        """The configuration of a trial with these settings beside the fixed ones; none: the space's first values."""
         with no_command_line():
-            return load_config(self.model, self.dataset, None, {**self.settings, **(searched or {})})
+            return load_config(self.model, self.dataset, None, self.settings | dict(searched or self.first))
+
+    @property
+    def domains(self) -> list[Domain]:
+        """The search space."""
+        return self.sweep.domains
 
     @property
     def first(self) -> dict[str, Any]:
         """A first value for each key of the search space."""
-        return {domain.key: domain.witnesses[0] for domain in self.sweep.domains}
+        return {domain.key: domain.representatives[0] for domain in self.domains}
 
     def values(self, key: str) -> list[Any]:
         """All values that trials may give this key: the search space's, or the fixed one."""
-        searched = [domain.witnesses for domain in self.sweep.domains if domain.key == key]
-        return searched[0] if searched else [self.config(self.first)[key]]
+        searched = [domain.representatives for domain in self.domains if domain.key == key]
+        return searched[0] if searched else [self.config()[key]]
 
-    def drawn(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial's settings from what Ray draws."""
-        return {domain.key: domain.drawn(values[domain.key]) for domain in self.sweep.domains}
+    def configs(self, *keys: str) -> list[Config]:
+        """The configuration of each combination that trials may make of these keys' values."""
+        searched = [domain for domain in self.domains if domain.key in keys]
+        combinations = itertools.product(*(domain.representatives for domain in searched))
+        names = [domain.key for domain in searched]
+        return [self.config(self.first | dict(zip(names, values, strict=True))) for values in combinations]
 
-    def as_json(self) -> dict[str, Any]:
-        """What `sweep.json` holds."""
-        content = {"schema": SCHEMA, "model": self.model, "dataset": self.dataset, "settings": self.settings}
-        return store.as_json({**content, "sweep": self.sweep.model_dump(mode="json"), "data": self.data})
+    def searched(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's settings from the values that Ray gives it."""
+        return {domain.key: domain.setting(sampled[domain.key]) for domain in self.domains}
+
+    def data_digest(self) -> str:
+        """Hash of the data set's files as they are now."""
+        return atomic_files.digest(Path(self.config()["data_path"]), self.dataset)
 
 
 def make_plan(
@@ -79,80 +88,60 @@ def make_plan(
     view = host_view(model, dataset, config_file_list, config_dict)
     check_space(sweep.domains, view)
     base = load_config(model, dataset, config_file_list, config_dict)
-    if base["eval_step"] <= 0:
-        raise UserError("A sweep compares trials by validation: set eval_step to 1 or more.")
-    settings = {key: value for key, value in view.user.items() if key not in {"model", "dataset"}}
-    settings.pop("kd_output_dir", None)
-    settings |= {"seed": base["seed"]} if "seed" not in {domain.key for domain in sweep.domains} else {}
+    settings = {key: value for key, value in view.user.items() if key not in {"model", "dataset", "kd_output_dir"}}
     settings["kd_teacher_seed"] = base["kd_teacher_seed"]  # so that trials of other seeds share the teachers
+    searched = {domain.key: domain.values for domain in sweep.domains}
+    if "seed" not in searched:
+        settings["seed"] = base["seed"]
     if view.dataset != "ml-100k" or "data_path" in view.user:  # RecBole ships ml-100k
         settings["data_path"] = str(Path(base["data_path"]).resolve().parent)
-    if _some_distil(sweep) and base["kd_protocol"] == "auto":
+    kds = {str(kd).lower() for kd in searched.get("kd", ())}
+    if "none" in kds and len(kds) > 1 and base["kd_protocol"] == "auto":
         settings["kd_protocol"] = "ranking"  # auto would rank the students alone on another split
     settings = with_absolute_paths(settings, base)
     if base["pre_model_path"]:  # of a student that learns in stages
         settings["pre_model_path"] = str(Path(base["pre_model_path"]).resolve())
     if not sweep.resources.gpu:
-        settings["use_gpu"] = False  # a trial that asked for no GPU must not take one
-        settings["gpu_id"] = ""
-    plan = Plan(view.model, view.dataset, store.as_json(settings), sweep)
-    plan.config(plan.first)
-    return plan
+        settings |= {"use_gpu": False, "gpu_id": ""}  # a trial that asked for no GPU must not take one
+    plan = Plan(model=view.model, dataset=view.dataset, settings=store.as_json(settings), sweep=sweep, data="")
+    return plan.model_copy(update={"data": plan.data_digest()})
 
 
-def _some_distil(sweep: SweepSettings) -> bool:
-    """Whether `kd` is searched, with `none` and others among its values."""
-    kds = [keys.checked({"kd": v}, TEACHERS)["kd"] for d in sweep.domains if d.key == "kd" for v in d.witnesses]
-    return "none" in kds and set(kds) != {"none"}
+def check_free(folder: Path) -> None:
+    """Reject a folder that holds something, for a new sweep."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        resume = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
+        raise UserError(f"{folder} is there already: {resume} another --kd_output_dir.")
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Keep the plan in the sweep's folder, which is made, or empty.
-
-    Raises:
-        UserError: it holds something.
-    """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        way = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
-        raise UserError(f"{folder} is there already: {way} another --kd_output_dir.")
+    """Keep the plan in the sweep's folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / FILE, plan.as_json())
+    store.write_json(folder / FILE, {"schema": SCHEMA, **plan.model_dump(mode="json")})
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of the sweep in this folder.
+    """The plan of the sweep in this folder; read before anything that Ray has pickled there.
 
     Raises:
-        UserError: there is none, or it is of another schema.
+        UserError: there is none, or it is of another version of this package.
     """
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"There is no sweep in {folder} ({FILE} is missing): check --tune_resume.") from error
     if content.get("schema") != SCHEMA:
-        raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
-    sweep = checked(content["sweep"], str(folder / FILE))
-    return Plan(content["model"], content["dataset"], content["settings"], sweep, content.get("data"))
-
-
-def check_data(stored: Plan, folder: Path) -> None:
-    """Refuse to go on with other data than the trials had that have ended.
-
-    Raises:
-        UserError: the files have changed since; a sweep of an earlier version does not know.
-    """
-    if stored.data is not None and stored.with_data().data != stored.data:
         raise UserError(
-            f"The files of {stored.dataset} have changed since the sweep in {folder} began: bring them back, or start "
-            "another one."
+            f"The sweep in {folder} was begun by an earlier version of recbole_prmkd ({content.get('schema')}, not "
+            f"{SCHEMA}), whose trials this one cannot go on with: start a new sweep."
         )
+    return Plan.model_validate(content)
 
 
 def differing(plan: Plan, stored: Plan) -> list[str]:
     """Names of what differs between two plans, for a resume that must not change anything."""
-    left, right = plan.as_json(), stored.as_json()
-    names = [key for key in ("model", "dataset") if left[key] != right[key]]
-    for part in ("settings", "sweep"):
-        every = sorted({*left[part], *right[part]})
-        names += [key for key in every if left[part].get(key) != right[part].get(key)]
-    return names
+    one, other = (
+        {"model": each.model, "dataset": each.dataset, **each.settings, "sweep": each.sweep} for each in (plan, stored)
+    )
+    names = [key for key in sorted({*one, *other} - {"sweep"}) if one.get(key) != other.get(key)]
+    return names + [key for key in SweepSettings.model_fields if getattr(plan.sweep, key) != getattr(stored.sweep, key)]

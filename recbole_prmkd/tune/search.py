@@ -1,16 +1,9 @@
-"""Search algorithm and scheduler of a sweep, by the names that its file uses; all are Ray Tune's own."""
+"""Space, search algorithm and scheduler of a sweep as Ray Tune's own objects."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune import schedulers
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from recbole.config import Config
@@ -20,76 +13,69 @@ from recbole_prmkd.tune.space import Domain, as_option
 from recbole_prmkd.tune.trial import BEST
 
 _TIME = "training_iteration"  # counts validations
-_CONTINUOUS: dict[str, Any] = {"uniform": tune.uniform, "loguniform": tune.loguniform, "quniform": tune.quniform}
+_RANGES: dict[str, Any] = {
+    "uniform": tune.uniform,
+    "loguniform": tune.loguniform,
+    "quniform": tune.quniform,
+    "integer": lambda low, high: tune.randint(low, high + 1),
+}
 
 
-def param_space(sweep: SweepSettings) -> dict[str, Any]:
-    """The space as Ray Tune's own."""
-    return {domain.key: _ray_domain(domain, grid=sweep.search == "grid") for domain in sweep.domains}
-
-
-def _ray_domain(domain: Domain, grid: bool) -> Any:
-    values = domain.values
+def ray_domain(domain: Domain, grid: bool = False) -> Any:
+    """One key's values as Ray Tune samples them, or tries each of them."""
     if domain.kind == "choice":
-        options = [as_option(value) for value in values]
+        options = [as_option(value) for value in domain.values]
         return tune.grid_search(options) if grid else tune.choice(options)
-    if domain.kind == "integer":
-        return tune.randint(values[0], values[1] + 1)
-    return _CONTINUOUS[domain.kind](*values)
+    return _RANGES[domain.kind](*domain.values)
 
 
 def tune_config(sweep: SweepSettings, base: Config, max_length: int) -> tune.TuneConfig:
-    """How trials are drawn, stopped and compared.
+    """How trials are sampled, stopped and compared.
 
     Args:
-        longest: validations of the longest trial.
+        max_length: validations of the longest trial.
     """
     mode = "max" if base["valid_metric_bigger"] else "min"
     # A population's students inherit scores from each other, so there the present score counts.
     metric = base["valid_metric"].lower() if isinstance(sweep.scheduler, Pbt) else BEST
+    optuna = sweep.search == "optuna"
     return tune.TuneConfig(
         metric=metric,
         mode=mode,
-        search_alg=_search(sweep, metric, mode),
+        search_alg=OptunaSearch(metric=metric, mode=mode, seed=sweep.seed)
+        if optuna
+        else BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.max_concurrent or 0),
         scheduler=_scheduler(sweep, max_length),
         num_samples=sweep.samples,
-        max_concurrent_trials=sweep.max_concurrent if sweep.search == "optuna" else None,
+        max_concurrent_trials=sweep.max_concurrent if optuna else None,
         reuse_actors=True,  # importing RecBole and torch takes seconds
         trial_name_creator=lambda trial: trial.trial_id,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
 
 
-def _search(sweep: SweepSettings, metric: str, mode: str) -> Any:
-    if sweep.search == "optuna":
-        return OptunaSearch(metric=metric, mode=mode, seed=sweep.seed)
-    return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.max_concurrent or 0)
-
-
-def _scheduler(sweep: SweepSettings, max_length: int) -> TrialScheduler:
-    chosen = sweep.scheduler
+def _scheduler(sweep: SweepSettings, max_length: int) -> schedulers.TrialScheduler:
+    chosen, domains = sweep.scheduler, sweep.domains
     if isinstance(chosen, Asha):
-        grace = min(chosen.grace, max_length)
-        return ASHAScheduler(time_attr=_TIME, max_t=max_length, grace_period=grace, reduction_factor=chosen.reduction)
+        return schedulers.ASHAScheduler(
+            time_attr=_TIME,
+            max_t=max_length,
+            grace_period=min(chosen.grace, max_length),
+            reduction_factor=chosen.reduction,
+        )
     if isinstance(chosen, Median):
-        return MedianStoppingRule(time_attr=_TIME, grace_period=chosen.grace, min_samples_required=chosen.others)
+        return schedulers.MedianStoppingRule(
+            time_attr=_TIME, grace_period=chosen.grace, min_samples_required=chosen.others
+        )
     if isinstance(chosen, Pbt):
-        return PopulationBasedTraining(
+        choices = {d.key: [as_option(value) for value in d.values] for d in domains if d.kind == "choice"}
+        return schedulers.PopulationBasedTraining(
             time_attr=_TIME,
             perturbation_interval=chosen.interval,
             quantile_fraction=chosen.share,
             resample_probability=chosen.resample,
-            hyperparam_mutations=_mutations(sweep.domains),
-            custom_explore_fn=lambda values: {d.key: d.clamped(values[d.key]) for d in sweep.domains},
+            # Of a list PBT takes a neighbour.
+            hyperparam_mutations={domain.key: choices.get(domain.key, ray_domain(domain)) for domain in domains},
+            custom_explore_fn=lambda values: {d.key: as_option(d.setting(values[d.key])) for d in domains},
         )
-    return FIFOScheduler()
-
-
-def _mutations(domains: Sequence[Domain]) -> dict[str, Any]:
-    """A choice is a list to PBT, in which it moves to a neighbour."""
-    return {
-        domain.key: [as_option(value) for value in domain.values]
-        if domain.kind == "choice"
-        else _ray_domain(domain, False)
-        for domain in domains
-    }
+    return schedulers.FIFOScheduler()

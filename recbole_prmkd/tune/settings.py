@@ -20,7 +20,7 @@ class _Part(BaseModel):
 
 
 class Resources(_Part):
-    """What one trial takes of a node; a fraction of a GPU lets several trials share one (its memory is not fenced)."""
+    """What one trial takes of a node. Fractions of a GPU share its time; nothing limits each trial's memory there."""
 
     cpu: float = Field(default=1, gt=0)
     gpu: float = Field(default=0, ge=0)
@@ -64,13 +64,9 @@ class Pbt(_Part):
     resample: float = Field(default=0.25, ge=0, le=1)
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 Scheduler = Annotated[
     Annotated[NoScheduler | Asha | Median | Pbt, Field(discriminator="name")],
-    BeforeValidator(_named),
+    BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
 ]
 
 
@@ -88,6 +84,9 @@ class SweepSettings(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> "SweepSettings":
+        ranges = [domain.key for domain in self.domains if domain.kind != "choice"]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"{ranges[0]} is a range, of which search: grid cannot try all; use choice")
         if self.search == "grid" and self.trials is not None:
             raise ValueError("search: grid tries every combination, so leave trials (--tune_trials) out")
         if self.scheduler.name == "pbt" and self.search != "random":
@@ -101,7 +100,7 @@ class SweepSettings(_Part):
 
     @property
     def samples(self) -> int:
-        """Trials to draw (for a grid: how often each combination is tried)."""
+        """Trials to sample (for a grid: how often each combination is tried)."""
         return 1 if self.search == "grid" else self.trials or 20
 
     @property
@@ -120,37 +119,21 @@ def read_sweep(path: Path, trials: int | None = None) -> SweepSettings:
     """
     try:
         text = path.read_text(encoding="utf-8")
+        # RecBole's YAML reader, to which 1e-4 is a number.
+        loader = Config.__new__(Config)._build_yaml_loader()
+        yaml_file = path.suffix in {".yaml", ".yml"}
+        content = yaml.load(text, Loader=loader) if yaml_file else {"space": read_lines(text, path)}
     except (OSError, UnicodeError) as error:
         raise UserError(f"There is no sweep file {str(path)!r} to read: check --tune.") from error
-    if path.suffix in {".yaml", ".yml"}:
-        try:
-            # RecBole's reader, to which 1e-4 is a number.
-            content = yaml.load(text, Loader=Config.__new__(Config)._build_yaml_loader())
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-    else:
-        content = {"space": read_lines(text, path)}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write `space:` and below it one line per key.")
-    if trials is not None:
-        content["trials"] = trials
-    return checked(content, str(path))
-
-
-def checked(content: dict[str, Any], source: str) -> SweepSettings:
-    """The settings of a sweep.
-
-    Raises:
-        UserError: an unknown key, a wrong value, or a search space that is not one.
-    """
     try:
-        settings = SweepSettings.model_validate(content)
+        return SweepSettings.model_validate(content | ({} if trials is None else {"trials": trials}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         hint = f"; legal are {', '.join(SweepSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"{source}: {where + ': ' if where else ''}{first['msg']}{hint}.") from error
-    for domain in read_space(settings.space):
-        if settings.search == "grid" and domain.kind != "choice":
-            raise UserError(f"{source}: {domain.key} is a range, of which search: grid cannot try all; use choice.")
-    return settings
+        said = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {where + ': ' if where else ''}{said}{hint}.") from error

@@ -1,15 +1,14 @@
-"""One trial: the code of a plain run on what was handed over, without the test, reporting after every validation.
+"""One trial: the code of a plain run on the trial inputs, without the test, reporting after every validation.
 
 A trial's folder, `trials/<id>/`, has its log, its TensorBoard curves and, once it has trained to its end,
-`finished.json`, so that a sweep that is resumed does not train it again whatever its driver had still to note. The file
-has the settings too: in a population a trial may go on with others from another's student, which is a training anew.
+`finished.json`, so that a resumed sweep does not train it again, whatever its driver had not yet written down. The file
+holds the settings too: PBT may give a trial the student and settings of another, which is a new training.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +31,34 @@ BEST, BEST_EPOCH, EPOCH = "best_score", "best_epoch", "epoch"
 SETTINGS = "settings"  # in finished.json alone
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all trials are called with. folder: of the sweep."""
+def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs, sweep: Path) -> None:
+    """Train a student with these settings; what Ray Tune calls.
 
-    plan: Plan
-    trial_inputs: TrialInputs
-    folder: Path
-
-
-def run_trial(values: Mapping[str, Any], job: Job) -> None:
-    """Train a student with these settings; what Ray Tune calls."""
-    folder = trial_folder(job.folder, tune.get_context().get_trial_id())
-    settings, known = store.as_json(job.plan.drawn(values)), finished(folder)
-    if known is not None and known.pop(SETTINGS, settings) == settings:
-        tune.report(known)
+    Args:
+        sampled: Ray's values of the search space.
+        sweep: the sweep's folder.
+    """
+    folder = trial_folder(sweep, tune.get_context().get_trial_id())
+    searched = plan.searched(sampled)
+    settings, ended = store.as_json(searched), finished(folder)
+    if ended is not None and ended.pop(SETTINGS) == settings:
+        tune.report(ended)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(job.plan.sweep.resources.threads)
+    torch.set_num_threads(plan.sweep.resources.threads)
     keep_freed_memory()
-    config = job.plan.config({**job.plan.drawn(values), **_device(job.plan)})
-    config["show_progress"] = False
+    # The GPUs that Ray lent to this trial; RecBole would take the first of the machine.
+    gpus = {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
+    config = plan.config(searched | gpus)
+    config["show_progress"], config["kd_rebuild"] = False, False  # what trials share was computed before them
     if config["kd"] != "none":
-        check_distillation(config)  # what best.yaml would be refused for, no trial trains
+        check_distillation(config)  # a plain run of best.yaml would reject it
     checkpoint, state = tune.get_checkpoint(), None
     if checkpoint is not None:
         with checkpoint.as_directory() as kept:
             state = progress.load(Path(kept))
     with run_logging(config, folder):
-        prepared = job.trial_inputs.prepared(config)
+        prepared = trial_inputs.prepared(config)
         trainer = make_trainer(config, prepared, folder)
         train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
 
@@ -71,17 +69,9 @@ def trial_folder(sweep: Path, trial: str) -> Path:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """Settings and numbers of the trial that has trained to its end in this folder; None where none has.
-
-    A folder of an earlier version has no settings.
-    """
+    """Settings and numbers of the trial that has trained to its end in this folder; None where none has."""
     file = folder / FINISHED
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def _device(plan: Plan) -> dict[str, Any]:
-    """The GPUs that Ray lent to this trial; RecBole would take the first of the machine."""
-    return {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
 
 
 def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -96,8 +86,7 @@ def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
             BEST_EPOCH: epoch - trainer.cur_step * trainer.eval_step,
             EPOCH: epoch,
         }
-        last = epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step
-        if last:
+        if epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step:
             store.write_json(folder / FINISHED, {**metrics, SETTINGS: settings})
         with tempfile.TemporaryDirectory() as kept:
             progress.save(progress.captured(trainer, train_data, epoch), Path(kept))

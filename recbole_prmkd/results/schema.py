@@ -1,0 +1,92 @@
+"""The schema of `result.json`, versioned; its keys are part of what users rely on.
+
+A new field needs a default, so that results of an earlier version stay readable.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "recbole_prmkd/1"
+
+Metrics = dict[str, float]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Measured(_Part):
+    """Metrics as RecBole ranks, and with the user's earlier items left out of the ranking (`*_unseen`)."""
+
+    valid: Metrics
+    test: Metrics
+    valid_unseen: Metrics
+    test_unseen: Metrics
+
+
+class KDResult(_Part):
+    """How the student was distilled: what was found out about its class, and the strength of kd_loss that follows."""
+
+    traits: str = Field(description="class whose traits it has, or `probed`")
+    family: str = Field(description="where its scores come from: factorised, loss, full or pairs")
+    scores: str = Field(description="what it ranks by: logits, or what logits were made from")
+    loss: str = Field(description="its own loss: full-softmax, pairwise or pointwise")
+    weight: float = Field(description="of kd_loss beside the student's own loss, in force")
+    temperature: float = Field(description="of the student's scores, in force")
+    rows: int | None = Field(description="examples of a batch that kd_loss is computed on, at most; None: all")
+    every: int = Field(description="period of kd_loss in batches")
+
+
+class StudentResult(_Measured):
+    """The student, with the best epoch's weights; with `kd: ensemble` the teachers together, 0 epochs and seconds."""
+
+    model: str
+    parameters: int = Field(description="trainable numbers, equal to the stock model's")
+    train_seconds: float = Field(description="wall time of RecBole's fit, validation included")
+    epochs: int
+    checkpoint: str | None = Field(description="file beside result.json; None if it was not to be saved")
+    train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
+    valid_scores: list[float] = Field(default=[], description="valid_metric at each validation")
+    kd: KDResult | None = Field(default=None, description="None where kd_loss was not in use")
+
+
+class TeacherResult(_Measured):
+    """One teacher: its own metrics on the student's validation and test examples."""
+
+    parameters: int
+    seconds: float = Field(description="fine-tuning, as first measured")
+    holdout: float = Field(description="its valid_metric on the holdout of the training split")
+    peak_memory_mb: float | None = Field(default=None, description="most memory of the process that fine-tuned it")
+    checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
+    unknown_rows: int = Field(description="training examples that it does not cover (no history)")
+    unknown_items: int = Field(description="items that it does not cover (no text)")
+
+
+class StepResult(_Part):
+    """Wall time of one step, and whether its product was taken from an earlier run (None: it makes none)."""
+
+    seconds: float
+    reused: bool | None
+
+
+class RunResult(BaseModel):
+    """The whole of result.json."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    config: dict[str, Any] = Field(description="every setting in force")
+    versions: dict[str, str]
+    seed: int
+    device: str
+    threads: int | None = Field(default=None, description="torch threads of the process")
+    peak_memory_mb: float | None = Field(
+        default=None, description="most memory of the process in the student's training and test; on CUDA the GPU's"
+    )
+    commit: str | None = Field(default=None, description="of this package's checkout; None where it is installed")
+    dataset: dict[str, Any] = Field(description="name and counts after filtering and splitting")
+    student: StudentResult
+    teachers: dict[str, TeacherResult]
+    steps: dict[str, StepResult]
+    distillation: list[dict[str, float]] = Field(description="one entry per epoch; empty without distillation")
