@@ -12,8 +12,8 @@ The rows `ml-100k` of `kd_every.csv` come from runs of
         --seed=2020 --kd_teacher_seed=1 --kd_unisrec_hidden_size=64 --kd_unisrec_epochs=5 --valid_metric=NDCG@10
         --learning_rate=0.005 --epochs=40 --stopping_step=3
 
-with 15 epochs for LightGCN; 10 epochs and a learning rate of 0.002 for DeepFM; `kd_weight` 5 x factor / k. The teacher of
-.105 has 25 epochs and `--kd_unisrec_train_stage=transductive`, its students `--stopping_step=5`.
+with 15 epochs for LightGCN; 10 epochs and a learning rate of 0.002 for DeepFM; `kd_weight` 5 x factor / k. The teacher
+of .105 has 25 epochs and `--kd_unisrec_train_stage=transductive`, its students `--stopping_step=5`.
 """
 
 import csv
