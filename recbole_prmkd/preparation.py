@@ -19,11 +19,11 @@ from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
 from recbole_prmkd.results.schema import StepResult
 from recbole_prmkd.storage.store import StoredFolder
-from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.teachers.item_start import source_of
 
 
 class Steps:

@@ -39,6 +39,7 @@ from recbole_prmkd.teacher_cache.top_items import TopItems, load_or_compute
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.fit import start
+from recbole_prmkd.teachers.item_start import source_of
 
 # Called after each validation with the trainer, its training loader, the epoch and the validation score.
 AfterEpoch = Callable[[Any, Any, int, float], None]
@@ -53,7 +54,7 @@ def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
     if config["model"] in TEACHERS:
         start(student, config["model"], config)
     if prepared.start_vectors is not None:
-        warm_start(student, config, split.dataset, prepared.start_vectors)
+        warm_start(student, config, split.dataset, prepared.start_vectors, source_of(config))
     getLogger().info(student)
     _log_flops(student, config, split)
     host = host_trainer(config, model_class)

@@ -61,13 +61,10 @@ CONFIG = {
 class Student:
     """A student whose scores are a parameter [N, ITEMS]."""
 
-    in_pairs, sequential, kd = False, True, StudentDefaults()
+    in_pairs, sequential, kd, family = False, True, StudentDefaults(), "decided"
 
     def __init__(self):
         self.table = torch.randn(N, ITEMS, generator=torch.Generator().manual_seed(2), requires_grad=True)
-
-    def decide(self, interaction):
-        pass
 
     def rec_loss(self, loss, interaction):
         return loss(interaction)
@@ -276,7 +273,7 @@ def test_a_student_has_its_usual_rows_unless_told_otherwise(monkeypatch) -> None
 
 
 @pytest.mark.parametrize(("every", "batches", "taught"), [(1, 3, 3), (2, 5, 3), (8, 5, 1), (8, 16, 2), ("auto", 5, 2)])
-def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int) -> None:
+def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taught: int, monkeypatch) -> None:
     made = objective(gaps=False, kd_every=every, kd_weight=3.0)
     batch = {"kd_example": BATCH, "item_id": made.train.targets[BATCH]}
     alone = objective(gaps=False)(batch).item()
@@ -285,7 +282,10 @@ def test_some_batches_have_the_kd_loss_of_all(every: object, batches: int, taugh
     parts = (torch.tensor(0.2), torch.tensor(0.3))
     in_parts = partial(PRMKDTrainer.compute_loss, trainer, lambda interaction: parts)
     made.student.kd = StudentDefaults(rows=2, every=1)  # until the first batch is seen
-    made.student.decide = lambda interaction: setattr(made.student, "kd", StudentDefaults(every=4))
+    made.student.family = None
+    monkeypatch.setattr(
+        module, "decide", lambda student, batch: vars(student).update(family="", kd=StudentDefaults(every=4))
+    )
     for loss in (student, student, in_parts):  # each epoch anew
         made.begin(0, batches)
         made.epoch_means()

@@ -13,6 +13,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.defaults import StudentDefaults
+from recbole_prmkd.students.probe import decide
 
 LABELS = {  # in place of drawn negatives
     "threshold": {"rating": 4},
@@ -54,7 +55,7 @@ def test_scores_rank_as_evaluation_does(model, path, more, student_of):
     student, net, batch, split = student_of(model, **more)
     net.eval()  # no dropout: the same numbers twice
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     assert student.family.name == path
     positions, _ = student.positives(batch, torch.Generator())
     candidates = torch.tensor([1, 5, 9])
@@ -81,7 +82,7 @@ def test_logits_that_are_no_product_are_taken_as_they_are(student_of):
     student, net, batch, _ = student_of("CORE")
     net.train()  # its loss drops out parts of the items too, which its ranking does not
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     assert student.family.name == "loss"
     positions, candidates = torch.arange(len(batch)), torch.tensor([1, 5, 9])
     assert torch.equal(student.scores(batch, positions, candidates), student.loss_logits[:, candidates])
@@ -111,7 +112,7 @@ def test_what_is_usual_for_a_student(model, rows, every, temperature, weight, mo
     student, net, batch, _ = student_of(model, **more)
     net.train()  # where SGL makes its graphs
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     assert student.kd == StudentDefaults(rows, every, temperature, weight)
 
 
@@ -131,7 +132,7 @@ def test_rows_are_scored_alone_where_the_loss_has_not_passed_them(model, shares_
     student, net, batch, _ = student_of(model, **more)
     net.eval()
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     assert student.shares_forward == shares_pass
     everything, _ = student.positives(batch, torch.Generator())
     positions, candidates = everything[2:9:3], torch.tensor([1, 5, 9])
@@ -166,7 +167,7 @@ def test_the_forward_pass_is_shared(student_of, monkeypatch):
     monkeypatch.setattr(light_gcn, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
     student, net, batch, _ = student_of("LightGCN")
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     student.scores(batch, student.positives(batch, torch.Generator())[0], torch.tensor([1, 2]))
     assert len(calls) == 1
 
@@ -188,7 +189,7 @@ def test_probabilities_are_made_logits(activation, wanted, student_of):
     torch.nn.init.zeros_(net.out_layer.weight)
     torch.nn.init.constant_(net.out_layer.bias, -1)
     student.rec_loss(net.calculate_loss, batch)
-    student.decide(batch)
+    decide(student, batch)
     positions, _ = student.positives(batch, torch.Generator())
     scores = student.scores(batch, positions, torch.tensor([1, 2]))
     torch.testing.assert_close(scores, torch.full_like(scores, wanted))

@@ -25,13 +25,10 @@ ITEMS, EXAMPLES = 12, 30
 class GivenScores:
     """A student whose scores are a parameter [n_rows, n_items]."""
 
-    in_pairs, sequential, kd = False, False, StudentDefaults()
+    in_pairs, sequential, kd, family = False, False, StudentDefaults(), "decided"
 
     def __init__(self, split):
         self.table = torch.randn(len(split.train), len(split.item_tokens) + 1, requires_grad=True)
-
-    def decide(self, interaction):
-        pass
 
     def positives(self, interaction, generator):
         return torch.arange(len(interaction["kd_example"])), interaction["kd_example"]

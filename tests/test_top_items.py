@@ -13,6 +13,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.distil.candidates import distinct, ranked_first
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.adapter import StudentAdapter
+from recbole_prmkd.students.probe import decide
 
 
 def test_students_first_items():
@@ -78,7 +79,7 @@ def test_own_candidates_and_first_items_are_those_of_the_students_ranking(model,
     batch = next(iter(split.train_data))
     with student.attached():
         student.rec_loss(net.calculate_loss, batch)
-        student.decide(batch)
+        decide(student, batch)
         positions, _ = student.positives(batch, torch.Generator())
         everything = net.full_sort_predict(batch).view(len(batch), -1)[positions]
         own = torch.randint(1, everything.shape[1], (len(positions), 3))

@@ -10,7 +10,8 @@ from recbole.utils import get_model, init_seed
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
-from recbole_prmkd.students.warm_start import item_tables, principal_components, source_of, warm_start
+from recbole_prmkd.students.warm_start import item_tables, principal_components, warm_start
+from recbole_prmkd.teachers.item_start import source_of
 from tests.conformance import SMALL, write_data
 
 
@@ -68,7 +69,7 @@ def test_tables_of_students(student, tables, settings):
     assert [name for name, _, _ in item_tables(model, config, split.dataset)] == tables
     vectors = torch.randn(split.dataset.item_num, 40)
     vectors[[0, 5]] = 0
-    warm_start(model, config, split.dataset, vectors)
+    warm_start(model, config, split.dataset, vectors, source_of(config))
     known = torch.ones(split.dataset.item_num, dtype=torch.bool)
     known[[0, 5]] = False
     for name, table, first in item_tables(model, config, split.dataset):

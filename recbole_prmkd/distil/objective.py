@@ -39,7 +39,7 @@ from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
 from recbole_prmkd.recbole_host.processes import gathered, mean_over_ranks, ranks, weighted
 from recbole_prmkd.students.adapter import StudentAdapter
-from recbole_prmkd.students.probe import described
+from recbole_prmkd.students.probe import decide, described
 from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teacher_cache.top_items import TopItems
 
@@ -110,7 +110,8 @@ class Objective:
     def __call__(self, batch: Interaction) -> Tensor:
         """kd_loss of the batch whose own loss `student.rec_loss` has just computed; a scalar, float32."""
         student = self.student
-        student.decide(batch)
+        if student.family is None:  # on the first batch
+            decide(student, batch)
         positions, examples = student.positives(batch, self.own_generator)  # [B] both
         targets = self.train.targets[examples.cpu()].to(examples.device)  # [B]
         items = in_batch_items(gathered(targets, self.config) if self._processes > 1 else targets)  # [C]

@@ -19,9 +19,9 @@ from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
 from recbole_prmkd.students.traits import Traits, traits_of
-from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
+from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import Vectors, check_vectors
 

@@ -38,8 +38,8 @@ Loss = Callable[..., Any]  # batch -> the model's own loss
 class StudentAdapter:
     """Own loss and scores of a RecBole model in training.
 
-    Use: `adapter.rec_loss(model.calculate_loss, batch)`, then `adapter.decide(batch)` and `adapter.scores(...)`, then
-    `adapter.release()`, all inside `attached`.
+    Use: `adapter.rec_loss(model.calculate_loss, batch)`, on the first batch `probe.decide(adapter,
+    batch)`, then `adapter.scores(...)` and `adapter.release()`, all inside `attached`.
 
     Attributes:
         traits, traits_from: what the model's class is known for, and from which class.
@@ -105,13 +105,6 @@ class StudentAdapter:
             self._user_examples = UserExamples(self.train)
         return self._user_examples.sample(interaction[self.config["USER_ID_FIELD"]], generator)
 
-    def decide(self, interaction: Interaction) -> None:
-        """Choose the family and the strength of the KD loss on the first batch, and log both."""
-        if self.family is None:
-            from recbole_prmkd.students.probe import decide  # the first batch only
-
-            decide(self, interaction)
-
     @property
     def in_pairs(self) -> bool:
         """Whether candidates are scored pair by pair; decided on the first batch."""
@@ -125,7 +118,7 @@ class StudentAdapter:
             positions: [B] the examples of the batch to score.
             candidates: [C] for all examples, or [B, C]; where `in_pairs`, [B, C].
         """
-        assert self.family is not None, "decide comes first"
+        assert self.family is not None, "probe.decide comes first"
         # A forward pass beside the loss's own leaves BatchNorm's running statistics as they are.
         with nullcontext() if self.shares_forward else running_statistics_kept(self.model):
             return self.family.scores(interaction, positions, candidates)

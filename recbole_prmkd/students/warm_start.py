@@ -14,20 +14,9 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teachers import teacher_class
 
-AUTO = "auto"
 _ITEMS = {"IU_emb", "LI_emb", "IL_emb"}  # tables of items under other names: FPMC's
 _SPECIAL = 2  # rows beyond the items' that a table may have, such as BERT4Rec's mask token
-
-
-def source_of(config: Config) -> str:
-    """What the student's items start from: `none`, `text`, or a teacher's name."""
-    if config["kd_item_init"] != AUTO:
-        return config["kd_item_init"]
-    teachers = config["kd_teachers"] if config["kd"] != "none" else []
-    reads_text = not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers)
-    return "text" if reads_text else teachers[0]
 
 
 def principal_components(vectors: Tensor, covered: Tensor, width: int, std: float) -> Tensor:
@@ -86,25 +75,26 @@ def _offset(model: AbstractRecommender, name: str, item: str) -> int | None:
 
 
 @torch.no_grad()
-def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vectors: Tensor) -> None:
+def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vectors: Tensor, source: str) -> None:
     """Put the principal components of the item vectors into every item table of the student.
 
     Items without a vector keep their random numbers, and so do columns beyond the vectors' rank.
 
     Args:
         vectors: [n_items, D] by the student's item ids; zero = none.
+        source: what they are of, for the log: `text`, or a teacher's name.
     Raises:
         UserError: the student has no item embedding, or no item has a vector; with `auto` this is a warning.
     """
     covered = (vectors != 0).any(dim=1)
     covered[0] = False
-    source, tables = source_of(config), item_tables(model, config, dataset)
+    tables = item_tables(model, config, dataset)
     reason = None
     if int(covered.sum()) < 2:
         reason = f"kd_item_init={source} covers no items: use another one, or none"
     elif not tables:
         reason = f"{config['model']} has no embedding of items to start from vectors: set kd_item_init=none for it"
-    if reason and config["kd_item_init"] == AUTO:
+    if reason and config["kd_item_init"] == "auto":
         getLogger().warning(f"No warm start: {reason}.")
         return
     if reason:

@@ -11,6 +11,7 @@
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `ensemble`: the teachers served together, without a student;
+- `item_start`: which item vectors a student starts from; `ensemble`: the teachers served together
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
 A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.

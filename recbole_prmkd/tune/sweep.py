@@ -26,8 +26,8 @@ from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import user_setting, user_settings
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
-from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.tune.cluster import check_address, check_room, cluster
 from recbole_prmkd.tune.cross_checks import check_together
 from recbole_prmkd.tune.encode import spread

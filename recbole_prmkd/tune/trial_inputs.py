@@ -21,9 +21,9 @@ from recbole.utils import init_seed
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
-from recbole_prmkd.students.warm_start import source_of
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, cache_of
 from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.item_start import source_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,14 @@
+"""Which item vectors a student starts from, by `kd_item_init`."""
+
+from recbole.config import Config
+
+from recbole_prmkd.teachers import teacher_class
+
+
+def source_of(config: Config) -> str:
+    """What the student's items start from: `none`, `text`, or a teacher's name."""
+    if config["kd_item_init"] != "auto":
+        return config["kd_item_init"]
+    teachers = config["kd_teachers"] if config["kd"] != "none" else []
+    reads_text = not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers)
+    return "text" if reads_text else teachers[0]
