@@ -9,7 +9,7 @@ from recbole.utils import ModelType, get_model, get_trainer
 
 import recbole_prmkd
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
-from recbole_prmkd.recbole_host import compat
+from recbole_prmkd.recbole_host import compat, registry
 from recbole_prmkd.teachers import TEACHERS
 
 
@@ -30,9 +30,10 @@ def test_other_trainers_keep_their_loop():
     assert distillation_trainer(Trainer) is recbole_prmkd.PRMKDTrainer
 
 
-def test_repairs_are_idempotent():
+def test_changes_to_recbole_are_listed_and_idempotent():
     before = Trainer.evaluate
-    compat.repair()
+    changes = registry.install()
+    assert len(changes) == 6 and changes == registry.install()
     assert Trainer.evaluate is before and not torch.is_anomaly_enabled()
     torch.autograd.set_detect_anomaly(True)  # a user's own choice stays
     compat.repair()

@@ -107,12 +107,18 @@ def _own_checkpoints() -> None:
             setattr(owner, name, allow(function))
 
 
+REPAIRS: dict[str, Callable[[], None]] = {
+    "numpy: the aliases that numpy 2 removed": _numpy_aliases,
+    "scipy: dok_matrix._update": _dok_update,
+    "torch: anomaly mode off, which recbole's sine.py turns on": _anomaly_mode_off,
+    "torch.load: full unpickling inside RecBole's own loading calls": _own_checkpoints,
+}
+
+
 def repair() -> None:
     """Apply every repair. Safe to call again."""
-    _numpy_aliases()
-    _dok_update()
-    _anomaly_mode_off()
-    _own_checkpoints()
+    for apply in REPAIRS.values():
+        apply()
 
 
 repair()

@@ -14,11 +14,23 @@ import recbole.trainer
 from recbole.config import Config
 
 from recbole_prmkd.distil.trainer import PRMKDTrainer
+from recbole_prmkd.recbole_host import compat
 from recbole_prmkd.recbole_host.keys import defaults, properties_dir
 from recbole_prmkd.recbole_host.models import properties_name
 from recbole_prmkd.students import STUDENTS
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.recformer_trainer import RecformerTrainer
+
+
+def install() -> list[str]:
+    """Apply every lasting change to RecBole, and list them. Safe to call again; `import recbole_prmkd` does it.
+
+    Other changes last for a run only and are put back: where RecBole writes (`run_files`), its devices and processes
+    (`processes`), and the student while it is trained (`students.adapter`).
+    """
+    compat.repair()
+    register()
+    return [*compat.REPAIRS, "look-ups: teachers, PyGLightGCN and PRMKDTrainer", "Config: properties of these models"]
 
 
 def register() -> None:
@@ -50,4 +62,4 @@ def _read_our_properties() -> None:
     Config._load_internal_config_dict = load
 
 
-register()
+install()
