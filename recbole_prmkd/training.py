@@ -21,7 +21,7 @@ from recbole_prmkd.data.split import Split, split_of_loaders
 from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
 from recbole_prmkd.distil.candidates import SOURCES, Exclusions
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.schedule import Curriculum
+from recbole_prmkd.distil.schedule import Curriculum, all_shown_again
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare_on
@@ -118,13 +118,12 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
         config["kd_item_init"] = "none"
     check_distillation(config)
     check_teachers(config)
-    with split_of_loaders(train_data, valid_data) as split:
+    with split_of_loaders(train_data, valid_data) as split, all_shown_again(train_data):
         states = progress.random_states()
         prepared = prepare_on(config, split, Steps())
         progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
         with adapted(config, prepared, trainer) as data:
             yield data
-    trainer.objective = None  # the next `fit` may have other data
 
 
 def distils(config: Config) -> bool:

@@ -67,6 +67,54 @@ def test_it_refuses_what_does_not_distil(given, words, settings, tmp_path, monke
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
+def test_after_an_interruption_all_is_put_back_and_fit_goes_on(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer, (train, valid, _) = by_hand(
+        "BPR", settings, tmp_path, kd="prmkd", epochs=3, kd_curriculum="easy", kd_pacing_start=0.2, kd_pacing_length=2
+    )
+    shown, validate, epochs = list(vars(train)["dataset"]), trainer._valid_epoch, iter(range(2))
+
+    def interrupted(*args, **kwargs):
+        if next(epochs) == 1:
+            raise KeyboardInterrupt
+        return validate(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "_valid_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(train, valid)
+    assert "forward" not in vars(trainer.model) and EXAMPLE not in train._dataset.inter_feat
+    assert list(vars(train)["dataset"]) == shown  # what the curriculum has left out is there again
+    monkeypatch.setattr(trainer, "_valid_epoch", validate)
+    trainer.resume_checkpoint(trainer.saved_model_file)
+    trainer.fit(train, valid)
+    assert [epoch["epoch"] for epoch in trainer.history] == [0, 1, 1, 2]
+
+
+def test_a_stage_that_is_not_distilled_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage = {"train_stage": "pretrain", "pretrain_epochs": 1, "save_step": 1, "item_attribute": "brand"}
+    columns = {**RANKED["load_col"], "item": ["item_id", "brand"]}
+    more = {**stage, "load_col": columns, "train_neg_sample_args": None}
+    trainer, (train, valid, _) = by_hand("S3Rec", settings, tmp_path, kd="prmkd", **more)
+    with pytest.raises(UserError, match="not distilled"):
+        trainer.fit(train, valid)
+
+
+def test_recformer_as_student_follows_a_curriculum(settings, tiny_encoder):
+    run = run_recbole_prmkd(
+        "Recformer",
+        "tiny",
+        config_dict=settings(
+            kd="prmkd",
+            kd_text_encoder=str(tiny_encoder),
+            kd_curriculum="easy",
+            kd_pacing_start=0.5,
+            kd_pacing_length=1,
+        ),
+    )
+    assert [epoch["share"] for epoch in run["result"]["distillation"]][:2] == [0.5, 1]
+
+
 class OwnLoop(Trainer):
     """A user's trainer that ignores the loss function it is given."""
 

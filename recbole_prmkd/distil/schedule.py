@@ -3,6 +3,8 @@
 `distil.curriculum` has the formulas (difficulty, pacing, order); here they meet the loaders.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +35,7 @@ class Curriculum:
         config = self.config
         share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
         loader = interactions(train_data)
+        loader = getattr(loader, "loader", loader)  # Recformer's trainer samples from RecBole's loader
         if isinstance(loader, UserDataLoader):
             users, level = self._users
             show_only(loader, users[scheduled_examples(level, share, config["kd_curriculum"], config["seed"])])
@@ -68,6 +71,17 @@ def show_only(loader: Any, numbers: Tensor) -> None:
         examples: Any = numbers.tolist()
         sampler: DistributedSampler[Any] = DistributedSampler(examples, shuffle=loader.sampler.shuffle)
         vars(loader.sampler).update(vars(sampler))
+
+
+@contextmanager
+def all_shown_again(train_data: Any) -> Iterator[None]:
+    """Afterwards a RecBole loader gives what it gave before, whatever a curriculum has left out inside."""
+    loader = interactions(train_data)
+    before = torch.as_tensor(vars(loader)["dataset"])
+    try:
+        yield
+    finally:
+        show_only(loader, before)
 
 
 def mean_popularity(train: Examples) -> Tensor:

@@ -59,8 +59,11 @@ class PRMKDTrainer(Trainer):
             return super().fit(train_data, valid_data, *args, **kwargs)
         from recbole_prmkd.training import distilled_by_itself  # which builds trainers
 
-        with distilled_by_itself(self, train_data, valid_data) as data:
-            return super().fit(data, valid_data, *args, **kwargs)
+        try:
+            with distilled_by_itself(self, train_data, valid_data) as data:
+                return super().fit(data, valid_data, *args, **kwargs)
+        finally:
+            self.objective, self.curriculum, self._alone = None, None, False  # the next `fit` may have other data
 
     def compute_loss(self, loss: Loss, batch: Interaction) -> Any:
         """rec_loss + weight x kd_loss of one batch; both are recorded apart.
@@ -90,6 +93,11 @@ class PRMKDTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Loss | None = None, show_progress: bool = False
     ) -> Any:
         """One pass over the scheduled examples. A trainer may make several of an epoch, each with its own loss."""
+        if self.objective is None and not self._alone:
+            raise UserError(
+                f"{type(self.model).__name__} is in a stage of its training that is not distilled: train that stage "
+                "with RecBole's own trainer, then distil the last one."
+            )
         self._epoch_seen = epoch_idx
         loss = loss_func or self.model.calculate_loss
         if isinstance(train_data, WindowLoader):
