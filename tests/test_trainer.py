@@ -11,6 +11,7 @@ import recbole_prmkd
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import EXAMPLE
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
+from recbole_prmkd.recbole_host.config import complete
 
 RANKED = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
@@ -113,6 +114,14 @@ def test_recformer_as_student_follows_a_curriculum(settings, tiny_encoder):
         ),
     )
     assert [epoch["share"] for epoch in run["result"]["distillation"]][:2] == [0.5, 1]
+
+
+@pytest.mark.parametrize("model", ["SASRec", "UniSRec"])
+def test_a_config_of_recboles_own_has_the_preset(model, settings):
+    given = settings(**RANKED, train_neg_sample_args=None, kd="dllm2rec", kd_top_items=32)
+    config = complete(Config(model, "tiny", config_dict=given))
+    assert config["kd_loss"] == "dllm2rec" and config["kd_candidates"] == "teacher_top"
+    assert config["kd_top_items"] == 32  # the user's word, though it is the default's too
 
 
 class OwnLoop(Trainer):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.model.context_aware_recommender.dcnv2 import DCNV2
+from recbole.model.general_recommender.multivae import MultiVAE
 from recbole.model.general_recommender.ncl import NCL
 from recbole.model.general_recommender.neumf import NeuMF
 from recbole.model.loss import BPRLoss
+from recbole.model.sequential_recommender.dien import DIEN
 from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.trainer import KGATTrainer, NCLTrainer
 from recbole.utils import InputType, get_model
@@ -24,6 +26,14 @@ class MyNeuMF(NeuMF):
 
 class MySASRec(SASRec):
     """As SASRec."""
+
+
+class MyVAE(MultiVAE):
+    """As MultiVAE, which RecBole gives whole users."""
+
+
+class MyDIEN(DIEN):
+    """As DIEN, which has a data set class of its own."""
 
 
 class Own(GeneralRecommender):
@@ -77,7 +87,9 @@ def test_a_subclass_has_the_traits_of_its_base(model):
     assert traits_of(Own) == (Traits(scores=None), "probed") and traits_of(OwnThatSaysSo)[1] == "OwnThatSaysSo"
 
 
-@pytest.mark.parametrize(("model", "base"), [(MyNeuMF, "NeuMF"), (MySASRec, "SASRec")])
+@pytest.mark.parametrize(
+    ("model", "base"), [(MyNeuMF, "NeuMF"), (MySASRec, "SASRec"), (MyVAE, "MultiVAE"), (MyDIEN, "DIEN")]
+)
 def test_a_subclass_is_distilled_as_its_base(model, base, settings, tmp_path):
     runs = [
         run_recbole_prmkd(one, "tiny", config_dict=settings(kd="prmkd", kd_output_dir=str(tmp_path / str(number))))
@@ -117,8 +129,32 @@ def test_what_is_no_model_is_refused_in_a_sentence(cpu_settings):
         load_config(dict, "tiny", config_dict=cpu_settings())
     with pytest.raises(UserError, match="give your class another name"):
         load_config(type("SASRec", (Own,), {}), "tiny", config_dict=cpu_settings())
-    with pytest.raises(UserError, match="no model"):
-        load_config("nowhere.at:All", "tiny", config_dict=cpu_settings())
+    with pytest.raises(UserError, match="give your class another name"):  # RecBole's look-up reads small letters
+        load_config(type("sasrec", (Own,), {}), "tiny", config_dict=cpu_settings())
+    for path in ("nowhere.at:All", ":All", "./at.py:All"):
+        with pytest.raises(UserError, match="no model"):
+            load_config(path, "tiny", config_dict=cpu_settings())
+
+
+def test_a_class_inside_a_function_is_saved(settings, tmp_path):
+    class Inside(SASRec):
+        """Python cannot pickle it."""
+
+    run = run_recbole_prmkd(Inside, "tiny", config_dict=settings(kd="none"))
+    assert (tmp_path / "out" / run["result"]["student"]["checkpoint"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("traits", "words"),
+    [
+        ({"scores": "logits"}, "write Traits"),
+        (Traits(scores="probs"), "use one of logits"),
+        (Traits(loss="bpr"), "use one of full-softmax"),
+    ],
+)
+def test_wrong_traits_are_refused_in_a_sentence(traits, words):
+    with pytest.raises(UserError, match=words):
+        traits_of(type("Wrong", (Own,), {"kd_traits": traits}))
 
 
 def _has(package):

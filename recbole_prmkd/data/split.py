@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.models import named_as_base
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ def load_split(config: Config) -> Split:
     Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
     many lines of the file did not become interactions.
     """
-    with _counting_loaded_lines() as loaded:
+    with _counting_loaded_lines() as loaded, named_as_base(config):
         dataset = create_dataset(config)
     getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
-    train_data, valid_data, test_data = data_preparation(config, dataset)
+    with named_as_base(config):
+        train_data, valid_data, test_data = data_preparation(config, dataset)
     parts = {"training": train_data, "validation": valid_data, "test": test_data}
     for name, part in parts.items():
         if len(part._dataset.inter_feat) == 0:

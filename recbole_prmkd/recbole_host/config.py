@@ -95,6 +95,9 @@ def load_config(
             raise UserError(
                 f"RecBole refuses the settings: {said}; a list is --topk=[5,10] or --metrics=['NDCG','Recall']."
             ) from error
+    # RecBole is done with the class. A checkpoint pickles its Config, which a class of the user's own would tie to the
+    # user's module, and a class inside a function could not be pickled at all.
+    del config.model_class
     if on_cpu(config["use_gpu"]):
         config["device"] = torch.device("cpu")  # RecBole forgets use_gpu, and its processes have none but CUDA's
     return _with_keys(config, settings)
@@ -106,7 +109,14 @@ def complete(config: Config) -> Config:
     Raises:
         UserError: a kd_ key is unknown, mistyped or out of range.
     """
-    given = keys.checked(config.final_config_dict, TEACHERS)
+    # A teacher's own properties hold our defaults, which must not stand above the preset of `kd`.
+    stock = config.internal_config_dict
+    set_by_user = {
+        key: value
+        for key, value in config.final_config_dict.items()
+        if key in config.external_config_dict or key not in stock or value != stock[key]
+    }
+    given = keys.checked(set_by_user, TEACHERS)
     return _with_keys(config, {**keys.defaults(), **keys.preset(given.get("kd", "none")), **given})
 
 
@@ -233,7 +243,7 @@ def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two of a malformed path
         raise UserError(
             f"There is no model {path!r} ({error}): write package.module:Class, with the package on PYTHONPATH."
         ) from error

@@ -4,7 +4,10 @@ A user's `class MyNeuMF(NeuMF)` has NeuMF's properties and trainer, as it has Ne
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +15,13 @@ import recbole.config
 import recbole.trainer
 from recbole.config import Config
 from recbole.model.abstract_recommender import AbstractRecommender
-from recbole.utils import get_trainer
+from recbole.utils import get_model, get_trainer
 
 from recbole_prmkd.errors import UserError
 
 _PROPERTIES = Path(recbole.config.__file__).parent.parent / "properties" / "model"
+
+_KINDS = ("general", "context_aware", "sequential", "knowledge_aware")
 
 
 def register_model(model: type) -> type:
@@ -29,12 +34,17 @@ def register_model(model: type) -> type:
     """
     if not (isinstance(model, type) and issubclass(model, AbstractRecommender)):
         raise UserError(f"{model!r} is no RecBole model: give a subclass of one of RecBole's abstract recommenders.")
-    name = f"recbole.model.general_recommender.{model.__name__.lower()}"
-    there = sys.modules.get(name)
-    if model.__module__.startswith("recbole.model.") or (there is not None and model in vars(there).values()):
+    names = [f"recbole.model.{kind}_recommender.{model.__name__.lower()}" for kind in _KINDS]
+    there = [sys.modules[name] for name in names if name in sys.modules]
+    if model.__module__.startswith("recbole.model.") or any(model in vars(module).values() for module in there):
         return model
-    if _is_recboles(model.__name__) or (there is not None and not getattr(there, "_of_user", False)):
-        raise UserError(f"RecBole has a model {model.__name__} already: give your class another name.")
+    name = names[0]
+    taken = any(find_spec(name) and not getattr(sys.modules.get(name), "_of_user", False) for name in names)
+    if _is_recboles(model.__name__) or taken:  # RecBole's look-up reads small letters
+        raise UserError(
+            f"RecBole has a model {model.__name__} already, small and capital letters aside: give your class another "
+            "name."
+        )
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)
     vars(module).update({model.__name__: model, "_of_user": True})
@@ -45,6 +55,18 @@ def register_model(model: type) -> type:
 def properties_name(model: type) -> str:
     """The nearest class among a model and its bases that RecBole has properties for; the model's own name if none."""
     return next((base.__name__ for base in model.__mro__ if _is_recboles(base.__name__)), model.__name__)
+
+
+@contextmanager
+def named_as_base(config: Config) -> Iterator[None]:
+    """Inside, a user's model goes by the name of its base, by which RecBole chooses data sets and loaders."""
+    name, model = config["model"], get_model(config["model"])
+    if not model.__module__.startswith(("recbole.model.", "recbole_prmkd.")):
+        config["model"] = properties_name(model)
+    try:
+        yield
+    finally:
+        config["model"] = name
 
 
 def host_trainer(config: Config, model: type) -> type:

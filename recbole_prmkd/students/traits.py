@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from recbole_prmkd.errors import UserError
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -80,13 +82,32 @@ def traits_of(model_class: type) -> tuple[Traits, str]:
     """The traits of a model class, and where they come from: a class's name, or `probed`.
 
     The nearest base counts: one with a `kd_traits` attribute of its own, or a model of RecBole or of this package.
+
+    Raises:
+        UserError: `kd_traits` is no `Traits`, or holds a word that it does not know.
     """
     for base in model_class.__mro__:
         if "kd_traits" in vars(base):
-            return vars(base)["kd_traits"], base.__name__
+            return _checked(vars(base)["kd_traits"], base.__name__), base.__name__
         if base.__module__.startswith(("recbole.model.", "recbole_prmkd.")) and not _is_abstract(base):
             return TRAITS.get(base.__name__, Traits()), base.__name__
     return Traits(scores=None), "probed"
+
+
+def _checked(traits: object, name: str) -> Traits:
+    if not isinstance(traits, Traits):
+        raise UserError(f"{name}.kd_traits is {traits!r}: write Traits(...) of recbole_prmkd.students.traits.")
+    allowed = {
+        "scores": LOGITS,
+        "loss": ("full-softmax", "pairwise", "pointwise"),
+        "step": ("recurrent", "graph", "plain"),
+        "training": ("gradient", "stages", "none"),
+    }
+    for key, words in allowed.items():
+        value = getattr(traits, key)
+        if value not in words and (value is not None or key == "training"):
+            raise UserError(f"{name}.kd_traits has {key}={value!r}: use one of {', '.join(words)}.")
+    return traits
 
 
 def to_logits(model: nn.Module, traits: Traits) -> Callable[[Tensor], Tensor] | None:

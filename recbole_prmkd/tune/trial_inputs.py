@@ -21,6 +21,7 @@ from recbole.utils import init_seed
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, cache_of
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.item_start import source_of
@@ -106,6 +107,7 @@ def unpacked(content: bytes, config: Config) -> Split:
         part.config = config
     init_seed(config["seed"], config["reproducibility"])
     dataset.build = lambda: parts  # the split was made before
-    train_data, valid_data, test_data = data_preparation(config, dataset)
+    with named_as_base(config):
+        train_data, valid_data, test_data = data_preparation(config, dataset)
     del dataset.build
     return Split(dataset, train_data, valid_data, test_data, *kept)
