@@ -71,6 +71,35 @@ class OwnOfProbabilities(Own):
     probabilities = True
 
 
+class OwnOfPairs(Own):
+    """Scores one pair at a time by a network, whose untrained scores are near its last bias."""
+
+    input_type = InputType.POINTWISE
+    full_sort_predict = GeneralRecommender.full_sort_predict  # there is none
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.last, self.loss = torch.nn.Linear(16, 1), torch.nn.BCEWithLogitsLoss()
+        torch.nn.init.normal_(self.last.weight, std=0.01)
+        torch.nn.init.constant_(self.last.bias, 0.5)
+
+    def forward(self, interaction):
+        user, item = self.users(interaction[self.USER_ID]), self.items(interaction[self.ITEM_ID])
+        return self.last(torch.cat([user, item], dim=1)).squeeze(1)
+
+    def calculate_loss(self, interaction):
+        return self.loss(self.forward(interaction), interaction["label"].float())
+
+    def predict(self, interaction):
+        return self._ranked(self.forward(interaction))
+
+
+class OwnOfPairsProbabilities(OwnOfPairs):
+    """The same, ranked by probabilities."""
+
+    probabilities = True
+
+
 class OwnThatSaysSo(Own):
     """Ranked by probabilities, and says so."""
 
@@ -102,18 +131,20 @@ def test_a_subclass_is_distilled_as_its_base(model, base, settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "family", "scores", "source"),
+    ("model", "family", "scores", "source", "loss"),
     [
-        (Own, "factorised", "logits", "probed"),
-        (OwnOfProbabilities, "factorised", "probabilities", "probed"),
-        (OwnThatSaysSo, "pairs", "probabilities", "OwnThatSaysSo"),
+        (Own, "factorised", "logits", "probed", "pairwise"),
+        (OwnOfProbabilities, "factorised", "probabilities", "probed", "pairwise"),
+        (OwnOfPairs, "pairs", "logits", "probed", "pointwise"),
+        (OwnOfPairsProbabilities, "pairs", "probabilities", "probed", "pointwise"),
+        (OwnThatSaysSo, "pairs", "probabilities", "OwnThatSaysSo", "pairwise"),
     ],
 )
-def test_a_model_of_ones_own_is_probed_unless_it_says(model, family, scores, source, settings, caplog):
+def test_a_model_of_ones_own_is_probed_unless_it_says(model, family, scores, source, loss, settings, caplog):
     caplog.set_level("INFO")
     run = run_recbole_prmkd(model, "tiny", config_dict=settings(kd="prmkd"))
     kd = run["result"]["student"]["kd"]
-    assert (kd["family"], kd["scores"], kd["traits"], kd["loss"]) == (family, scores, source, "pairwise")
+    assert (kd["family"], kd["scores"], kd["traits"], kd["loss"]) == (family, scores, source, loss)
     assert np.isfinite(run["result"]["distillation"][-1]["kd_loss"])
 
 

@@ -34,6 +34,16 @@ def planned(settings, tmp_path, monkeypatch):
     return plan
 
 
+def test_a_trial_of_another_process_finds_a_class_of_the_users_own(planned, tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(
+        "from recbole.model.general_recommender.bpr import BPR\n\n\nclass OfAFile(BPR):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan, _ = planned({"learning_rate": {"choice": [0.1]}}, "own_models:OfAFile")
+    assert plan.model == "own_models:OfAFile"  # the name alone is registered in this process only
+    assert plan.config()["model"] == "OfAFile"
+
+
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
 def test_students_alone_and_distilled_ones_are_ranked_on_one_split(model, planned):
     plan, _ = planned({"kd": {"choice": ["none", "prmkd"]}}, model)

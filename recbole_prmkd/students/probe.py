@@ -30,6 +30,9 @@ from recbole_prmkd.students.windows import WINDOW
 
 _EXAMPLES, _ITEMS = 8, 512  # examples and items that the families are compared on
 
+_SAME_NUMBERS = ("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Alias", "ToCopy")
+_PRODUCTS = ("Addmm", "Mm", "Bmm", "Baddbmm")  # as autograd names them
+
 
 def decide(student: StudentAdapter, interaction: Interaction) -> None:
     """Set the student's family, the scale of its scores, and `kd`, and log the choice.
@@ -117,8 +120,7 @@ def _family(student: StudentAdapter, interaction: Interaction) -> Family:
         pairs = PairScores(student)
         items = torch.ones(len(positions), 2, dtype=torch.int64, device=positions.device)
         if student.traits.scores is None:
-            with torch.no_grad():
-                _on_logit_scale(student, pairs.scores(few, positions, items))
+            _on_logit_scale(student, pairs.scores(few, positions, items))
         return pairs
     finally:
         student.model.train(training)
@@ -139,12 +141,23 @@ def _family_of_logits(student: StudentAdapter, interaction: Interaction) -> Fami
 
 
 def _on_logit_scale(student: StudentAdapter, scores: Tensor) -> Tensor:
-    """The scores as logits; of a model without traits they are taken for probabilities where all lie in [0, 1]."""
+    """The scores as logits; of a model without traits they are taken for probabilities where all lie in [0, 1].
+
+    Not where a product makes them: an untrained network's scores are near its last bias, which may lie there.
+    """
     if student.traits.scores is not None:
         return scores
     inside = bool(((scores >= 0) & (scores <= 1)).all()) and bool((scores > 0).any())
-    student.to_logits = LOGITS["probabilities" if inside else "logits"]
+    student.to_logits = LOGITS["probabilities" if inside and not _is_made_by_a_product(scores) else "logits"]
     return scores if student.to_logits is None else student.to_logits(scores)
+
+
+def _is_made_by_a_product(scores: Tensor) -> bool:
+    """Whether a linear layer or a matrix product gives the scores, apart from their shape and precision."""
+    operation = scores.grad_fn
+    while operation is not None and operation.name().startswith(_SAME_NUMBERS):
+        operation = operation.next_functions[0][0]
+    return operation is not None and operation.name().startswith(_PRODUCTS)
 
 
 def _forward_is_shared(student: StudentAdapter, interaction: Interaction, product: bool) -> bool:

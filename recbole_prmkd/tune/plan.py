@@ -31,7 +31,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    model: str
+    model: str  # a name of RecBole's or ours, or package.module:Class
     dataset: str
     settings: dict[str, Any]
     sweep: SweepSettings
@@ -103,7 +103,8 @@ def make_plan(
         settings["pre_model_path"] = str(Path(base["pre_model_path"]).resolve())
     if not sweep.resources.gpu:
         settings |= {"use_gpu": False, "gpu_id": ""}  # a trial that asked for no GPU must not take one
-    plan = Plan(model=view.model, dataset=view.dataset, settings=store.as_json(settings), sweep=sweep, data="")
+    named = str(model or view.user["model"])  # of a user's class the path: a trial's process finds it by nothing else
+    plan = Plan(model=named, dataset=view.dataset, settings=store.as_json(settings), sweep=sweep, data="")
     return plan.model_copy(update={"data": plan.data_digest()})
 
 
