@@ -184,7 +184,7 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
 def test_a_peers_list_can_be_filled_by_what_teachers_agree_on() -> None:
     same = objective(False, kd_candidates="teacher_top", kd_loss="rrd")
     kl = objective(False, kd_candidates="teacher_top")
-    widths = [made._top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
+    widths = [made.top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
     assert widths == [3 * 6, 6]  # of three teachers, kd_top_items 6
 
 
@@ -193,13 +193,13 @@ def test_few_teachers_have_little_to_weigh() -> None:
     teachers = made.teacher_cache.teachers
     for number, words in ((1, "= 1 with one teacher"), (2, "of two teachers both are consistent"), (3, "")):
         made.teacher_cache.teachers = teachers[:number]
-        told = [note for note in ("one teacher", "two teachers") if note in str(made)]
-        assert words in str(made) and len(told) == (number < 3)
+        notes = [note for note in ("one teacher", "two teachers") if note in str(made)]
+        assert words in str(made) and len(notes) == (number < 3)
 
 
 def test_users_without_training_rows_are_not_taught_anothers() -> None:
-    drawn = UserExamples(objective(False).train).sample(torch.tensor([9, 10, 25]), torch.Generator())
-    assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
+    sampled = UserExamples(objective(False).train).sample(torch.tensor([9, 10, 25]), torch.Generator())
+    assert sampled[0].tolist() == [0] and int(sampled[1]) // PER_USER == 9  # user 9 is the last
 
 
 def test_one_teacher_agrees_with_itself_whatever_it_knows() -> None:
@@ -217,7 +217,7 @@ def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
     made.teacher_cache = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
     for rule in ("probability", "entropy", "label_ce"):
         made.config["kd_confidence"] = rule
-        target, counted, shares, *_ = made._fuse_block(scores, torch.zeros(1, dtype=torch.int64), mask)
+        target, counted, shares, *_ = made.fuse(scores, torch.zeros(1, dtype=torch.int64), mask)
         torch.testing.assert_close(target, torch.full((1, 257), 1 / 257))
         assert counted.all() and shares[0, 1] < shares[0, 0]  # half of the five, none of the others
         torch.testing.assert_close(shares[0, 1], torch.tensor(5 / 2 / 257))
@@ -338,10 +338,9 @@ def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
     assert torch.equal(loss(0.1, **peer), loss(1.0, **peer))
 
 
-def test_means_are_over_the_batches_and_hold_no_graph() -> None:
+def test_means_are_over_the_batches() -> None:
     made = objective(gaps=True)
     losses = [made({"kd_example": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
-    assert not any(total.requires_grad for total, _ in made._sums.values())
     means = made.epoch_means()
     assert means["kd_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-6)
 
@@ -357,14 +356,14 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
     row = torch.tensor([4])
     for kind, mask, earlier in [("SEQUENTIAL", False, False), ("SEQUENTIAL", True, True), ("GENERAL", False, True)]:
         made = objective(gaps=False, MODEL_TYPE=ModelType[kind], kd_history_mask=mask)
-        positions, items = made._excluded(row)
+        positions, items = made.excluded(row)
         train = made.train
         history = {*train.items[train.start[4] : train.stop[4]].tolist()}
         wanted = {*train.items[5:PER_USER].tolist()}
         assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
         assert set(positions.tolist()) == {0}
         some = torch.tensor([*history, 0])
-        assert set(made._excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
+        assert set(made.excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
 
 
 def test_the_first_batch_says_what_is_minimised(caplog) -> None:
@@ -405,7 +404,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
     only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
     made = objective(gaps=False, in_pairs=in_pairs, kd_confidence="uniform", kd_consistency="none", **only)
     made.teacher_cache = knowledge(gaps=False, widths=(12,))
-    made._top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made._excluded)
+    made.top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made.excluded)
     made.student.scores = _item_numbers(made.student)
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given

@@ -100,7 +100,7 @@ class Objective:
             self.own_generator = torch.Generator().manual_seed(config["seed"] + 1 + rank)
         self._of_baseline = config["kd_loss"] in BASELINES  # taken as its paper has it
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
-        self._excluded, self._top_items = excluded, top_items
+        self.excluded, self.top_items = excluded, top_items
         self._sources = SOURCES[config["kd_candidates"]]
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
@@ -125,7 +125,7 @@ class Objective:
         for added, its_scores in self._ranked_first(batch, positions, examples):
             candidates = _with_added(candidates, added)
             scores.append(its_scores)
-        fused = self._fuse(_side_by_side(scores), candidates.columns, candidates.mask)
+        fused = self.fuse(_side_by_side(scores), candidates.columns, candidates.mask)
         student_scores = self._student_scores(batch, positions, candidates)  # [B, C]
         loss = self._loss(student_scores, fused, candidates.columns)
         loss = weighted(loss, batch) if self._processes > 1 else loss
@@ -135,8 +135,13 @@ class Objective:
         return loss
 
     @torch.no_grad()
-    def _fuse(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
-        """From scores [T, B, C], NaN where a teacher does not cover the example or the candidate."""
+    def fuse(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
+        """The fused target from scores [T, B, C], NaN where a teacher does not cover the example or the candidate.
+
+        Args:
+            columns: [B] of each example's target.
+            mask: [B, C], which candidates count.
+        """
         size = len(mask)
         if scores.device.type == "cpu":  # no example needs another one, and block by block takes half the time
             size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
@@ -186,18 +191,18 @@ class Objective:
 
     def _in_batch(self, examples: Tensor, targets: Tensor, items: Tensor, shared: Tensor | None) -> Candidates:
         if shared is None:
-            mask = candidate_mask(items, targets, self._excluded(examples, items))  # [B, C]
+            mask = candidate_mask(items, targets, self.excluded(examples, items))  # [B, C]
             return Candidates([items], target_columns(items, targets), mask)
-        own_first, mask = sampled_candidates(shared, targets, self._excluded(examples, shared))  # [B, 1 + M] both
+        own_first, mask = sampled_candidates(shared, targets, self.excluded(examples, shared))  # [B, 1 + M] both
         return Candidates([own_first[:, :1], shared], torch.zeros_like(targets), mask)
 
     def _ranked_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates for each source of `kd_candidates`: items [B, M] and their scores [T, B, M]."""
-        if self._top_items is not None:
-            yield self._top_items.of(examples)
+        if self.top_items is not None:
+            yield self.top_items.of(examples)
         if "student" in self._sources:
             all_scores = self.student.all_scores(batch, positions)  # [B, n_items]
-            items = ranked_first(all_scores, self.config["kd_top_items"], self._excluded(examples))
+            items = ranked_first(all_scores, self.config["kd_top_items"], self.excluded(examples))
             yield items, self.teacher_cache.scores(examples, items)
 
     def _student_scores(self, batch: Interaction, positions: Tensor, candidates: Candidates) -> Tensor:
@@ -247,7 +252,7 @@ class Objective:
         }
 
     def begin(self, epoch: int, batches: int) -> None:
-        """A pass over the training data starts, of so many batches."""
+        """A pass over the training data starts; batches: how many it has."""
         self._batches, self._batch = batches, 0
         self._settings = RankSettings.of(self.config, epoch)
 
