@@ -15,7 +15,7 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil import objective as module
 from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.distil.baselines.ranking import teacher_ranking
-from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_candidates
+from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_items, target_columns
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.distil.trainer import PRMKDTrainer
@@ -137,7 +137,8 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     made = objective(gaps, **rules)
     loss, gradient, means = step(made)
     targets = made.train.targets[BATCH]
-    items, columns = in_batch_candidates(targets)
+    items = in_batch_items(targets)
+    columns = target_columns(items, targets)
     mask = candidate_mask(items, targets, excluded_pairs(made, BATCH))
     scores = made.teacher_cache.scores(BATCH, items)
     known = ~scores.isnan()
@@ -181,7 +182,7 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
     assert gradient[BATCH].abs().sum(1).gt(0).all()  # all other candidates are
 
 
-def test_a_peers_list_can_be_filled_by_what_teachers_agree_on() -> None:
+def test_a_baselines_list_can_be_filled_by_what_teachers_agree_on() -> None:
     same = objective(False, kd_candidates="teacher_top", kd_loss="rrd")
     kl = objective(False, kd_candidates="teacher_top")
     widths = [made.top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
@@ -319,10 +320,10 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
     assert due(16) == [0, 16] and due(4) == [*range(0, 20, 4)]
 
 
-def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
-    made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
-    made.student.kd = peer.student.kd = StudentDefaults(weight=0.1)
-    assert made.weight == pytest.approx(0.5) and peer.weight == 5
+def test_a_students_own_weight_is_that_of_losses_other_than_the_baselines() -> None:
+    made, baseline = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
+    made.student.kd = baseline.student.kd = StudentDefaults(weight=0.1)
+    assert made.weight == pytest.approx(0.5) and baseline.weight == 5
     assert str(made).startswith("loss = rec_loss + 0.5 x kl(")
 
 
@@ -334,8 +335,8 @@ def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
 
     assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))
     assert "student / 0.2)" in str(objective(gaps=False, kd_temperature=0.2))
-    peer = {"kd_loss": "rd", "kd_candidates": "teacher_top"}
-    assert torch.equal(loss(0.1, **peer), loss(1.0, **peer))
+    baseline = {"kd_loss": "rd", "kd_candidates": "teacher_top"}
+    assert torch.equal(loss(0.1, **baseline), loss(1.0, **baseline))
 
 
 def test_means_are_over_the_batches() -> None:
@@ -379,10 +380,7 @@ def test_the_first_batch_says_what_is_minimised(caplog) -> None:
         "without false negatives",
     ):
         assert part in caplog.text
-    assert (
-        f"kd_loss on 5 examples of the first batch, {len(in_batch_candidates(made.train.targets[BATCH])[0])} "
-        in caplog.text
-    )
+    assert f"kd_loss on 5 examples of the first batch, {len(in_batch_items(made.train.targets[BATCH]))} " in caplog.text
 
 
 def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
