@@ -93,13 +93,13 @@ def test_it_can_fit_again_and_puts_the_loader_back(model, settings, tmp_path, mo
     """After an exception too: the loader shows all of its examples, and the next fit prepares everything itself."""
     monkeypatch.chdir(tmp_path)
     trainer, (train, valid, _) = by_hand(model, settings, tmp_path, kd="prmkd")
-    shown = list(train.dataset)
+    shown = list(vars(train)["dataset"])
 
     def stop(epoch, score):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(train, valid, saved=False, callback_fn=stop)
-    assert list(train.dataset) == shown and EXAMPLE not in train._dataset.inter_feat
+    assert list(vars(train)["dataset"]) == shown and EXAMPLE not in train._dataset.inter_feat
     trainer.fit(train, valid, saved=False)
-    assert list(train.dataset) == shown and trainer.history[-1]["kd_loss"] > 0
+    assert list(vars(train)["dataset"]) == shown and trainer.history[-1]["kd_loss"] > 0

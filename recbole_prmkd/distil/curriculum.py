@@ -76,7 +76,7 @@ def show_only(loader: Any, numbers: Tensor) -> None:
 def all_shown_afterwards(train_data: Any) -> Iterator[None]:
     """A RecBole loader that shows all of its examples again when training ends."""
     loader = interactions(train_data)
-    shown = list(loader.dataset)
+    shown = list(vars(loader)["dataset"])  # `loader.dataset` is the data set itself
     try:
         yield
     finally:
