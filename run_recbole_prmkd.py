@@ -78,6 +78,8 @@ def main() -> None:
                 resume=arguments.tune_resume,
             )
         elif datasets:
+            if arguments.ray_address or arguments.nproc > 1:
+                raise UserError("Pre-training runs in one process here: leave out --nproc and --ray_address.")
             pretrain(arguments.model or user_setting("model", files), datasets, files)
         elif arguments.nproc > 1 or arguments.world_size > 0:
             given = vars(arguments)
@@ -113,6 +115,8 @@ def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
         raise UserError("--tune_trials is for sweeps: add --tune=hyper/sasrec.yaml, or leave it out.")
     if searches and not arguments.compare and (arguments.nproc > 1 or arguments.world_size > 0):
         raise UserError("A sweep trains each trial in one process: use max_concurrent in its file, not --nproc.")
+    if arguments.ray_address and not searches and not arguments.compare and arguments.nproc > 1:
+        raise UserError("--nproc trains on this machine alone: leave out --ray_address, or --nproc.")
 
 
 def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:

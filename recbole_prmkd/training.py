@@ -20,8 +20,8 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split, split_of_loaders
 from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
 from recbole_prmkd.distil.candidates import SOURCES, Exclusions
+from recbole_prmkd.distil.curriculum import Curriculum, all_shown_afterwards
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.schedule import Curriculum, all_shown_again
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare_on
@@ -118,12 +118,15 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
         config["kd_item_init"] = "none"
     check_distillation(config)
     check_teachers(config)
-    with split_of_loaders(train_data, valid_data) as split, all_shown_again(train_data):
+    with split_of_loaders(train_data, valid_data) as split:
         states = progress.random_states()
         prepared = prepare_on(config, split, Steps())
         progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
-        with adapted(config, prepared, trainer) as data:
-            yield data
+        try:
+            with adapted(config, prepared, trainer) as data:
+                yield data
+        finally:
+            trainer.distil_by_itself()  # the next `fit` may have other data
 
 
 def distils(config: Config) -> bool:
@@ -142,6 +145,7 @@ def adapted(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
             dropout = config["kd_dropout"] if distils(config) else 1.0
             stack.enter_context(student.attached(windows, dropout))
         if prepared.teacher_cache is not None:
+            stack.enter_context(all_shown_afterwards(split.train_data))
             trainer.distil(*_objective(config, prepared, student))
         yield WindowLoader(config, split.train_data._dataset, split.train) if windows else split.train_data
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_prmkd.distil.candidates import (
     Exclusions,
     candidate_mask,
-    in_batch_candidates,
+    in_batch_items,
     sample,
     sampled_candidates,
     target_columns,
@@ -74,7 +74,9 @@ def test_exclusions_are_the_items_of_each_examples_slices_and_its_target(items, 
 
 
 def test_positives_are_sorted_unique_and_without_padding() -> None:
-    items, columns = in_batch_candidates(torch.tensor([7, 3, 7, 0, 9]))
+    targets = torch.tensor([7, 3, 7, 0, 9])
+    items = in_batch_items(targets)
+    columns = target_columns(items, targets)
     assert items.tolist() == [3, 7, 9]
     assert columns.tolist() == [1, 0, 1, -1, 2]
 
@@ -83,8 +85,8 @@ def test_positives_are_sorted_unique_and_without_padding() -> None:
 def test_columns_find_each_target_among_everyones(batch: tuple[Tensor, Tensor], others: list[int]) -> None:
     targets, _ = batch
     for everyone in ([], others):  # the targets of other processes
-        together = torch.cat([targets, torch.tensor(everyone, dtype=torch.long)]) if everyone else None
-        items, columns = in_batch_candidates(targets, together)
+        items = in_batch_items(torch.cat([targets, torch.tensor(everyone, dtype=torch.long)]))
+        columns = target_columns(items, targets)
         assert items.tolist() == sorted({*targets.tolist(), *everyone} - {0})
         assert torch.equal(items[columns[targets > 0]], targets[targets > 0])
         assert bool((columns[targets == 0] == -1).all())
@@ -92,7 +94,7 @@ def test_columns_find_each_target_among_everyones(batch: tuple[Tensor, Tensor], 
 
 def test_mask_in_a_hand_made_batch() -> None:
     targets = torch.tensor([3, 7, 9])
-    items, _ = in_batch_candidates(targets)
+    items = in_batch_items(targets)
     excluded = torch.tensor([[9, 3, 0], [0, 0, 0], [8, 7, 100]])  # own target, nothing, and ids outside of the batch
     assert candidate_mask(items, targets, pairs(excluded)).tolist() == [
         [True, True, False],
@@ -142,7 +144,7 @@ def test_sampled_candidates_are_the_target_and_shared_items_with_the_mask_of_the
     batch: tuple[Tensor, Tensor], number: int, seed: int
 ) -> None:
     targets, excluded = batch
-    items, _ = in_batch_candidates(targets)
+    items = in_batch_items(targets)
     shared = sample(items, number, torch.Generator().manual_seed(seed))
     assert shared.tolist() == sorted(set(shared.tolist()) & set(items.tolist()))
     assert len(shared) == min(number, len(items))
@@ -162,7 +164,7 @@ def test_sample_follows_the_generator() -> None:
 
 def test_sample_of_more_than_there_are_takes_all() -> None:
     targets = torch.tensor([3, 7, 0])
-    items, _ = in_batch_candidates(targets)
+    items = in_batch_items(targets)
     excluded = pairs(torch.tensor([[7], [0], [0]]))
     candidates, mask = sampled_candidates(sample(items, 5, torch.Generator()), targets, excluded)
     assert candidates.tolist() == [[3, 3, 7], [7, 3, 7], [0, 3, 7]]
@@ -180,8 +182,7 @@ def test_each_item_is_sampled_equally_often() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda one: in_batch_candidates(torch.zeros(3, dtype=torch.long)), "padding"),
-        (lambda one: in_batch_candidates(torch.ones(2, 2, dtype=torch.long)), r"must be \[B\]"),
+        (lambda one: target_columns(in_batch_items(torch.zeros(3, dtype=torch.long)), one), "padding"),
         (lambda one: target_columns(torch.tensor([1, 2]), torch.tensor([3])), "contain the target"),
         (lambda one: target_columns(torch.tensor([1, 1, 2]), one), "unique"),
         (lambda one: candidate_mask(one, one, (one, torch.ones(2, dtype=torch.long))), r"\[1\] and \[2\]"),

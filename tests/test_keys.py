@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from recbole_prmkd.distil.baselines import BASELINES
-from recbole_prmkd.distil.curriculum import ORDERS, PACING
+from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.distil.losses import LOSSES
+from recbole_prmkd.distil.pacing import ORDERS, PACING
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
@@ -25,6 +26,7 @@ def test_choices_are_those_of_the_code():
     assert set(table["kd_pacing"]["choices"]) == set(PACING)
     assert set(table["kd_curriculum"]["choices"]) == {"none", *ORDERS}
     assert set(table["kd_loss"]["choices"]) == {*LOSSES, *BASELINES}
+    assert set(table["kd_candidates"]["choices"]) == set(SOURCES)
 
 
 @pytest.mark.parametrize("kd", [kd for kd in keys.key_table()["kd"]["choices"] if kd not in {"none", "ensemble"}])

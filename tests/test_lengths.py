@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.students.windows import least_padding
+from recbole_prmkd.teachers.bucketing import by_length
 
 # What a group costs in positions, as measured: steps of a recurrent network, and one forward pass.
 STEP, FORWARD = 8, 128

@@ -15,7 +15,7 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil import objective as module
 from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
 from recbole_prmkd.distil.baselines.ranking import teacher_ranking
-from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_candidates
+from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_items, target_columns
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.distil.trainer import PRMKDTrainer
@@ -137,7 +137,8 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
     made = objective(gaps, **rules)
     loss, gradient, means = step(made)
     targets = made.train.targets[BATCH]
-    items, columns = in_batch_candidates(targets)
+    items = in_batch_items(targets)
+    columns = target_columns(items, targets)
     mask = candidate_mask(items, targets, excluded_pairs(made, BATCH))
     scores = made.teacher_cache.scores(BATCH, items)
     known = ~scores.isnan()
@@ -181,10 +182,10 @@ def test_what_no_teacher_knows_is_not_taught(loss: str) -> None:
     assert gradient[BATCH].abs().sum(1).gt(0).all()  # all other candidates are
 
 
-def test_a_peers_list_can_be_filled_by_what_teachers_agree_on() -> None:
+def test_a_baselines_list_can_be_filled_by_what_teachers_agree_on() -> None:
     same = objective(False, kd_candidates="teacher_top", kd_loss="rrd")
     kl = objective(False, kd_candidates="teacher_top")
-    widths = [made._top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
+    widths = [made.top_items.of(BATCH)[0].shape[1] for made in (same, kl)]
     assert widths == [3 * 6, 6]  # of three teachers, kd_top_items 6
 
 
@@ -193,13 +194,13 @@ def test_few_teachers_have_little_to_weigh() -> None:
     teachers = made.teacher_cache.teachers
     for number, words in ((1, "= 1 with one teacher"), (2, "of two teachers both are consistent"), (3, "")):
         made.teacher_cache.teachers = teachers[:number]
-        told = [note for note in ("one teacher", "two teachers") if note in str(made)]
-        assert words in str(made) and len(told) == (number < 3)
+        notes = [note for note in ("one teacher", "two teachers") if note in str(made)]
+        assert words in str(made) and len(notes) == (number < 3)
 
 
 def test_users_without_training_rows_are_not_taught_anothers() -> None:
-    drawn = UserExamples(objective(False).train).sample(torch.tensor([9, 10, 25]), torch.Generator())
-    assert drawn[0].tolist() == [0] and int(drawn[1]) // PER_USER == 9  # user 9 is the last
+    sampled = UserExamples(objective(False).train).sample(torch.tensor([9, 10, 25]), torch.Generator())
+    assert sampled[0].tolist() == [0] and int(sampled[1]) // PER_USER == 9  # user 9 is the last
 
 
 def test_one_teacher_agrees_with_itself_whatever_it_knows() -> None:
@@ -217,7 +218,7 @@ def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
     made.teacher_cache = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
     for rule in ("probability", "entropy", "label_ce"):
         made.config["kd_confidence"] = rule
-        target, counted, shares, *_ = made._fuse_block(scores, torch.zeros(1, dtype=torch.int64), mask)
+        target, counted, shares, *_ = made.fuse(scores, torch.zeros(1, dtype=torch.int64), mask)
         torch.testing.assert_close(target, torch.full((1, 257), 1 / 257))
         assert counted.all() and shares[0, 1] < shares[0, 0]  # half of the five, none of the others
         torch.testing.assert_close(shares[0, 1], torch.tensor(5 / 2 / 257))
@@ -319,10 +320,10 @@ def test_which_batches_have_a_kd_loss_unless_told_otherwise() -> None:
     assert due(16) == [0, 16] and due(4) == [*range(0, 20, 4)]
 
 
-def test_a_students_own_weight_is_that_of_losses_other_than_the_peers() -> None:
-    made, peer = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
-    made.student.kd = peer.student.kd = StudentDefaults(weight=0.1)
-    assert made.weight == pytest.approx(0.5) and peer.weight == 5
+def test_a_students_own_weight_is_that_of_losses_other_than_the_baselines() -> None:
+    made, baseline = (objective(gaps=False, kd_weight=5.0, **more) for more in ({}, {"kd_loss": "rd"}))
+    made.student.kd = baseline.student.kd = StudentDefaults(weight=0.1)
+    assert made.weight == pytest.approx(0.5) and baseline.weight == 5
     assert str(made).startswith("loss = rec_loss + 0.5 x kl(")
 
 
@@ -334,14 +335,13 @@ def test_a_students_own_temperature_is_that_of_softmax_losses_alone() -> None:
 
     assert torch.equal(loss(0.1, kd_temperature=2.0), loss(1.0, kd_temperature=0.2))
     assert "student / 0.2)" in str(objective(gaps=False, kd_temperature=0.2))
-    peer = {"kd_loss": "rd", "kd_candidates": "teacher_top"}
-    assert torch.equal(loss(0.1, **peer), loss(1.0, **peer))
+    baseline = {"kd_loss": "rd", "kd_candidates": "teacher_top"}
+    assert torch.equal(loss(0.1, **baseline), loss(1.0, **baseline))
 
 
-def test_means_are_over_the_batches_and_hold_no_graph() -> None:
+def test_means_are_over_the_batches() -> None:
     made = objective(gaps=True)
     losses = [made({"kd_example": rows, "item_id": made.train.targets[rows]}) for rows in BATCH.split(20)]
-    assert not any(total.requires_grad for total, _ in made._sums.values())
     means = made.epoch_means()
     assert means["kd_loss"] == pytest.approx(sum(loss.item() for loss in losses) / len(losses), rel=1e-6)
 
@@ -357,14 +357,14 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
     row = torch.tensor([4])
     for kind, mask, earlier in [("SEQUENTIAL", False, False), ("SEQUENTIAL", True, True), ("GENERAL", False, True)]:
         made = objective(gaps=False, MODEL_TYPE=ModelType[kind], kd_history_mask=mask)
-        positions, items = made._excluded(row)
+        positions, items = made.excluded(row)
         train = made.train
         history = {*train.items[train.start[4] : train.stop[4]].tolist()}
         wanted = {*train.items[5:PER_USER].tolist()}
         assert len(history) == 4 and set(items.tolist()) == wanted | (history if earlier else set())
         assert set(positions.tolist()) == {0}
         some = torch.tensor([*history, 0])
-        assert set(made._excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
+        assert set(made.excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
 
 
 def test_the_first_batch_says_what_is_minimised(caplog) -> None:
@@ -380,10 +380,7 @@ def test_the_first_batch_says_what_is_minimised(caplog) -> None:
         "without false negatives",
     ):
         assert part in caplog.text
-    assert (
-        f"kd_loss on 5 examples of the first batch, {len(in_batch_candidates(made.train.targets[BATCH])[0])} "
-        in caplog.text
-    )
+    assert f"kd_loss on 5 examples of the first batch, {len(in_batch_items(made.train.targets[BATCH]))} " in caplog.text
 
 
 def test_a_batch_of_one_row_and_one_candidate_teaches_nothing() -> None:
@@ -405,7 +402,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
     only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
     made = objective(gaps=False, in_pairs=in_pairs, kd_confidence="uniform", kd_consistency="none", **only)
     made.teacher_cache = knowledge(gaps=False, widths=(12,))
-    made._top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made._excluded)
+    made.top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made.excluded)
     made.student.scores = _item_numbers(made.student)
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given

@@ -10,7 +10,7 @@ from recbole_prmkd.results.run_folder import CURVES
 
 
 def test_figure_stands_beside_the_result(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(quick_start, "draw_distillation", draw_distillation)  # conftest lets one run of a session draw
+    monkeypatch.setattr(quick_start, "draw_distillation", draw_distillation)  # conftest leaves it out
     run = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="prmkd"))
     text = (tmp_path / "out" / CURVES).read_text()
     ElementTree.fromstring(text)

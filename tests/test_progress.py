@@ -24,7 +24,7 @@ STUDENTS = {  # shared prefixes with dropout; negatives, and candidates of pairs
     "LightGCN": {},
     "GRU4Rec": {"kd_shared_prefixes": False, "dropout_prob": 0.3},
     # Modules among the other parameters; an optimizer of two names; counters; a history of losses; a shuffled list;
-    # graphs that are drawn whenever the student is told to train.
+    # graphs that are sampled whenever the student is set to train.
     "DIN": {},
     "DIEN": {},
     "RecVAE": {},

@@ -23,8 +23,8 @@ from transformers import (
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import defaults, properties_dir, read_yaml
-from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.teachers import recformer
+from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.checkpoints import read_encoder
 from recbole_prmkd.teachers.longformer import RecformerModel
 from recbole_prmkd.teachers.recformer import Recformer

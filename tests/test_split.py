@@ -52,17 +52,6 @@ def test_equal_histories_have_equal_numbers():
     assert len(examples.select(torch.tensor([], dtype=torch.int64)).history_numbers(2)) == 0
 
 
-def test_pairs_hold_each_history_without_padding():
-    position, item = SAMPLE.history_pairs(torch.tensor([2, 0, 3]))
-    whole, _ = SAMPLE.histories(torch.tensor([2, 0, 3]), max_length=9)
-    assert [item[position == row].tolist() for row in range(3)] == [[i for i in seq if i] for seq in whole.tolist()]
-    assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64))[0].tolist() == []
-    among = torch.tensor([5, 99, 3])
-    for got, every in zip(SAMPLE.history_pairs(torch.tensor([2, 0, 3]), among), (position, item), strict=True):
-        assert got.tolist() == every[torch.isin(item, among)].tolist() != []
-    assert SAMPLE.history_pairs(torch.tensor([], dtype=torch.int64), among)[0].tolist() == []
-
-
 def test_compact_keeps_every_history_and_digest_sees_them_alone():
     order = torch.tensor([3, 0, 1, 2])
     compact = SAMPLE.select(order).compact()

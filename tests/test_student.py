@@ -15,7 +15,7 @@ from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.students.probe import decide
 
-LABELS = {  # in place of drawn negatives
+LABELS = {  # in place of sampled negatives
     "threshold": {"rating": 4},
     "train_neg_sample_args": None,
     "load_col": {"inter": ["user_id", "item_id", "rating", "timestamp"]},

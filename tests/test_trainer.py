@@ -143,3 +143,20 @@ def test_other_trainers_keep_their_loop():
     assert distillation_trainer(Trainer) is PRMKDTrainer
     mixed = distillation_trainer(MKRTrainer)
     assert mixed.__mro__.index(MKRTrainer) < mixed.__mro__.index(PRMKDTrainer) < mixed.__mro__.index(Trainer)
+
+
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_it_can_fit_again_and_puts_the_loader_back(model, settings, tmp_path, monkeypatch):
+    """After an exception too: the loader shows all of its examples, and the next fit prepares everything itself."""
+    monkeypatch.chdir(tmp_path)
+    trainer, (train, valid, _) = by_hand(model, settings, tmp_path, kd="prmkd")
+    shown = list(vars(train)["dataset"])
+
+    def stop(epoch, score):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(train, valid, saved=False, callback_fn=stop)
+    assert list(vars(train)["dataset"]) == shown and EXAMPLE not in train._dataset.inter_feat
+    trainer.fit(train, valid, saved=False)
+    assert list(vars(train)["dataset"]) == shown and trainer.history[-1]["kd_loss"] > 0

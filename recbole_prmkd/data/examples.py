@@ -59,23 +59,6 @@ class Examples:
         items = self.items[position.clamp(max=max(len(self.items) - 1, 0))]
         return torch.where(inside, items, 0), length
 
-    def history_pairs(self, index: Tensor, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All items before each example without padding, P in all: position in `index` [P] and item [P].
-
-        among: [C] the only items that are wanted, if not all are.
-        """
-        start = self.start[index]  # [B]
-        length = self.stop[index] - start
-        first = length.cumsum(0) - length  # [B] where each example's items start among the P
-        position = torch.repeat_interleave(length)  # [P]
-        flat = (start - first).index_select(0, position).add_(torch.arange(len(position)))
-        item = self.items.index_select(0, flat)  # [P]
-        if among is None or len(item) == 0:
-            return position, item
-        wanted = torch.zeros(int(max(item.max(), among.max())) + 1, dtype=torch.bool).index_fill_(0, among, True)
-        kept = torch.nonzero(wanted.index_select(0, item)).squeeze(1)
-        return position.index_select(0, kept), item.index_select(0, kept)
-
     def history_numbers(self, max_length: int) -> Tensor:
         """A number of each example's newest `max_length` items, [N].
 

@@ -2,8 +2,8 @@
 
 - `trainer`: RecBole's trainers with distillation: the loss of a step, the curriculum of an epoch
 - `objective`: candidates, teacher scores, weighting, student scores, loss
-- `candidates`, `top_items`: the items that an example is distilled on
+- `candidates`: the items that an example is distilled on
 - `weighting`: soft targets, confidence, consistency, and the fused target
 - `losses`: the distance between fused target and student; `baselines`: the losses of other papers
-- `curriculum`: which examples an epoch shows
+- `curriculum`: which examples an epoch shows; `pacing`: its formulas
 """

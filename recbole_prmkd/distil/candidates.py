@@ -74,25 +74,6 @@ def in_batch_items(targets: Tensor) -> Tensor:
     return items[items != PADDING]  # [C]
 
 
-def in_batch_candidates(targets: Tensor, everyone: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The positives of the batch, and the column of each example's own one (arXiv 2401.00797, figure).
-
-    Args:
-        targets: [B] item ids; an example whose target is padding gets column -1, and an empty `candidate_mask`.
-        everyone: [N] the batch's targets, these among them, where `targets` is one process's part of it.
-
-    Returns:
-        items [C] sorted unique ids without padding, and columns [B] with `items[columns[i]] == targets[i]`.
-
-    Raises:
-        ValueError: `targets` is not one-dimensional, or holds nothing but padding.
-    """
-    if targets.dim() != 1:
-        raise ValueError(f"targets must be [B], got {list(targets.shape)}.")
-    items = in_batch_items(targets if everyone is None else everyone)  # [C]
-    return items, target_columns(items, targets)
-
-
 def target_columns(items: Tensor, targets: Tensor) -> Tensor:
     """The column of each example's target in any sorted candidate list, -1 for a padding target (our choice).
 

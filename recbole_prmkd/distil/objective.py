@@ -37,7 +37,7 @@ from recbole_prmkd.distil.candidates import (
 )
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
-from recbole_prmkd.recbole_host.processes import gathered, mean_over_ranks, ranks, weighted
+from recbole_prmkd.recbole_host.processes import WEIGHT, gathered, mean_over_ranks, ranks, weighted
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.probe import decide, described
 from recbole_prmkd.teacher_cache.scores import TeacherCache
@@ -47,7 +47,7 @@ _AT_ONCE = 1 << 18  # teachers x examples x candidates that a CPU's thread weigh
 
 
 class Candidates(NamedTuple):
-    """A batch's candidates: parts [C] for all examples or [B, M] of each, side by side; C is their sum in all.
+    """A batch's candidates: parts [M] for all examples or [B, M] of each, which side by side are C candidates.
 
     columns: [B] of each example's target. mask: [B, C], which candidates count.
     """
@@ -61,13 +61,13 @@ class Fused(NamedTuple):
     """The fused target, and what explains it, for each example.
 
     target: [B, C]. covered: [B, C] bool, candidates that a teacher covers; of others the target says nothing, not that
-    they are bad. shares: [B, T], the teachers' mean weights. inconsistent, marks: [B], numbers of inconsistent and of
+    they are bad. weights: [B, T], the teachers' mean weights. inconsistent, marks: [B], numbers of inconsistent and of
     all marks. agreement: [B].
     """
 
     target: Tensor
     covered: Tensor
-    shares: Tensor
+    weights: Tensor
     inconsistent: Tensor
     marks: Tensor
     agreement: Tensor
@@ -100,7 +100,7 @@ class Objective:
             self.own_generator = torch.Generator().manual_seed(config["seed"] + 1 + rank)
         self._of_baseline = config["kd_loss"] in BASELINES  # taken as its paper has it
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
-        self._excluded, self._top_items = excluded, top_items
+        self.excluded, self.top_items = excluded, top_items
         self._sources = SOURCES[config["kd_candidates"]]
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
@@ -125,18 +125,24 @@ class Objective:
         for added, its_scores in self._ranked_first(batch, positions, examples):
             candidates = _with_added(candidates, added)
             scores.append(its_scores)
-        fused = self._fuse(_side_by_side(scores), candidates.columns, candidates.mask)
+        fused = self.fuse(_side_by_side(scores), candidates.columns, candidates.mask)
         student_scores = self._student_scores(batch, positions, candidates)  # [B, C]
         loss = self._loss(student_scores, fused, candidates.columns)
-        loss = weighted(loss, batch) if self._processes > 1 else loss
+        if WEIGHT in batch:  # one of several processes' parts
+            loss = weighted(loss, batch)
         student.release()
         self._log_once(candidates)
         self._record(loss, fused)
         return loss
 
     @torch.no_grad()
-    def _fuse(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
-        """From scores [T, B, C], NaN where a teacher does not cover the example or the candidate."""
+    def fuse(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
+        """The fused target from scores [T, B, C], NaN where a teacher does not cover the example or the candidate.
+
+        Args:
+            columns: [B] of each example's target.
+            mask: [B, C], which candidates count.
+        """
         size = len(mask)
         if scores.device.type == "cpu":  # no example needs another one, and block by block takes half the time
             size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
@@ -158,9 +164,9 @@ class Objective:
         marks = CONSISTENCY[config["kd_consistency"]](soft, covered, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask)
         weight = weights.sum(-1).T  # [B, T]
-        shares = weight / weight.sum(1, keepdim=True).clamp(min=1)  # each candidate that a teacher covers counts 1
-        inconsistent, number = (covered - marks).sum((0, 2)), covered.sum((0, 2))  # [B] both
-        return Fused(target, covered.amax(0) > 0, shares, inconsistent, number, agreed)
+        mean_weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # [B, T]; each covered candidate counts 1
+        inconsistent, all_marks = (covered - marks).sum((0, 2)), covered.sum((0, 2))  # [B] both
+        return Fused(target, covered.amax(0) > 0, mean_weight, inconsistent, all_marks, agreed)
 
     def _loss(self, student_scores: Tensor, fused: Fused, columns: Tensor) -> Tensor:
         counted = fused.covered  # [B, C]
@@ -186,19 +192,25 @@ class Objective:
 
     def _in_batch(self, examples: Tensor, targets: Tensor, items: Tensor, shared: Tensor | None) -> Candidates:
         if shared is None:
-            mask = candidate_mask(items, targets, self._excluded(examples, items))  # [B, C]
+            mask = candidate_mask(items, targets, self.excluded(examples, items))  # [B, C]
             return Candidates([items], target_columns(items, targets), mask)
-        own_first, mask = sampled_candidates(shared, targets, self._excluded(examples, shared))  # [B, 1 + M] both
+        own_first, mask = sampled_candidates(shared, targets, self.excluded(examples, shared))  # [B, 1 + M] both
         return Candidates([own_first[:, :1], shared], torch.zeros_like(targets), mask)
 
     def _ranked_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates for each source of `kd_candidates`: items [B, M] and their scores [T, B, M]."""
-        if self._top_items is not None:
-            yield self._top_items.of(examples)
-        if "student" in self._sources:
-            all_scores = self.student.all_scores(batch, positions)  # [B, n_items]
-            items = ranked_first(all_scores, self.config["kd_top_items"], self._excluded(examples))
-            yield items, self.teacher_cache.scores(examples, items)
+        sources = {"teacher": self._teachers_first, "student": self._student_first}
+        for source in self._sources:
+            yield sources[source](batch, positions, examples)
+
+    def _teachers_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.top_items is not None, "this kd_candidates needs top_items"
+        return self.top_items.of(examples)
+
+    def _student_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
+        all_scores = self.student.all_scores(batch, positions)  # [B, n_items]
+        items = ranked_first(all_scores, self.config["kd_top_items"], self.excluded(examples))
+        return items, self.teacher_cache.scores(examples, items)
 
     def _student_scores(self, batch: Interaction, positions: Tensor, candidates: Candidates) -> Tensor:
         parts = candidates.parts
@@ -243,11 +255,11 @@ class Objective:
             "weight": self.weight,
             "temperature": self.temperature,
             "rows": self.max_examples,
-            "every": self.every,
+            "period": self.every,
         }
 
     def begin(self, epoch: int, batches: int) -> None:
-        """A pass over the training data starts, of so many batches."""
+        """A pass over the training data starts; batches: how many it has."""
         self._batches, self._batch = batches, 0
         self._settings = RankSettings.of(self.config, epoch)
 
@@ -280,9 +292,9 @@ class Objective:
             "inconsistent": fused.inconsistent.double().sum() / fused.marks.double().sum().clamp(min=1),
             "agreement": fused.agreement.double().mean() / covered,
         }
-        shares = fused.shares.double().mean(0) / covered  # [T]
-        for teacher, share in zip(self.teacher_cache.teachers, shares, strict=True):
-            values[f"weight_{teacher.name}"] = share
+        weights = fused.weights.double().mean(0) / covered  # [T]
+        for teacher, weight in zip(self.teacher_cache.teachers, weights, strict=True):
+            values[f"weight_{teacher.name}"] = weight
         for name, value in values.items():
             self.note(name, value)
 

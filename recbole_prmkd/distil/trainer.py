@@ -4,7 +4,6 @@ RecBole's training loop takes the loss as an argument, so neither the loop nor t
 never part of the student: its parameters, checkpoint and serving cost are those of the stock model.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,13 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import NCLTrainer, Trainer
 
+from recbole_prmkd.distil.curriculum import Curriculum, interactions
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.schedule import Curriculum, interactions
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.models import host_trainer
+from recbole_prmkd.students.adapter import Loss
 from recbole_prmkd.students.windows import WindowLoader
 
-Loss = Callable[..., Any]
 # Trainers with a training loop of their own, which takes the loss as an argument as RecBole's does.
 _OWN_LOOP = (NCLTrainer,)
 
@@ -47,11 +46,15 @@ class PRMKDTrainer(Trainer):
         self.history: list[dict[str, float]] = []
         self._alone = False
         self._epoch_seen = -1  # the last epoch whose loss went through `_train_epoch` below
-        self._share = 1.0
+        self._shown = 1.0
 
     def distil(self, objective: Objective | None, curriculum: Curriculum | None = None) -> None:
         """Train with this objective and curriculum from now on; None: without kd_loss (`kd_weight: 0`)."""
         self.objective, self.curriculum, self._alone = objective, curriculum, objective is None
+
+    def distil_by_itself(self) -> None:
+        """Prepare everything in the next `fit`, as a new trainer does."""
+        self.objective, self.curriculum, self._alone = None, None, False
 
     def fit(self, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """RecBole's `fit`. Without `distil` before it, everything that distillation needs is prepared first."""
@@ -59,17 +62,14 @@ class PRMKDTrainer(Trainer):
             return super().fit(train_data, valid_data, *args, **kwargs)
         from recbole_prmkd.training import distilled_by_itself  # which builds trainers
 
-        try:
-            with distilled_by_itself(self, train_data, valid_data) as data:
-                return super().fit(data, valid_data, *args, **kwargs)
-        finally:
-            self.objective, self.curriculum, self._alone = None, None, False  # the next `fit` may have other data
+        with distilled_by_itself(self, train_data, valid_data) as data:
+            return super().fit(data, valid_data, *args, **kwargs)
 
     def compute_loss(self, loss: Loss, batch: Interaction) -> Any:
         """rec_loss + weight x kd_loss of one batch; both are recorded apart.
 
-        A loss in parts stays one, with kd_loss in front, since NCL drops the last part in its warm-up. A loss in one
-        part stays that too, since some trainers (MKR's) cannot add up more.
+        A loss of several parts gets kd_loss as its first part, since NCL drops the last one in its warm-up. To a
+        single loss kd_loss is added, since some trainers (MKR's) cannot add up parts.
 
         Args:
             loss: the model's own loss of a batch, as the trainer chose it.
@@ -103,7 +103,7 @@ class PRMKDTrainer(Trainer):
         if isinstance(train_data, WindowLoader):
             train_data.epoch = epoch_idx
         if self.curriculum is not None:
-            self._share = self.curriculum.schedule(train_data, epoch_idx)
+            self._shown = self.curriculum.schedule(train_data, epoch_idx)
         # A knowledge model's loss on triples has no candidates to score.
         if self.objective is not None and loss != getattr(self.model, "calculate_kg_loss", None):
             self.objective.begin(epoch_idx, len(interactions(train_data)))
@@ -120,7 +120,7 @@ class PRMKDTrainer(Trainer):
                 f"{type(self).__name__} trains {type(self.model).__name__} without the loss function that it is given, "
                 "so nothing was distilled: let its _train_epoch call super()._train_epoch, or use --kd=none."
             )
-        decided = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": self._share}
+        decided = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": self._shown}
         numbers = {**self.objective.epoch_means(), **decided}
         self.history.append({"epoch": epoch_idx, **numbers})
         for name, value in numbers.items():

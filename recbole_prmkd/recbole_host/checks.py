@@ -16,6 +16,7 @@ from recbole_prmkd.data.encoder import encoder_folder
 from recbole_prmkd.data.images import check_images
 from recbole_prmkd.data.text import text_fields
 from recbole_prmkd.distil.baselines import BASELINES
+from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
 from recbole_prmkd.students.traits import Traits, traits_of
@@ -162,7 +163,13 @@ def _check_objective(config: Config) -> None:
                 raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")
         return
     loss = config["kd_loss"]
-    if loss in BASELINES and config["kd_candidates"] not in ("teacher_top", "both_top"):
+    sources = SOURCES[config["kd_candidates"]]
+    if "student" in sources and (_traits(config).in_pairs or config["MODEL_TYPE"] == ModelType.CONTEXT):
+        raise UserError(
+            f"{config['model']} scores items one by one, so what it ranks first cannot be found: use "
+            "kd_candidates=batch or teacher_top."
+        )
+    if loss in BASELINES and "teacher" not in sources:
         raise UserError(
             f"kd_loss={loss} learns from what the teachers rank first: use kd_candidates=teacher_top or both_top, or "
             f"--kd={loss}, which sets that."

@@ -14,7 +14,7 @@ import yaml
 
 from recbole_prmkd.errors import UserError
 
-SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from no file, though the kind's lies in kd_teacher_dir
+SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
 
 def properties_dir() -> Path:

@@ -44,15 +44,13 @@ def share_of(positions: Tensor, config: Config) -> tuple[Tensor, float]:
 
 
 def weighted(loss: Tensor, interaction: Interaction) -> Tensor:
-    """The mean loss of a batch times its weight among those of other processes."""
-    return loss * interaction[WEIGHT][0] if WEIGHT in interaction else loss
+    """The mean loss of a part of a batch times its weight among those of other processes."""
+    return loss * interaction[WEIGHT][0]
 
 
 def gathered(targets: Tensor, config: Config) -> Tensor:
-    """The targets [B] of all processes, one after the other, padded with 0; those given where there is one process."""
+    """The targets [B] of all processes of several, one after the other, padded with 0."""
     _, number = ranks(config)
-    if number == 1:
-        return targets
     max_length = torch.tensor(len(targets), device=targets.device)
     distributed.all_reduce(max_length, distributed.ReduceOp.MAX)
     padded = torch.nn.functional.pad(targets, (0, int(max_length) - len(targets)))

@@ -148,7 +148,7 @@ def _hold(module: nn.Module, name: str, kept: Any, device: torch.device) -> None
 
 
 def _generators(trainer: Any, train_data: Any) -> Iterator[tuple[str, torch.Generator]]:
-    """Random generators of their own: the loader's (shuffling) and the objective's (candidates of pairs)."""
+    """Random generators of their own: the loader's (shuffling) and the objective's (candidates)."""
     for name, part in {"loader": train_data, **vars(train_data)}.items():  # a loader may hold others (graph and items)
         if isinstance(part, AbstractDataLoader):
             yield name, part.generator

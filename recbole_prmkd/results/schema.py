@@ -35,7 +35,7 @@ class KDResult(_Part):
     weight: float = Field(description="of kd_loss beside the student's own loss, in force")
     temperature: float = Field(description="of the student's scores, in force")
     rows: int | None = Field(description="examples of a batch that kd_loss is computed on, at most; None: all")
-    every: int = Field(description="period of kd_loss in batches")
+    period: int = Field(description="kd_loss is computed every so many batches")
 
 
 class StudentResult(_Measured):

@@ -221,8 +221,9 @@ def _swap_in(part: Path, path: Path, identity: Mapping[str, Any]) -> None:
 def _remove_stale_parts(root: Path) -> None:
     """What killed runs left: unfinished folders that nobody has touched for a day."""
     for part in root.glob(".part-*"):
-        if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(part, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has just renamed it
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@
   loss that follows
 - `positives`: the training examples of a batch; `windows`, `causal_check`: one forward pass for all prefixes
 - `layers`: dropout and BatchNorm while a student is distilled; `warm_start`: where its items start
-- `lightgcn`, `graph`: LightGCN on a torch-geometric layer; `bucketing`: sequences of similar length together
+- `lightgcn`, `graph`: LightGCN on a torch-geometric layer
 
 To add one: a RecBole model in a file of its own, an entry in `STUDENTS`, `properties/model/<Name>.yaml`.
 """

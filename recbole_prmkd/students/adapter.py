@@ -68,7 +68,12 @@ class StudentAdapter:
         """Inside, the model is prepared for training; afterwards it is as it was.
 
         Replaced on the instance: `forward`, which keeps what it gives within a step, and with `windows` the methods
-        that `WindowedModel.methods` names. Dropout probabilities are multiplied by `dropout`.
+        that `WindowedModel.methods` names. So a call from the outside in is
+
+            forward: KeptForward -> WindowedModel.forward -> the model's own
+            calculate_loss, full_sort_predict, gather_indexes: WindowedModel's -> the model's own
+
+        Dropout probabilities are multiplied by `dropout`.
         """
         methods = windows.methods() if windows is not None else {}
         self.kept = KeptForward(methods.get("forward", self.model.forward))
@@ -149,7 +154,7 @@ class StudentAdapter:
     def full(self, interaction: Interaction) -> Tensor:
         """`full_sort_predict` as logits, [examples, width]: all items, or as many as the product was computed for."""
         clear_graph_cache(self.model)
-        with self.kept.sharing() if self.kept is not None else nullcontext():
+        with self.kept.reusing() if self.kept is not None else nullcontext():
             scores = self.model.full_sort_predict(interaction)
         scores = scores.view(number_of_examples(interaction), -1)
         return scores if self.to_logits is None else self.to_logits(scores)
@@ -171,14 +176,14 @@ class KeptForward:
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
-        self._keep = self._share = False
+        self._keep = self._reuse = False
         self.outputs: list[tuple[tuple[Any, ...], Any]] = []
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if not self._keep:
             return self._forward(*arguments, **named)
         key = (*arguments, *named.items())
-        for kept, output in self.outputs if self._share else ():
+        for kept, output in self.outputs if self._reuse else ():
             if len(kept) == len(key) and all(a is b for a, b in zip(kept, key, strict=True)):
                 return output
         output = self._forward(*arguments, **named)
@@ -195,13 +200,13 @@ class KeptForward:
             self._keep = False
 
     @contextmanager
-    def sharing(self) -> Iterator[None]:
+    def reusing(self) -> Iterator[None]:
         """Inside, the same arguments give the kept output again."""
-        self._keep = self._share = True
+        self._keep = self._reuse = True
         try:
             yield
         finally:
-            self._keep = self._share = False
+            self._keep = self._reuse = False
 
     def forget(self) -> None:
         """Release the kept outputs."""

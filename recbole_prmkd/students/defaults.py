@@ -1,9 +1,9 @@
 """How strong the KD loss is for a student, unless the user says otherwise: our choice, by cost and quality.
 
 A KD loss is cheap where the scores are a by-product of the student's own loss. Where they are not, each example of a
-sequential student costs a forward pass. Students without order have steps of a few milliseconds, unless they pass a
-graph; a KD loss costs these about the same for any few examples, but with pairs each example counts. The figures are
-in `docs/costs.md`.
+sequential student costs a forward pass. Students without order have steps of a few milliseconds (graph students have
+longer ones). Their KD loss takes about the same time for 10 examples as for 100, except in pairs, where time grows
+with the examples. The figures are in `docs/costs.md`.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def student_defaults(step: str, loss: str, traits: Traits, sequential: bool, sha
         sequential: whether each example has its own history in the batch.
         shares_forward: whether each example's scores come from the loss's own forward pass.
     """
-    return StudentDefaults(*_share(step, traits, sequential, shares_forward), *_scale(loss, traits))
+    return StudentDefaults(*_amount(step, traits, sequential, shares_forward), *_scale(loss, traits))
 
 
 def own_step(model: AbstractRecommender, traits: Traits, pairs: bool) -> str:
@@ -71,7 +71,7 @@ def own_loss(config: Config, interaction: Interaction, traits: Traits) -> str:
     return "pairwise" if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE else "pointwise"
 
 
-def _share(step: str, traits: Traits, sequential: bool, shares_forward: bool) -> tuple[int | None, int]:
+def _amount(step: str, traits: Traits, sequential: bool, shares_forward: bool) -> tuple[int | None, int]:
     """Examples of a batch, and the period of the KD loss in batches."""
     if sequential:
         if not shares_forward:

@@ -102,12 +102,12 @@ class TeacherCache:
         return scores
 
 
-def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) -> tuple[store.StoredFolder, bool]:
+def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tuple[store.StoredFolder, bool]:
     """The teacher's stored vectors of items and training examples, encoded now where none match; and if reused.
 
     The identity records teacher weights and side information, item numbering, examples, and how histories were cut.
     """
-    root = Path(student["kd_cache_dir"]) / student["dataset"]
+    root = Path(run["kd_cache_dir"]) / run["dataset"]
     identity = store.identity(
         code=f"{teacher.model.code_version} cache {VERSION}",
         teacher=teacher.digest,
@@ -115,12 +115,12 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, student: Config) ->
         rows=data.train.digest(),
         max_length=teacher.config["MAX_ITEM_LIST_LENGTH"],
         context=teacher.config["kd_window_context"],
-        **encoding_jobs.precision_entry(student),
+        **encoding_jobs.precision_entry(run),
     )
     if teacher.model.reads_examples:
         identity["users"] = store.digest([data.train.users])
     kind = f"knowledge-{kind_of(teacher.name)}"
-    rebuild = student["kd_rebuild"]
+    rebuild = run["kd_rebuild"]
     stored = None if rebuild else store.find(root, kind, identity)
     if stored is not None:
         return stored, True
@@ -142,25 +142,25 @@ def open_cache(
     teachers: Sequence[FittedTeacher],
     folders: Sequence[store.StoredFolder],
     data: TeacherData,
-    student: Config,
+    run: Config,
 ) -> TeacherCache:
     """The cache of all teachers, mapped from disk."""
     opened = [
-        CachedTeacher.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, student["device"])
+        CachedTeacher.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, run["device"])
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    return cache_of(opened, data.canonical, student)
+    return cache_of(opened, data.canonical, run)
 
 
-def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, student: Config) -> TeacherCache:
+def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config) -> TeacherCache:
     """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
 
     canonical: [n_items] student's item id -> canonical id.
     """
-    if student["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
-        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(student["seed"]))
+    if run["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
+        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(run["seed"]))
         canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
-    return TeacherCache(teachers, canonical, student["device"])
+    return TeacherCache(teachers, canonical, run["device"])
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
-- `ensemble`: the teachers served together, without a student;
-- `item_start`: which item vectors a student starts from; `ensemble`: the teachers served together
+- `ensemble`: the teachers served together, without a student; `item_start`: which item vectors a student starts from;
+- `bucketing`: sequences of similar length together;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
 A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.students.windows import WINDOW, example_positions, least_padding
 from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 
 _POSITIONS = 1 << 13  # history positions encoded at a time, padding included

@@ -102,22 +102,22 @@ def _by_user_token(train: Examples, user_tokens: list[str]) -> Tensor:
     return usable[torch.argsort(torch.from_numpy(rank)[train.users[usable]], stable=True)]
 
 
-def teacher_config(name: str, student: Config) -> Config:
+def teacher_config(name: str, run: Config) -> Config:
     """RecBole's Config of a teacher: its own properties, the student's data arguments, no command line."""
-    shared = {key: student[key] for key in (*dataset_arguments, *_SHARED) if key in student}
-    own = teacher_settings(name, student.final_config_dict)
+    shared = {key: run[key] for key in (*dataset_arguments, *_SHARED) if key in run}
+    own = teacher_settings(name, run.final_config_dict)
     fixed = {
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
         "repeatable": True,
         "load_col": None,
         "unused_col": None,
         "threshold": None,
-        "seed": teacher_seed(name, student.final_config_dict),
+        "seed": teacher_seed(name, run.final_config_dict),
     }
     with no_command_line():
-        config = Config(model=kind_of(name), dataset=student["dataset"], config_dict={**shared, **own, **fixed})
+        config = Config(model=kind_of(name), dataset=run["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
-        config[key] = student[key]
+        config[key] = run[key]
     # Teachers see examples, not a data set to count popularity or coverage in.
     config["metrics"] = [name for name in config["metrics"] if not _counts_data(name)]
     # The metric that a teacher stops on is computed whatever the student reports.

@@ -71,10 +71,10 @@ class FittedTeacher:
 _SHARED_WITH_STUDENT = {"enable_amp": False, "metric_decimal_place": 4}
 
 
-def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
+def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
     """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
-    config, kind = teacher_config(name, student), kind_of(name)
-    root = Path(student["kd_teacher_dir"]) / student["dataset"]
+    config, kind = teacher_config(name, run), kind_of(name)
+    root = Path(run["kd_teacher_dir"]) / run["dataset"]
     if teacher_class(name).learns and len(data.fit) == 0:
         raise UserError(
             f"No training example has a history that {name} could learn from: lower the filters, or take a data "
@@ -82,9 +82,9 @@ def fit_or_load(name: str, student: Config, data: TeacherData) -> FittedTeacher:
         )
     init_seed(config["seed"], config["reproducibility"])
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
-    checkpoint = start(model, name, student)
+    checkpoint = start(model, name, run)
     identity = _identity(name, config, data, model, checkpoint)
-    stored = None if student["kd_rebuild"] else store.find(root, f"teacher-{kind}", identity)
+    stored = None if run["kd_rebuild"] else store.find(root, f"teacher-{kind}", identity)
     reused = stored is not None
     if stored is None:
         forget_peak_memory(config["device"])

@@ -30,8 +30,8 @@ from recbole_prmkd.data.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.data.split import by_domain
 from recbole_prmkd.data.text import item_texts
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.students.bucketing import by_length
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.checkpoints import read_encoder, recformer_weights
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.longformer import RecformerModel

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from strategies import remark
 from torch import Tensor
 
-from recbole_prmkd.distil.curriculum import ORDERS, PACING, difficulty, scheduled_examples
+from recbole_prmkd.distil.pacing import ORDERS, PACING, difficulty, scheduled_examples
 
 SHARE = st.floats(0.01, 1.0)
 
