@@ -51,10 +51,9 @@ def own_step(model: AbstractRecommender, traits: Traits, pairs: bool) -> str:
         return "pairs"
     if traits.step is not None:
         return traits.step
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return "recurrent"
-    # A model that passes a whole graph in each step keeps the result for evaluation.
-    return "graph" if hasattr(model, "restore_user_e") else "plain"
+    if hasattr(model, "restore_user_e"):  # a model that passes a whole graph in each step keeps it for evaluation
+        return "graph"
+    return "recurrent" if any(isinstance(module, nn.RNNBase) for module in model.modules()) else "plain"
 
 
 def own_loss(config: Config, interaction: Interaction, traits: Traits) -> str:

@@ -90,6 +90,9 @@ def restore_probed(student: StudentAdapter, state: Mapping[str, Any]) -> None:
 
 def scale_of_scores(student: StudentAdapter) -> str:
     """What the model ranks by: `logits` or what logits are made from, a key of `LOGITS`."""
+    named = student.traits.scores
+    if named is not None and LOGITS[named] is student.to_logits:  # cosines are taken as they are, as logits are
+        return named
     return next(name for name, made in LOGITS.items() if made is student.to_logits)
 
 

@@ -291,7 +291,7 @@ def replaced(model: AbstractRecommender, methods: Mapping[str, Callable[..., Any
         yield
     finally:
         for name, function in before.items():
-            del model.__dict__[name]
+            model.__dict__.pop(name, None)
             if function is not None:
                 setattr(model, name, function)
 
