@@ -120,7 +120,8 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
     check_teachers(config)
     with split_of_loaders(train_data, valid_data) as split:
         states = progress.random_states()
-        prepared = prepare_on(config, split, Steps())
+        given = trainer.teacher_cache
+        prepared = prepare_on(config, split, Steps()) if given is None else Prepared(split, given)
         progress.set_random_states(states)  # the same student, whether teachers were there or had to be made
         try:
             with adapted(config, prepared, trainer) as data:

@@ -1,5 +1,6 @@
 """RecBole's look-up gives a trainer that distils by itself, or refuses."""
 
+import numpy as np
 import pytest
 import torch
 from recbole.config import Config
@@ -12,6 +13,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import EXAMPLE
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.recbole_host.config import complete
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 
 RANKED = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
@@ -160,3 +162,17 @@ def test_it_can_fit_again_and_puts_the_loader_back(model, settings, tmp_path, mo
     assert list(vars(train)["dataset"]) == shown and EXAMPLE not in train._dataset.inter_feat
     trainer.fit(train, valid, saved=False)
     assert list(vars(train)["dataset"]) == shown and trainer.history[-1]["kd_loss"] > 0
+
+
+def test_a_teacher_cache_can_be_given(settings, tmp_path, monkeypatch):
+    """Then no teacher is made: here of random vectors, by the numbers of the training examples."""
+    monkeypatch.chdir(tmp_path)
+    made, (train, valid, _) = by_hand("BPR", settings, tmp_path, kd="prmkd", kd_teacher_dir=str(tmp_path / "none"))
+    rng = np.random.default_rng(0)
+    items, histories = (
+        rng.normal(size=(n, 4)).astype("float16") for n in (train._dataset.item_num, len(train._dataset))
+    )
+    teacher = CachedTeacher("Own", 0.1, 0.05, torch.from_numpy(items), histories)
+    trainer.teacher_cache = TeacherCache([teacher], torch.arange(len(items)), trainer.device)
+    trainer.fit(train, valid, saved=False)
+    assert trainer.history[0]["weight_Own"] == pytest.approx(1) and not (tmp_path / "none").exists()

@@ -19,6 +19,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.students.adapter import Loss
 from recbole_prmkd.students.windows import WindowLoader
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 
 # Trainers with a training loop of their own, which takes the loss as an argument as RecBole's does.
 _OWN_LOOP = (NCLTrainer,)
@@ -28,8 +29,9 @@ class PRMKDTrainer(Trainer):
     """RecBole's trainer with the KD loss and the curriculum; `history` holds one dict of numbers per epoch.
 
     Built as RecBole builds trainers, `PRMKDTrainer(config, model)`. Then `fit` prepares teachers and teacher cache from
-    the config and the loaders that it is given. `distil` hands over an objective that is prepared already. For a model
-    that RecBole trains with another trainer (MKR, RecVAE...), the object is of a subclass of both.
+    the config and the loaders that it is given. Set `teacher_cache` before, and no teacher is made; `distil` hands over
+    a whole objective. For a model that RecBole trains with another trainer (MKR, RecVAE...), the
+    object is of a subclass of both.
 
     Raises:
         UserError: the config has no `kd` that distils, or the trainer of the model ignores the loss function.
@@ -41,6 +43,7 @@ class PRMKDTrainer(Trainer):
 
     def __init__(self, config: Config, model: AbstractRecommender) -> None:
         super().__init__(config, model)
+        self.teacher_cache: TeacherCache | None = None  # of the training examples of `fit`
         self.objective: Objective | None = None
         self.curriculum: Curriculum | None = None
         self.history: list[dict[str, float]] = []
