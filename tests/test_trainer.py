@@ -167,7 +167,7 @@ def test_it_can_fit_again_and_puts_the_loader_back(model, settings, tmp_path, mo
 def test_a_teacher_cache_can_be_given(settings, tmp_path, monkeypatch):
     """Then no teacher is made: here of random vectors, by the numbers of the training examples."""
     monkeypatch.chdir(tmp_path)
-    made, (train, valid, _) = by_hand("BPR", settings, tmp_path, kd="prmkd", kd_teacher_dir=str(tmp_path / "none"))
+    trainer, (train, valid, _) = by_hand("BPR", settings, tmp_path, kd="prmkd", kd_teacher_dir=str(tmp_path / "none"))
     rng = np.random.default_rng(0)
     items, histories = (
         rng.normal(size=(n, 4)).astype("float16") for n in (train._dataset.item_num, len(train._dataset))
