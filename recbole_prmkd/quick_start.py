@@ -26,11 +26,13 @@ from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
-from recbole_prmkd.results.run_folder import CURVES, RESULT, UNFINISHED, output_folder, write_result
+from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
 from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
+from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
 from recbole_prmkd.teachers.fit import FittedTeacher
@@ -60,14 +62,24 @@ def run_recbole_prmkd(
     if config["local_rank"] > 0:  # the first process on this machine writes the result
         return _follow(config, output, saved)
     check_run(config, output)
-    with output_folder(output) as folder, run_logging(config, folder):
+    files = (RESULT, CURVES, RANKS, f"{config['model']}.pth")
+    with output_folder(output, files=files) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
-        if run.distillation:
-            title = f"{config['model']} on {config['dataset']}, kd={config['kd']}"
-            draw_distillation(run.distillation, folder / CURVES, title)
+        _draw(config, run, folder / CURVES)
         write_result(folder, run)
     getLogger().info(f"Result: {output / RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
+
+
+def _draw(config: Config, run: RunResult, file: Path) -> None:
+    """The figure of a run that distilled; no finished run is lost because its figure cannot be drawn."""
+    if not run.distillation:
+        return
+    try:
+        draw_distillation(run.distillation, file, f"{config['model']} on {config['dataset']}, kd={config['kd']}")
+    except Exception as error:
+        getLogger().warning(f"{file.name} is left out: {error}")
+        remove(file)
 
 
 def _follow(config: Config, output: Path, saved: bool) -> dict[str, Any]:
@@ -149,7 +161,7 @@ def output_dir(config: Config) -> Path:
     if config["kd_output_dir"]:
         return Path(config["kd_output_dir"])
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return Path("runs") / f"{config['model']}-{config['dataset']}-{config['kd']}-{now}"
+    return Path("runs") / f"{config['model']}-{for_folder(config['dataset'])}-{config['kd']}-{now}"
 
 
 def _returned(config: Config, score: float, valid: Any, test: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """An encoding job that was stopped anywhere goes on after its last finished batch and gives the same bytes."""
 
-import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.storage import encoding_jobs, store
+from recbole_prmkd.storage import encoding_jobs, json_files, store
 
 NUMBER, IDENTITY = 20, store.identity(code="1.0", text="abc")
 BATCHES = list(torch.randperm(18, generator=torch.Generator().manual_seed(1)).split(3))  # 18 and 19 are in none
@@ -113,16 +113,17 @@ test_encoding_jobs.run(Path({str(tmp_path / "killed")!r}))
 
 def test_small_batches_are_counted_seldom(tmp_path, monkeypatch):
     counts = []
-    monkeypatch.setattr(store, "write_json", lambda path, content: counts.append(content))
+    monkeypatch.setattr(json_files, "write_sealed", lambda path, content: counts.append(content))
     with encoding_jobs.resumable(tmp_path, "text", IDENTITY, 1000, label="Item texts") as work:
         for index in work.pending(torch.arange(1000).split(1)):
             work.write(index, vectors_of(index))
-    assert [count["done"] for count in counts] == [1000]
+    assert [len(count["checksums"]) for count in counts] == [1000]
 
 
 def spoil(folder, how):
     array, progress = folder / "vectors.npy", folder / "progress.json"
-    content = json.loads(progress.read_text())
+    content = json_files.read_sealed(progress)
+    checksums = content["checksums"]
     if how == "truncate":
         array.write_bytes(array.read_bytes()[:-8])
     elif how == "empty":
@@ -136,10 +137,11 @@ def spoil(folder, how):
     elif how == "no count":
         progress.unlink()
     else:
-        progress.write_text(json.dumps({**content, "done": {"high": 99, "none": 0, "text": "4"}[how]}))
+        wrong = {"high": checksums * 99, "none": [], "number": 4}
+        json_files.write_sealed(progress, {**content, "checksums": wrong[how]})
 
 
-@pytest.mark.parametrize("how", ["truncate", "empty", "dtype", "shape", "json", "no count", "high", "none", "text"])
+@pytest.mark.parametrize("how", ["truncate", "empty", "dtype", "shape", "json", "no count", "high", "none", "number"])
 def test_a_damaged_job_is_started_anew(how, whole, tmp_path, caplog):
     stop(tmp_path)
     spoil(next(tmp_path.glob(".pass-*")), how)
@@ -147,6 +149,44 @@ def test_a_damaged_job_is_started_anew(how, whole, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert run(tmp_path, seen).tobytes() == whole.tobytes()
     assert len(seen) == len(BATCHES) and "is not used: " in caplog.text
+
+
+def flip(file, bit):
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damaged", [0, 2, 3])
+def test_a_flipped_bit_costs_its_batch_and_those_after_it(damaged, whole, tmp_path, caplog):
+    stop(tmp_path, 4)
+    array = next(tmp_path.glob(".pass-*/vectors.npy"))
+    entry = int(BATCHES[damaged][1])
+    flip(array, 8 * (array.stat().st_size - (NUMBER - entry) * 16) + 3)  # in the first of its 4 numbers of 4 bytes
+    seen = []
+    assert run(tmp_path, seen).tobytes() == whole.tobytes() and left(tmp_path) == []
+    assert seen == [index.tolist() for index in BATCHES[damaged:]]
+    assert f"batch {damaged + 1} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["progress.json", "vectors.npy"])
+def test_no_flipped_bit_is_used(name, whole, tmp_path):
+    """200 random bits: among them the header, batches that were finished and not, and entries of no batch."""
+    stop(tmp_path / "left")
+    folder = next((tmp_path / "left").glob(".pass-*"))
+    for turn, bit in enumerate(np.random.default_rng(0).integers(8 * (folder / name).stat().st_size, size=200)):
+        root = tmp_path / str(turn)
+        shutil.copytree(folder, root / folder.name)
+        flip(root / folder.name / name, int(bit))
+        assert run(root).tobytes() == whole.tobytes(), bit
+
+
+def test_another_count_of_batches_is_not_believed(whole, tmp_path):
+    """By hand or by accident, without its checksum: the vectors of the batch would be zero."""
+    stop(tmp_path)
+    progress = next(tmp_path.glob(".pass-*/progress.json"))
+    progress.write_text(progress.read_text().replace('"checksums": [', '"checksums": ["0123456789abcdef",'))
+    assert run(tmp_path).tobytes() == whole.tobytes()
 
 
 def test_another_number_dtype_or_batches_do_not_fit(tmp_path):

@@ -17,6 +17,7 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import write_sealed
 from recbole_prmkd.students.windows import WindowLoader
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.augment import drop_items
@@ -266,7 +267,7 @@ def test_another_teacher_in_the_folder_is_not_lost(small):
 def test_a_card_that_does_not_fit(change, message, small, settings):
     made = pretrain("UniSRec", DATASETS, config_dict=small())
     card = Path(made["checkpoint"]).with_suffix(".json")
-    card.write_text(json.dumps(change(json.loads(card.read_text()))))
+    write_sealed(card, change(json.loads(card.read_text())))
     with pytest.raises(UserError, match=message):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", kd_unisrec_checkpoint=made["checkpoint"]))
 

@@ -3,15 +3,18 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.storage import store
+from recbole_prmkd.storage import json_files, store
 
 IDENTITY = store.identity(code="1.0", examples="abc", text="def")
 
@@ -48,7 +51,7 @@ def test_a_folder_of_before_there_were_versions_is_not_read(stored, tmp_path, ca
     former = {"examples": "abc", "text": "def"}
     manifest = json.loads((stored.path / store.MANIFEST).read_text())
     folder = stored.path.rename(tmp_path / f"knowledge-A-{store.digest([former])[:16]}")
-    store.write_json(folder / store.MANIFEST, manifest | {"identity": former})
+    json_files.write_sealed(folder / store.MANIFEST, manifest | {"identity": former})
     with caplog.at_level(logging.INFO):
         assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
     assert 'differs in code (null, now "1.0"), torch (null' in caplog.text
@@ -63,6 +66,71 @@ def test_an_identity_without_versions_is_a_mistake(tmp_path):
     for call in (store.find, partial(store.save, files={})):
         with pytest.raises(ValueError, match=r"lacks code, torch, transformers: make it with store\.identity"):
             call(tmp_path, "knowledge-A", {"text": "def"})
+
+
+def test_a_folder_of_the_former_schema_is_made_anew_with_the_reason(stored, tmp_path, caplog):
+    manifest = json.loads((stored.path / store.MANIFEST).read_text())
+    manifest.pop("checksum")
+    store.write_json(stored.path / store.MANIFEST, manifest | {"schema": 1})
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
+    assert "its schema is 1, this version reads 2" in caplog.text and "it is made anew" in caplog.text
+
+
+def flipped(content, bit):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "items.npy", "weights.safetensors"])
+def test_no_flipped_bit_is_used(name, stored, tmp_path):
+    """Each bit of the manifest, notes included; 200 random bits of the larger files."""
+    file = stored.path / name
+    content = file.read_bytes()
+    bits = range(8 * len(content))
+    bits = bits if name == store.MANIFEST else np.random.default_rng(0).choice(bits, min(200, len(bits)), replace=False)
+    for bit in bits:
+        file.write_bytes(flipped(content, int(bit)))
+        assert store.find(tmp_path, "knowledge-A", IDENTITY) is None, bit
+    file.write_bytes(content)
+    assert store.find(tmp_path, "knowledge-A", IDENTITY).notes == {"seconds": 1}
+
+
+GARBAGE = [b"[]", b"null", b"3", b'"a"', b"", b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 100_000, b'{"schema": 2}']
+GARBAGE += [b'{"schema": 2, "identity": []}', b'{"schema": [], "identity": {}}', b"1" * 5000, b'{"schema": NaN}']
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=lambda content: content[:12].decode("latin1"))
+def test_a_manifest_of_anything_stops_no_run(content, stored, tmp_path, caplog):
+    """Beside the wanted folder, and in its place."""
+    foreign = tmp_path / "knowledge-A-0123456789abcdef"
+    foreign.mkdir()
+    (foreign / store.MANIFEST).write_bytes(content)
+    other = {**IDENTITY, "text": "new"}
+    assert store.find(tmp_path, "knowledge-A", other) is None
+    assert f"{foreign} is not used" in caplog.text
+    (stored.path / store.MANIFEST).write_bytes(content)
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
+    store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is not None
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "nobody's file", "link to nothing"])
+def test_what_lies_in_the_place_of_a_folder_or_manifest(what, tmp_path):
+    folder = store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)}).path
+    if what == "folder":
+        (folder / store.MANIFEST).unlink()
+        (folder / store.MANIFEST).mkdir()
+    elif what == "pipe":
+        (folder / store.MANIFEST).unlink()
+        os.mkfifo(folder / store.MANIFEST)
+    else:
+        folder.rename(tmp_path / "away")
+        folder.write_text("") if what == "nobody's file" else folder.symlink_to(tmp_path / "nowhere")
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is None
+    store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
+    assert store.find(tmp_path, "knowledge-A", IDENTITY) is not None
+    assert not list(tmp_path.glob(".part-*"))
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest", "identity"])
@@ -124,6 +192,68 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         store.save(tmp_path, "knowledge-A", IDENTITY, {"items": np.zeros(1)})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(28, "No space left on device"),
+        PermissionError(13, "Permission denied"),
+    ],
+)
+def test_weights_on_a_full_disk_are_one_sentence(error, tmp_path, monkeypatch):
+    def full(_, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(UserError, match=r"Cannot write .*: .*(No space left|denied).*; free the disk"):
+        store.save(tmp_path, "teacher-A", IDENTITY, {"weights": {"w": torch.ones(2)}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_really_full_file_leaves_nothing(tmp_path):
+    """The kernel's limit on the size of files, met by numpy, safetensors and JSON alike."""
+    script = f"""
+import resource, sys, torch, numpy as np
+from pathlib import Path
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.storage import store
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+identity, root = store.identity(code="1.0"), Path({str(tmp_path)!r})
+for files in ({{"a": np.zeros(9999)}}, {{"w": {{"w": torch.zeros(9999)}}}}, {{}}):
+    try:
+        store.save(root, "text", identity, files, {{"long": "x" * 9999}})
+    except UserError as error:
+        assert "Cannot write" in str(error) and "\\n" not in str(error), error
+    else:
+        sys.exit("written")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_error_while_writing_leaves_no_part(tmp_path):
+    class Bad:
+        def items(self):
+            raise RuntimeError("a true mistake")
+
+    with pytest.raises(RuntimeError, match="a true mistake"):
+        store.save(tmp_path, "teacher-A", IDENTITY, {"weights": Bad()})
+    with pytest.raises(TypeError):
+        store.write_json(tmp_path / "a.json", {(1, 2): 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_complete_folder_is_read_where_nothing_can_be_written(stored, tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("mkdir", "replace", "unlink", "utime"):
+        monkeypatch.setattr(os, name, read_only)
+    assert store.find(tmp_path, "knowledge-A", IDENTITY).notes == {"seconds": 1}
 
 
 def test_digest_tells_apart():

@@ -19,6 +19,7 @@ from recbole_prmkd.compare.gather import TEACHER, Gathered
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.tables import kd_name, label
 from recbole_prmkd.compare.user_gains import BY, gain_by_group
+from recbole_prmkd.results.names import for_figure, printable
 
 # Okabe and Ito's colours, which remain apart for colour-blind readers. The other lists have other lengths, so that two
 # KD methods whose colour is the same differ in them.
@@ -233,7 +234,8 @@ def _picture(figure: Figure, title: str, text: str) -> Picture:
     panels = (axes.get_legend_handles_labels() for axes in figure.axes)
     entries = {words: line for lines, labels in panels for line, words in zip(lines, labels, strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    title, text = printable(title), printable(text)
+    figure.suptitle(for_figure(title), fontsize=11, x=0.01, ha="left")
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": title, "hatch.linewidth": 0.6}):
         figure.savefig(stream, format="svg", metadata={"Title": title, "Description": text, "Date": None})

@@ -24,6 +24,7 @@ from recbole_prmkd.compare.tables import (
     write_tables,
 )
 from recbole_prmkd.recbole_host.config import RANKING_ARGS
+from recbole_prmkd.results.names import for_csv
 from recbole_prmkd.results.schema import RunResult
 from recbole_prmkd.tune.settings import SweepSettings
 
@@ -39,9 +40,10 @@ def write_report(grid: Grid, folder: Path, failed: Mapping[str, str] | None = No
     gathered = gather(grid, folder)
     columns = headline(gathered)
     summary = statistics.summary(gathered, columns)
-    gathered.cells.to_csv(folder / RESULTS, index=False)
+    for_csv(gathered.cells).to_csv(folder / RESULTS, index=False, errors="replace")
     write_tables(summary, folder)
-    (folder / PAGE).write_text(_page(gathered, summary, columns, failed or {}), encoding="utf-8")
+    page = _page(gathered, summary, columns, failed or {})
+    (folder / PAGE).write_text(page, encoding="utf-8", errors="replace")
 
 
 def _page(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], failed: Mapping[str, str]) -> str:

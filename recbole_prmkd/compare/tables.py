@@ -11,6 +11,7 @@ from recbole_prmkd.compare.gather import TEACHER, Gathered, serving
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.statistics import falls
 from recbole_prmkd.compare.user_gains import interval, user_gains
+from recbole_prmkd.results.names import for_markdown, printable
 
 MARKDOWN, LATEX = "table.md", "table.tex"
 NONE = "–"
@@ -44,7 +45,7 @@ def write_tables(summary: pd.DataFrame, folder: Path) -> None:
     """table.md and table.tex, one table per data set."""
     datasets = map(str, summary["dataset"].unique() if len(summary) else [])
     tables = {dataset: headline_table(summary, dataset) for dataset in datasets}
-    markdown = [f"**{dataset}**\n\n{_markdown(table)}" for dataset, table in tables.items()]
+    markdown = [f"**{for_markdown(dataset)}**\n\n{_markdown(table)}" for dataset, table in tables.items()]
     latex = [_latex(dataset, table) for dataset, table in tables.items()]
     (folder / MARKDOWN).write_text("\n\n".join([*markdown, NOTE]) + "\n", encoding="utf-8")
     (folder / LATEX).write_text("\n".join([r"% needs \usepackage{booktabs}", *latex]), encoding="utf-8")
@@ -158,10 +159,14 @@ def _rounded(value: float) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    head, *rows = ["| " + " | ".join(row) + " |" for row in [list(table.columns), *table.to_numpy().tolist()]]
+    lines = [list(table.columns), *table.to_numpy().tolist()]
+    head, *rows = ["| " + " | ".join(map(for_markdown, line)) + " |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(table.columns), *rows])
 
 
 def _latex(dataset: str, table: pd.DataFrame) -> str:
-    escaped = table.map(lambda text: text.translate(_LATEX)).rename(columns=lambda text: text.translate(_LATEX))
-    return escaped.to_latex(index=False, caption=f"{dataset}. {NOTE}".translate(_LATEX))
+    def escaped(text: str) -> str:
+        return printable(text).translate(_LATEX)
+
+    own = table.map(escaped).rename(columns=escaped)
+    return own.to_latex(index=False, caption=escaped(f"{dataset}. {NOTE}"))

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,27 +19,54 @@ from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_prmkd.recbole_host.processes import any_device
+from recbole_prmkd.storage.disk import working, writing
 
 
 @contextmanager
 def run_logging(config: Config, folder: Path) -> Iterator[None]:
-    """RecBole's logger for the length of a run, its file inside `folder`; earlier handlers come back afterwards."""
+    """RecBole's logger for the length of a run, its file inside `folder`; earlier handlers come back afterwards.
+
+    Raises:
+        UserError: a disk fails during the run, wherever that is noticed.
+    """
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     root.handlers = []
     here = os.getcwd()
-    os.chdir(folder)  # init_logger writes below ./log
     try:
-        init_logger(config)
-    finally:
-        os.chdir(here)
-    try:
-        yield
+        with writing(folder / "log"):
+            os.chdir(folder)  # init_logger writes below ./log
+            try:
+                init_logger(config)
+            finally:
+                os.chdir(here)
+        for handler in root.handlers:
+            _say_faults_once(handler)
+        with working():
+            yield
     finally:
         for handler in root.handlers:
-            handler.close()
+            with suppress(OSError):  # it flushes to a disk that may be full
+                handler.close()
         root.handlers = before
         root.setLevel(level)
+
+
+def _say_faults_once(handler: logging.Handler) -> None:
+    """A log that cannot be written is said once, not with a traceback for each line."""
+    said: list[str] = []
+    otherwise = handler.handleError
+
+    def say(record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            otherwise(record)
+        elif not said:
+            said.append(str(error))
+            with suppress(OSError):
+                print(f"The log is not complete: {error}", file=sys.stderr)
+
+    handler.handleError = say  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -62,4 +89,11 @@ def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommende
         trainer = trainer_class(config, model)
         config["checkpoint_dir"] = kept
     trainer.saved_model_file = str(folder / f"{config['model']}.pth")
+    save = trainer._save_checkpoint
+
+    def save_or_say(*given: Any, **named: Any) -> None:
+        with writing(Path(trainer.saved_model_file)):
+            save(*given, **named)
+
+    trainer._save_checkpoint = save_or_say
     return trainer

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from recbole_prmkd.results.names import for_figure, printable
+
 _WEIGHT = "weight_"
 
 
@@ -20,12 +22,12 @@ def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title:
     shares = {"inconsistent": "marks that disagree", "agreement": "agreement", "rows_without_knowledge": "not covered"}
     panels = [
         ("loss", {"rec_loss": "rec_loss", "kd_loss": "kd_loss"}),
-        ("mean weight", {name: name.removeprefix(_WEIGHT) for name in names if name.startswith(_WEIGHT)}),
+        ("mean weight", {name: for_figure(name.removeprefix(_WEIGHT)) for name in names if name.startswith(_WEIGHT)}),
         ("share of marks, examples", {name: label for name, label in shares.items() if name in names}),
         ("share of examples in use", {"share": "curriculum"}),
     ]
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(for_figure(title))
     for axes, (unit, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for name, label in lines.items():
             points = [(epoch["epoch"], epoch[name]) for epoch in history if name in epoch]
@@ -37,5 +39,8 @@ def draw_distillation(history: Sequence[Mapping[str, float]], path: Path, title:
             axes.legend()
         axes.grid(alpha=0.3)
     last = ", ".join(f"{name} {value:.4f}" for name, value in history[-1].items() if name != "epoch")
-    described = {"Title": title, "Description": f"Curves over {len(history)} epochs; in the last one: {last}."}
+    described = {
+        "Title": printable(title),
+        "Description": f"Curves over {len(history)} epochs; in the last one: {last}.",
+    }
     figure.savefig(path, metadata=described)

@@ -1,49 +1,79 @@
 """A run's folder: result.json, the student's checkpoint, figures and logs; all or nothing.
 
-Everything is written in `unfinished/` inside the output folder and moved out at the end, result.json last.
+Everything is written in `unfinished/` inside the output folder and moved out at the end, result.json last. One run at a
+time has the folder.
 """
 
 import os
-import shutil
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.results.schema import SCHEMA, RunResult
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.disk import remove, writing
+from recbole_prmkd.storage.locks import LOCK, alone
 
 RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
 UNFINISHED = "unfinished"
+_CURVES_FILES = "events.out.tfevents.*"
 
 
 @contextmanager
-def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
+def output_folder(
+    path: Path,
+    name: str = UNFINISHED,
+    files: Sequence[str] = (RESULT, CURVES, RANKS),
+    folders: Sequence[str] = ("log", "tensorboard"),
+) -> Iterator[Path]:
     """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
-    A run that fails leaves its log in there, one rejected for bad input leaves nothing; the next run clears it. An
-    older result in `path` stays until the new one is complete, then goes with its files; what else is there stays.
+    A run that has begun to train and fails leaves it with its log; a run that fails before, whatever the reason, leaves
+    nothing. The next run clears it. An older result in `path` stays until the new one is complete, then goes with its
+    files; what else is there stays.
 
+    Args:
+        files, folders: what the run may move into `path`.
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, another run works in it, or something else has one of the names.
     """
-    work, there = path / name, path.exists()
+    there = path.exists()
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"Cannot write to {path}: {error}; name another folder with --kd_output_dir.") from error
-    try:
-        yield work
-    except UserError:
-        shutil.rmtree(work, ignore_errors=True)
+        with alone(path, LOCK + name.removeprefix(UNFINISHED)):
+            _check_names(path, files, folders)
+            yield from _work_in(path, path / name)
+    except BaseException:
         if not there:
-            with suppress(OSError):  # another process has put something there
+            with suppress(OSError):  # something is in it
                 path.rmdir()
         raise
-    _move_out(work, path)
-    work.rmdir()
+
+
+def _work_in(path: Path, work: Path) -> Iterator[Path]:
+    with writing(work):
+        remove(work)
+        work.mkdir()
+    try:
+        yield work
+    except BaseException:
+        if not any(work.rglob(_CURVES_FILES)):  # a trainer begins with them
+            remove(work)
+        raise
+    try:
+        _move_out(work, path)
+        work.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"The run has ended, but its files cannot be moved from {work} to {path} ({error}): move them yourself "
+            "before the next run, which would clear them."
+        ) from error
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -57,16 +87,35 @@ def read_result(folder: Path) -> RunResult:
     Raises:
         UserError: there is none, or it is of another schema.
     """
+    file = folder / RESULT
+    if not file.is_file():
+        raise UserError(f"There is no {file}: the run has not ended; start it again.")
     try:
-        return RunResult.model_validate_json((folder / RESULT).read_text(encoding="utf-8"))
+        run = RunResult.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault = " ".join(f"{'.'.join(map(str, first['loc']))} {first['msg']}".split())
+        raise UserError(f"{file} is no result of schema {SCHEMA}: {fault}.") from error
     except OSError as error:
-        raise UserError(f"There is no {folder / RESULT}: the run has not ended; start it again.") from error
-    except ValueError as error:
-        raise UserError(f"{folder / RESULT} is no result of schema {SCHEMA}: {error}.") from error
+        raise UserError(f"Cannot read {file}: {error}; start the run again.") from error
+    name = run.student.checkpoint
+    if name is not None and not re.fullmatch(r"[^/\\\0]+\.pth", name):
+        raise UserError(f"{file} is no result of schema {SCHEMA}: its checkpoint {name!r} is no file beside it.")
+    return run
+
+
+def _check_names(path: Path, files: Sequence[str], folders: Sequence[str]) -> None:
+    """Reject a folder in which the run's files would find no place, before the run."""
+    for name in files:
+        if (path / name).is_dir():
+            raise UserError(f"{path / name} is a folder, but the run writes a file of that name: move it away.")
+    for name in folders:
+        if os.path.lexists(path / name) and not (path / name).is_dir():
+            raise UserError(f"{path / name} is no folder, but the run writes a folder of that name: move it away.")
 
 
 def _move_out(work: Path, path: Path) -> None:
-    if (path / RESULT).exists():
+    if (work / RESULT).exists() and (path / RESULT).exists():
         _remove_old(path)  # from here to the last line there is no result to trust
     for item in sorted(work.iterdir(), key=lambda item: item.name == RESULT):
         _move(item, path / item.name)
@@ -80,7 +129,7 @@ def _remove_old(path: Path) -> None:
         checkpoint = None
     for name in (RESULT, CURVES, RANKS, *([checkpoint] if checkpoint else [])):
         (path / name).unlink(missing_ok=True)
-    for file in (path / "tensorboard").glob("events.out.tfevents.*"):  # else TensorBoard shows two runs as one
+    for file in (path / "tensorboard").glob(_CURVES_FILES):  # else TensorBoard shows two runs as one
         file.unlink()
 
 

@@ -1,12 +1,13 @@
 """Encoding jobs that outlive a kill: an array [N, D] filled batch by batch, the batches in a fixed order.
 
 While it runs, a job has a folder `.pass-<kind>-<hash of identity>` beside the stored folder that it will become. The
-folder holds the array, memory-mapped, and `progress.json` with the number of finished batches, written after the array
-is on disk. A later call with the same identity and batches goes on after them; what does not fit is started anew. Where
-two processes do the same job, the second works in a folder of its own, from the start, and removes it at the end.
+folder holds the array, memory-mapped, and `progress.json` with a checksum of each finished batch, written after the
+array is on disk. A later call with the same identity and batches goes on after them, or after the last one before a
+batch that is damaged; what does not fit is started anew. Where two processes do the same job, the second works in a
+folder of its own, from the start, and removes it at the end.
 """
 
-import json
+import hashlib
 import os
 import shutil
 import sys
@@ -25,7 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.storage import store
+from recbole_prmkd.storage import json_files, store
+from recbole_prmkd.storage.disk import writing
 
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
 COUNT_SECONDS = 5.0  # from one count of the finished batches to the next
@@ -55,7 +57,8 @@ class EncodingJob:
         self._label, self._unit = label, unit
         self._array: np.ndarray | None = None
         self._batches = ""  # digest of the batches
-        self._done = self._counted = 0  # finished batches: in the array, and in the file
+        self._checksums: list[str] = []  # of the finished batches
+        self._counted = 0  # finished batches in the file
         self._counted_at = time.monotonic()
 
     @property
@@ -63,13 +66,18 @@ class EncodingJob:
         """What is written so far, [N, D]; zero where no batch has been. D is 0 before the first vector."""
         return np.zeros((self._number, 0), self._dtype) if self._array is None else self._array
 
+    @property
+    def _done(self) -> int:
+        """Finished batches."""
+        return len(self._checksums)
+
     def pending(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """The batches that are still to do; `write` each one before taking the next.
 
         batches: numbers of entries, int64 on the CPU, none in two batches.
         """
         self._batches = store.digest(batches)
-        self._resume(len(batches))
+        self._resume(batches)
         total = sum(map(len, batches))
         first = sum(map(len, batches[: self._done]))
         if first:
@@ -103,19 +111,19 @@ class EncodingJob:
         if vectors.shape != (len(index), self._array.shape[1]):
             raise ValueError(f"{len(index)} vectors of {self._array.shape[1]} numbers were wanted, not {vectors.shape}")
         self._array[index.numpy()] = vectors
-        self._done += 1
+        self._checksums.append(_checksum(vectors.astype(self._dtype, copy=False)))
         if time.monotonic() - self._counted_at > COUNT_SECONDS:
             self.count()
 
     def count(self) -> None:
-        """Put the finished batches on disk: first the array, then their number."""
+        """Put the finished batches on disk: first the array, then their checksums."""
         if self._counted == self._done or not isinstance(self._array, np.memmap):
             return
-        with _on_disk(self._folder):
+        with writing(self._folder):
             self._array.flush()
             size = (self._folder / _ARRAY).stat().st_size
-            progress = {"batches": self._batches, "done": self._done, "width": self._array.shape[1], "bytes": size}
-            store.write_json(self._folder / _PROGRESS, progress)
+            progress = {"batches": self._batches, "width": self._array.shape[1], "bytes": size}
+            json_files.write_sealed(self._folder / _PROGRESS, {**progress, "checksums": self._checksums})
         self._counted, self._counted_at = self._done, time.monotonic()
 
     def forget(self) -> None:
@@ -125,37 +133,55 @@ class EncodingJob:
 
     def _new(self, width: int) -> np.ndarray:
         file = self._folder / _ARRAY
-        with _on_disk(file):
+        with writing(file):
             array = np.lib.format.open_memmap(file, mode="w+", dtype=self._dtype, shape=(self._number, width))
             if sys.platform == "linux":  # writing to a mapped file without room would kill the process
                 with file.open("r+b") as opened:
                     os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
         return array
 
-    def _resume(self, batches: int) -> None:
-        """Take the array and the number of finished batches that an earlier call left, if they fit."""
+    def _resume(self, batches: Sequence[Tensor]) -> None:
+        """Take what an earlier call left, if it fits: the array, and its batches up to the first that is damaged."""
         if not (self._folder / _ARRAY).exists():
             return
         try:
-            progress = json.loads((self._folder / _PROGRESS).read_text(encoding="utf-8"))
-            done = progress["done"]
-            if (self._folder / _ARRAY).stat().st_size != progress["bytes"]:  # numpy would lengthen it with zeros
-                raise ValueError(f"{_ARRAY} has another size")
-            array = np.lib.format.open_memmap(self._folder / _ARRAY, mode="r+")
-            if progress["batches"] != self._batches:
-                raise ValueError("it has other batches")
-            if array.shape != (self._number, progress["width"]) or array.dtype != self._dtype:
-                raise ValueError(f"its array is {array.dtype} {array.shape}")
-            if not isinstance(done, int) or not 0 < done <= batches:
-                raise ValueError(f"it counts {done} of {batches} batches")
+            array, checksums = self._left(len(batches))
         except FileNotFoundError:
             getLogger().info(f"{self._folder} is not used: its job was stopped before its first count.")
             self.forget()
+            return
         except (OSError, ValueError, KeyError, TypeError) as error:
             getLogger().warning(f"{self._folder} is not used: {error}; the encoding job is started anew.")
             self.forget()
-        else:
-            self._array, self._done, self._counted = array, done, done
+            return
+        pairs = enumerate(zip(batches, checksums, strict=False))
+        damaged = (number for number, (index, given) in pairs if _checksum(array[index.numpy()]) != given)
+        sound = next(damaged, len(checksums))
+        if sound < len(checksums):
+            getLogger().warning(f"{self._folder}: batch {sound + 1} is damaged; it and those after it are made anew.")
+        rest = np.ones(self._number, dtype=bool)  # entries of no batch, which no checksum covers: zero, as they began
+        for index in batches:
+            rest[index.numpy()] = False
+        array[rest] = 0
+        self._array, self._checksums, self._counted = array, checksums[:sound], sound
+
+    def _left(self, batches: int) -> tuple[np.ndarray, list[str]]:
+        """The array of an earlier call and the checksums of its finished batches; ValueError where they do not fit."""
+        file = self._folder / _ARRAY
+        progress = json_files.read_sealed(self._folder / _PROGRESS)
+        if file.stat().st_size != progress["bytes"]:  # numpy would lengthen it with zeros
+            raise ValueError(f"{_ARRAY} has another size")
+        try:
+            array = np.lib.format.open_memmap(file, mode="r+")
+        except Exception as error:  # numpy's parser of the header raises what it likes
+            raise ValueError(f"the header of {_ARRAY} is damaged") from error
+        if progress["batches"] != self._batches:
+            raise ValueError("it has other batches")
+        if array.shape != (self._number, progress["width"]) or array.dtype != self._dtype:
+            raise ValueError(f"its array is {array.dtype} {array.shape}")
+        if not 0 < len(progress["checksums"]) <= batches:
+            raise ValueError(f"it counts {len(progress['checksums'])} of {batches} batches")
+        return array, progress["checksums"]
 
 
 @contextmanager
@@ -185,7 +211,7 @@ def resumable(
         UserError: the folder cannot be written (full disk, no permission).
     """
     folder = root / f".pass-{kind}-{store.digest([dict(identity)])[:16]}"
-    with _on_disk(folder):
+    with writing(folder):
         root.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder)
         if lock is None:
@@ -278,9 +304,6 @@ def _remove_stale(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _on_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error}; free the disk or name another folder.") from error
+def _checksum(vectors: np.ndarray) -> str:
+    """Of one batch's vectors: 16 hex digits, which damage by chance does not meet."""
+    return hashlib.sha256(np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data).hexdigest()[:16]

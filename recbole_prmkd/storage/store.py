@@ -2,8 +2,8 @@
 
 A folder holds a few arrays or weight files and `manifest.json`. It is written under another name and renamed
 when complete, so a killed run leaves nothing that has the right name. The manifest records the identity of
-everything that the content depends on; a folder is reused only if the identity is equal and every file still
-has its checksum. Nothing here is pickled: arrays are npy (memory-mapped), weights are safetensors.
+everything that the content depends on; a folder is reused only if the identity is equal and every file, the manifest
+among them, still has its checksum. Nothing here is pickled: arrays are npy (memory-mapped), weights are safetensors.
 
 `identity` puts the version of the code that makes the content into the identity. Each maker declares it beside its
 code (`VERSION`, or a teacher's `version`) and raises it by hand whenever the same input gives other outputs;
@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -28,9 +27,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_prmkd.errors import UserError
+from recbole_prmkd.storage.disk import remove, writing
+from recbole_prmkd.storage.json_files import as_json, read_json, read_sealed, write_json, write_sealed
 
-SCHEMA = 1
+__all__ = ["StoredFolder", "as_json", "digest", "file_digest", "find", "identity", "save", "write_json"]
+
+SCHEMA = 2  # 1 had no checksum of the manifest
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers")
 _STALE_SECONDS = 24 * 3600
@@ -67,11 +69,6 @@ def digest(parts: Iterable[Any]) -> str:
             sha.update(json.dumps(part, sort_keys=True, default=str).encode())
         sha.update(b"\0")
     return sha.hexdigest()
-
-
-def as_json(content: Any) -> Any:
-    """What is left of it when it has been written as JSON and read again."""
-    return json.loads(json.dumps(content, default=str))
 
 
 def file_digest(path: Path) -> str:
@@ -141,49 +138,21 @@ def save(
     """
     path = _path(root, kind, identity)
     part = root / f".part-{path.name}-{os.getpid()}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _remove_stale_parts(root)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        described = {}
-        for name, content in files.items():
-            file = _write(part, name, content)
-            described[file.name] = {
-                "sha256": file_digest(file),
-                "bytes": file.stat().st_size,
-                **(
-                    {"shape": list(content.shape), "dtype": str(content.dtype)}
-                    if isinstance(content, np.ndarray)
-                    else {}
-                ),
-            }
-        manifest = {
-            "schema": SCHEMA,
-            "identity": dict(identity),
-            "files": described,
-            "notes": dict(notes or {}),
-        }
-        write_json(part / MANIFEST, manifest)
-        if replace or not path.is_dir() or _fault(path, identity) is not None:
-            _swap_in(part, path, identity)
-        else:
-            shutil.rmtree(part)
+    with writing(path):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _remove_stale_parts(root)
+            remove(part)
+            part.mkdir()
+            written = {name: _write(part, name, content) for name, content in files.items()}
+            described = {file.name: _described(file, files[name]) for name, file in written.items()}
+            manifest = {"schema": SCHEMA, "identity": dict(identity), "files": described, "notes": dict(notes or {})}
+            write_sealed(part / MANIFEST, manifest)
+            if replace or not path.is_dir() or _fault(path, identity) is not None:
+                _swap_in(part, path, identity)
+        finally:  # after an error too, whatever it is
+            remove(part)
         return StoredFolder(path, _manifest(path))
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"Cannot write {path}: {error}; free the disk or name another folder.") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: beside the target, flushed, then renamed."""
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, sort_keys=False, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def _path(root: Path, kind: str, identity: Mapping[str, Any]) -> Path:
@@ -203,19 +172,29 @@ def _write(folder: Path, name: str, content: "np.ndarray | Mapping[str, torch.Te
     return file
 
 
+def _described(file: Path, content: "np.ndarray | Mapping[str, torch.Tensor]") -> dict[str, Any]:
+    """A file in the manifest."""
+    entry: dict[str, Any] = {"sha256": file_digest(file), "bytes": file.stat().st_size}
+    if isinstance(content, np.ndarray):
+        entry |= {"shape": list(content.shape), "dtype": str(content.dtype)}
+    return entry
+
+
 def _swap_in(part: Path, path: Path, identity: Mapping[str, Any]) -> None:
     """Put the folder in its place, and away what is there; of two processes that do so at once, one's stays."""
     old = part.with_name(part.name + "-old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     with suppress(FileNotFoundError):
         os.replace(path, old)
     try:
         os.replace(part, path)
-    except OSError as error:
+    except OSError as error:  # has another process just put the same there?
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or _fault(path, identity) is not None:
+            with suppress(OSError):
+                os.replace(old, path)
             raise
-        shutil.rmtree(part)  # another process has just put the same there
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        remove(old)
 
 
 def _remove_stale_parts(root: Path) -> None:
@@ -223,25 +202,35 @@ def _remove_stale_parts(root: Path) -> None:
     for part in root.glob(".part-*"):
         with suppress(FileNotFoundError):  # another process has just renamed it
             if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
+                remove(part)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    with (path / MANIFEST).open(encoding="utf-8") as file:
-        return json.load(file)
+    """The manifest of a folder of this schema.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is damaged, of another schema or something else.
+    """
+    content = read_json(path / MANIFEST)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {str(schema)[:_READABLE]}, this version reads {SCHEMA}")
+    manifest = read_sealed(path / MANIFEST)
+    kinds = {"identity": dict, "files": dict, "notes": dict}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"{MANIFEST} lacks {', '.join(kinds)}")
+    return manifest
 
 
 def _fault(path: Path, identity: Mapping[str, Any]) -> str | None:
     """What is wrong with a folder of the right name, or None."""
     try:
         manifest = _manifest(path)
-        if manifest["schema"] != SCHEMA:
-            return f"its schema is {manifest['schema']}, this version reads {SCHEMA}"
         differing = _differing(manifest["identity"], identity)
         if differing:
             return f"its manifest differs in {', '.join(differing)}"
         for name, entry in manifest["files"].items():
-            if file_digest(path / name) != entry["sha256"]:
+            if Path(name).name != name or file_digest(path / name) != entry["sha256"]:
                 return f"the checksum of {name} differs"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"it cannot be read ({error})"
@@ -265,7 +254,8 @@ def _say_what_differs(root: Path, kind: str, identity: Mapping[str, Any]) -> Non
     for sibling in sorted(root.glob(f"{kind}-*/{MANIFEST}")):
         try:
             differing = _differing(_manifest(sibling.parent)["identity"], identity)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError) as error:
+            getLogger().warning(f"{sibling.parent} is not used: it cannot be read ({error}).")
             continue
         if nearest is None or len(differing) < len(nearest):
             nearest = differing

@@ -66,8 +66,9 @@ def pretrain(
     for each in configs:
         check_pretraining(each, output)
     file = pretrained.weights_file(output, model)
-    with output_folder(output, f"unfinished-{model}") as folder:
-        logs = folder / f"{model}-pretraining"
+    own = (f"{model}-pretraining",)
+    with output_folder(output, f"unfinished-{model}", [file.name, f"{model}.json"], own) as folder:
+        logs = folder / own[0]
         logs.mkdir()
         with run_logging(config, logs):
             card, reused = _pretrain(model, configs, file, folder, logs)

@@ -1,12 +1,10 @@
 """A pre-trained teacher on disk: `<Teacher>.safetensors` and, beside it, its card `<Teacher>.json`.
 
 The card says what the weights were made from (data sets with hashes, text encoder, settings, versions) and carries
-the hash of the file. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the teacher's kind
-that lies in `kd_teacher_dir`; `kd_<teacher>_checkpoint=scratch` starts from neither.
+the hash of the file, and its own. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the
+teacher's kind that lies in `kd_teacher_dir`; `kd_<teacher>_checkpoint=scratch` starts from neither.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,12 @@ from recbole_prmkd.data.text import has_ready_vectors
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.disk import replacing
+from recbole_prmkd.storage.json_files import read_json, read_sealed, write_sealed
 
-SCHEMA = "recbole_prmkd/pretrained/1"
+SCHEMA = "recbole_prmkd/pretrained/2"
+_FORMER = "recbole_prmkd/pretrained/1"  # without a checksum of the card; still read
+_SIGNS = ((b"recbole_prmkd/pretrained",), (b'"sha256"', b'"text_encoder"'))  # a flipped bit leaves the one or the other
 
 
 def weights_file(folder: Path, teacher: str) -> Path:
@@ -31,29 +33,44 @@ def weights_file(folder: Path, teacher: str) -> Path:
 
 
 def write(folder: Path, teacher: str, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write both files; the card, which makes the other valid, last."""
+    """Write both files; the card, which makes the other valid, last.
+
+    Raises:
+        UserError: they cannot be written (full disk, no permission).
+    """
     file = weights_file(folder, teacher)
-    part = file.with_name(f".part-{file.name}-{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, part)
-    os.replace(part, file)
+    with replacing(file) as part:
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}, part)
     content = {"schema": SCHEMA, "teacher": teacher, "sha256": store.file_digest(file), **card}
-    store.write_json(file.with_suffix(".json"), content)
+    write_sealed(file.with_suffix(".json"), content)
 
 
 def read_card(file: Path) -> dict[str, Any] | None:
     """The card of a weights file; None where it has none of this kind.
 
     Raises:
-        UserError: the card belongs to other weights.
+        UserError: the card is damaged, or belongs to other weights.
     """
     path = file.with_suffix(".json")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise UserError(f"Cannot read {path}, the card of {file}: {error}.") from error
+    if not any(all(sign in text for sign in signs) for signs in _SIGNS):
         return None
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        return None
-    if card["sha256"] != store.file_digest(file):
+    try:
+        card = read_json(path)
+        if card["schema"] != _FORMER:
+            card = read_sealed(path)
+        if card["schema"] not in (SCHEMA, _FORMER):
+            raise ValueError(f"its schema is {card['schema']}, this version reads {SCHEMA}")
+        digest, *_ = card["sha256"], card["teacher"], card["text_encoder"]["name"], card["text_encoder"]["digest"]
+        _ = [entry["name"] for entry in card["datasets"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}, the card of {file}, is damaged ({error}): pre-train the teacher again, or remove the card."
+        ) from error
+    if digest != store.file_digest(file):
         raise UserError(f"{file} is not the file that {path} describes: pre-train it again, or remove the card.")
     return card
 

@@ -15,6 +15,8 @@ from ray.tune.search.optuna import OptunaSearch
 from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.results.names import for_csv, printable
+from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.search import ray_domain
 from recbole_prmkd.tune.settings import Pbt
@@ -85,7 +87,7 @@ def winner_of(trials: Sequence[Line], base: Config) -> Line:
 def write_trials(trials: Sequence[Line], folder: Path) -> None:
     """trials.csv."""
     frame = pd.DataFrame(trials).astype({EPOCH: "Int64", SECONDS: float}).round({SECONDS: 2})
-    frame.to_csv(folder / TRIALS, index=False)
+    for_csv(frame).to_csv(folder / TRIALS, index=False, errors="replace")
 
 
 def write_winner(winner: Line, plan: Plan, base: Config, folder: Path) -> Path:
@@ -98,7 +100,9 @@ def write_winner(winner: Line, plan: Plan, base: Config, folder: Path) -> Path:
     if isinstance(plan.sweep.scheduler, Pbt):
         notes.append("Its settings changed during training (PBT); these are the last, so a run with them differs.")
     path = folder / WINNER
-    text = "".join(f"# {note}\n" for note in notes) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = "".join(f"# {printable(note)}\n" for note in notes) + yaml.safe_dump(
+        content, sort_keys=False, allow_unicode=True
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -115,12 +119,12 @@ def draw_sweep(trials: Sequence[Line], domains: Sequence[Domain], score: str, bi
         for name in (PARALLEL, IMPORTANCE):
             try:
                 _draw(name, as_study(trials, domains, score, bigger), score.removeprefix("valid "))
-            except (RuntimeError, ValueError) as error:
+                if name == PARALLEL:  # an axis for each key, each with labels of its own
+                    pyplot.gcf().set_size_inches(max(8.0, 1.9 * len(domains)), 6)
+                pyplot.savefig(folder / name, bbox_inches="tight")
+            except (RuntimeError, ValueError) as error:  # matplotlib's, of a value that it takes for a formula, too
                 getLogger().warning(f"{name} is left out: {error}")
-                continue
-            if name == PARALLEL:  # an axis for each key, each with labels of its own
-                pyplot.gcf().set_size_inches(max(8.0, 1.9 * len(domains)), 6)
-            pyplot.savefig(folder / name, bbox_inches="tight")
+                remove(folder / name)
     finally:
         pyplot.close("all")
         pyplot.switch_backend(before)

@@ -26,6 +26,7 @@ from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import user_setting, user_settings
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
+from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.tune.cluster import check_address, check_room, cluster
@@ -183,7 +184,7 @@ def _new_name(plan: Plan) -> Path:
     """A folder of no other sweep."""
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     kd = plan.settings.get("kd", "none")
-    return Path("runs") / f"{plan.model}-{plan.dataset}-{kd}-tune-{now}-{uuid.uuid4().hex[:6]}"
+    return Path("runs") / f"{plan.model}-{for_folder(plan.dataset)}-{kd}-tune-{now}-{uuid.uuid4().hex[:6]}"
 
 
 def _make_inputs(plan: Plan, base: Config) -> TrialInputs:

@@ -1,0 +1,53 @@
+"""A lock on a folder that two runs may name."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.storage.disk import writing
+
+LOCK = ".running"
+
+
+@contextmanager
+def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Inside, no other process that asks for this lock works in the folder; a process that is killed leaves it free.
+
+    Args:
+        name: of the lock file in the folder, which must exist; the file is removed at the end.
+    Raises:
+        UserError: another process holds the lock, or the file cannot be written.
+    """
+    file = folder / name
+    lock = FileLock(file, timeout=0)
+    with writing(file):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError too
+            raise UserError(
+                f"{folder} is in use by {_holder(file)}: wait for its end, or name another folder with --kd_output_dir."
+            ) from None
+    try:
+        if not isinstance(lock, SoftFileLock):  # which keeps its own notes there
+            with suppress(OSError):
+                since = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+                file.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n", encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()  # before the release: a process that waits for this file finds it gone and makes its own
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        text = " ".join(file.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        text = ""
+    return text[:200] or "another process"
