@@ -19,6 +19,7 @@ from recbole.data.dataset import Dataset
 
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder
+from recbole_prmkd.data.lost_lines import first_ten
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import encoding_jobs, store
@@ -88,20 +89,29 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
             keep_default_na=False,
             quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
             encoding=encoding,
-        )
+            index_col=False,
+        ).fillna("")  # a line may end before its last field
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read item text from {path}: {' '.join(str(error).split())}.") from error
     frame.columns = pd.Index([column.split(":")[0] for column in frame.columns])
     item = config["ITEM_ID_FIELD"]
+    frame[item] = [_unquoted(token) for token in frame[item]]
     doubled = frame[item].duplicated()
     if doubled.any():
-        getLogger().warning(f"{path}: {int(doubled.sum())} lines repeat an item; the first line of an item counts.")
+        names = first_ten(frame[item][doubled].unique())
+        getLogger().warning(f"{path}: {int(doubled.sum())} lines repeat an item ({names}); its first line counts.")
     lines = frame[~doubled].set_index(item, drop=False)[fields]
     if not lines.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
     found = {str(token): dict(zip(fields, map(_clean, line), strict=True)) for token, *line in lines.itertuples()}
     return [found.get(token, empty) for token in tokens]
+
+
+def _unquoted(token: str) -> str:
+    """The id as RecBole reads it: its csv reader takes quotes around a value away, also between tabs."""
+    quoted = len(token) > 1 and token[0] == token[-1] == '"'
+    return token[1:-1].replace('""', '"') if quoted else token
 
 
 def as_sentence(fields: dict[str, str]) -> str:
@@ -221,4 +231,4 @@ def _report_coverage(config: Config, tokens: list[str], texts: list[str]) -> Non
             f"Every item's text is empty: name other fields than {text_fields(config)} of {item_file(config)}."
         )
     if without:
-        getLogger().warning(f"{len(without)} items have no text (zero vector), for example {', '.join(without[:5])}.")
+        getLogger().warning(f"{len(without)} items have no text (zero vector), for example {first_ten(without)}.")
