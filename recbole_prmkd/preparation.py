@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
-from recbole_prmkd.results.schema import StepResult
+from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -31,6 +31,7 @@ class Steps:
 
     def __init__(self) -> None:
         self.results: dict[str, StepResult] = {}
+        self.item_text: TextResult | None = None  # how texts were encoded, in either step that wants their vectors
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[dict[str, Any]]:
@@ -85,7 +86,7 @@ def prepare_teachers(
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
         with steps("text") as state:
-            state["reused"] = prepare_item_text(config, split.item_tokens, vectors="vectors" in wanted)
+            state["reused"] = _item_text(config, split, steps, vectors="vectors" in wanted)
     data: TeacherData = teacher_data(split, config["kd_teacher_seed"])
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
@@ -93,6 +94,7 @@ def prepare_teachers(
         with steps(f"teacher {name}") as state:
             teacher = fit_or_load(name, config, data)
             _warn_of_equal(teacher, teachers)
+            _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
         with steps(f"knowledge {name}") as state:
@@ -102,12 +104,19 @@ def prepare_teachers(
     return teachers, folders, open_cache(teachers, folders, data, config)
 
 
+def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:
+    notes: dict[str, Any] = {}
+    reused = prepare_item_text(config, split.item_tokens, vectors=vectors, notes=notes)
+    steps.item_text = TextResult(**notes) if notes else steps.item_text
+    return reused
+
+
 def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence[FittedTeacher]) -> Tensor:
     """What `kd_item_init` names: vectors of all items by the student's ids, [n_items, D]; zero where there is none."""
     source = source_of(config)
     with steps(f"item vectors {source}") as state:
         if source == "text":
-            state["reused"] = prepare_item_text(config, split.item_tokens)
+            state["reused"] = _item_text(config, split, steps)
             return item_text_vectors(config, split.dataset)
         data = teacher_data(split, config["kd_teacher_seed"])
         named = [teacher for teacher in teachers if teacher.name == source]
@@ -135,6 +144,17 @@ def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> N
         getLogger().warning(
             f"{teacher.name} is {same} once more, by equal settings and seed: give one of its "
             f"kd_{teacher.name.lower()}_ keys another value."
+        )
+
+
+def _warn_of_cuts(teacher: FittedTeacher, data: TeacherData) -> None:
+    items, examples = teacher.cuts.get("cut_items", 0), teacher.cuts.get("cut_rows", 0)
+    if items or examples:
+        prefix = f"--kd_{teacher.name.lower()}_"
+        getLogger().warning(
+            f"{teacher.name} cuts the texts of {items} of {len(data.item_tokens)} items ({prefix}max_attr_length, "
+            f"{prefix}max_attr_num) and the histories of {examples} of {len(data.train)} training examples "
+            f"({prefix}max_token_num): raise these to keep more."
         )
 
 

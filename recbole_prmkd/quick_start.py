@@ -192,6 +192,7 @@ def _run_result(
             for teacher, stored in zip(prepared.teachers, prepared.folders, strict=True)
         },
         steps=steps.results,
+        item_text=steps.item_text,
         distillation=distillation,
     )
 
@@ -223,4 +224,6 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> Teacher
         checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
         unknown_rows=notes["unknown_rows"],
         unknown_items=notes["unknown_items"],
+        cut_items=teacher.cuts.get("cut_items"),
+        cut_rows=teacher.cuts.get("cut_rows"),
     )

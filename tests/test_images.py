@@ -1,6 +1,8 @@
 """Item images: an .npz and a folder give vectors by internal item id; each mistake is one sentence."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +137,54 @@ def test_npz_mistakes(npz, settings, tmp_path):
     one_sentence(npz(item_id=ids, feat=rows * 0), "zero or not finite")
 
 
+def test_a_picture_cut_in_half_is_named_and_absent(folder, caplog):
+    source = Path(folder["kd_item_images"])
+    whole, _ = item_image_vectors(folder, dataset())
+    for name in ("b.jpg", "a.PNG"):
+        content = (source / name).read_bytes()
+        (source / name).write_bytes(content[: len(content) // 2])
+        for _ in range(2):  # also where the vectors are reused
+            caplog.clear()
+            vectors, present = item_image_vectors(folder, dataset())
+            here = [row for row, file in ((1, "b.jpg"), (2, "a.PNG")) if file != name]
+            assert torch.nonzero(present).flatten().tolist() == here and not vectors[~present].any()
+            torch.testing.assert_close(vectors[here], whole[here], rtol=1e-4, atol=1e-5)
+            assert "1 pictures cannot be read or have no finite vector, so" in caplog.text and name in caplog.text
+        (source / name).write_bytes(content)
+
+
+def test_what_is_taken_of_several_pictures_is_said(folder, caplog):
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        caplog.clear()
+        item_image_vectors(folder, dataset())
+        assert "1 items have several pictures; taken is b.jpg (not b.png)." in caplog.text
+        assert "pooling its own pooled output." in caplog.text
+    manifest = next(Path(folder["kd_cache_dir"]).rglob("manifest.json"))
+    assert json.loads(manifest.read_text())["notes"]["pooling"] == "its own pooled output"
+
+
+def test_an_encoder_that_gives_one_vector_is_refused(folder):
+    encoder = Path(folder["kd_image_encoder"])
+    for name in "cdefg":
+        noise = np.random.default_rng(ord(name)).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(Path(folder["kd_item_images"]) / f"{name}.png")
+    model = ViTModel.from_pretrained(encoder)
+    torch.nn.init.zeros_(model.pooler.dense.weight)
+    model.save_pretrained(encoder)
+    with pytest.raises(UserError, match="gave 1 vectors for 7 different pictures"):
+        item_image_vectors(folder, dataset([*TOKENS, *"cdefg"]))
+    assert not list(Path(folder["kd_cache_dir"]).rglob("manifest.json"))
+
+
+def test_image_encoder_in_a_folder_of_the_hubs_cache(folder, tmp_path):
+    vectors, _ = item_image_vectors(folder, dataset())
+    (tmp_path / "hub" / "snapshots").mkdir(parents=True)
+    shutil.move(folder["kd_image_encoder"], tmp_path / "hub" / "snapshots" / "abc")
+    again, _ = item_image_vectors({**folder, "kd_image_encoder": str(tmp_path / "hub")}, dataset())
+    assert torch.equal(vectors, again)
+
+
 def test_folder_is_encoded_once(folder, monkeypatch, caplog):
     check_images(folder)
     with caplog.at_level(logging.INFO):
@@ -220,8 +270,9 @@ def test_folder_mistakes(folder, tmp_path):
     model.save_pretrained(tmp_path / "encoder", state_dict=weights)
     one_sentence(folder, "lacks weights of its vision model, such as embeddings.cls_token")
     save_encoder(tmp_path / "encoder")
-    (source / "a.PNG").write_bytes(b"no picture")
-    one_sentence(folder, r"Cannot read image .*a\.PNG")
+    for file in source.glob("[ab].*"):
+        file.write_bytes(b"no picture")
+    one_sentence(folder, r"None of 2 pictures in .* replace .*a\.PNG")
     for file in source.glob("[ab].*"):
         file.unlink()
     one_sentence(folder, "none of the data set's items")

@@ -2,7 +2,8 @@
 
 Two sources, named by `kd_item_images`: an `.npz` file with the arrays `item_id` (strings) and `feat` (one row
 per item), or a folder of `<item>.jpg`, `.jpeg` or `.png`, which a `transformers` vision model encodes. Items
-without an image are normal: the second thing returned says which items have one.
+without an image are normal: the second thing returned says which items have one. A picture that cannot be read is
+named and counts as none; its stored vector is NaN.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from recbole.data.dataset import Dataset
 from torch import Tensor, nn
 
 from recbole_prmkd.data.encoder import encoder_digest
+from recbole_prmkd.data.encoder_layout import check_weights, local_copy
+from recbole_prmkd.data.lost_lines import first_ten
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.data.vectors_file import check_file, read_file
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import encoding_jobs, store
 
-VERSION = "1.0"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
+VERSION = "1.1"  # of `encode_images`; raise it when the same pictures and encoder give other vectors
 _IDS = ["item_id"]
 _SUFFIXES = (".jpg", ".jpeg", ".png")  # an item with several pictures is shown by the first of these
 BATCH = 32  # pictures that are encoded at a time
@@ -92,8 +95,11 @@ def image_encoder_folder(name: str) -> Path:
     Raises:
         UserError: neither has it.
     """
-    folder = Path(name)
-    if not folder.is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = local_copy(folder, "kd_image_encoder", "vision model")
+        check_weights(folder, "kd_image_encoder")
+    else:
         from huggingface_hub import snapshot_download
 
         try:
@@ -135,22 +141,31 @@ def _read(file: Path) -> tuple[dict[str, int], np.ndarray]:
     return row_of, features
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """Item token -> its picture, sorted by token."""
+def _pictures(folder: Path) -> dict[str, list[Path]]:
+    """Item token -> its pictures, the one that counts first; sorted by token."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file()]
     if not files:
         raise UserError(f"{folder} holds no {', '.join(_SUFFIXES)} file: name another with --kd_item_images.")
     files.sort(key=lambda file: (file.stem, _SUFFIXES.index(file.suffix.lower()), file.name))
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(file.stem, file)
+        found.setdefault(file.stem, []).append(file)
     return found
 
 
 def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[str, int], np.ndarray]:
-    """Token -> row, and the vectors [rows, D] of the items' pictures, from the cache or the encoder."""
+    """Token -> row, and the vectors [rows, D] of the items' pictures, from the cache or the encoder.
+
+    Raises:
+        UserError: no picture can be read, or the encoder tells most pictures not apart.
+    """
     wanted = set(tokens)
-    files = {token: file for token, file in _pictures(folder).items() if token in wanted}
+    pictures = {token: files for token, files in _pictures(folder).items() if token in wanted}
+    files = {token: several[0] for token, several in pictures.items()}
+    names = [[file.name for file in several] for several in pictures.values() if len(several) > 1]
+    double = [f"{taken} (not {', '.join(others)})" for taken, *others in names]
+    if double:
+        getLogger().warning(f"{folder}: {len(double)} items have several pictures; taken is {first_ten(double)}.")
     if not files:
         return {}, np.zeros((0, 1), dtype=np.float32)
     encoder = image_encoder_folder(config["kd_image_encoder"])
@@ -174,28 +189,78 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
                 root, "images", identity, len(files), label="Item images", unit="image", rebuild=rebuild
             ) as work,
         ):
-            vectors = encode_images(list(files.values()), encoder, config, work)
-            stored = store.save(root, "images", identity, {"vectors": vectors})
-    return {token: row for row, token in enumerate(files)}, stored.array("vectors")
+            notes: dict[str, Any] = {"encoder": config["kd_image_encoder"], "images": len(files)}
+            vectors = encode_images(list(files.values()), encoder, config, work, notes)
+            _check_distinct(vectors, [digest for _, digest in digests], config["kd_image_encoder"])
+            stored = store.save(root, "images", identity, {"vectors": vectors}, notes)
+    vectors = stored.array("vectors")
+    getLogger().info(
+        f"Item images: {len(files)} pictures encoded by {stored.notes['encoder']}, pooling {stored.notes['pooling']}."
+    )
+    readable = {token: row for row, token in enumerate(files) if np.isfinite(vectors[row]).all()}
+    broken = [str(file) for token, file in files.items() if token not in readable]
+    if not readable:
+        raise UserError(
+            f"None of {len(broken)} pictures in {folder} can be read and gives a finite vector: replace {broken[0]} "
+            "and the others, or name another encoder with --kd_image_encoder."
+        )
+    if broken:
+        getLogger().warning(
+            f"{len(broken)} pictures cannot be read or have no finite vector, so their items count as items without "
+            f"an image: {first_ten(broken)}; replace them."
+        )
+    return readable, vectors
 
 
-def encode_images(files: Sequence[Path], encoder: Path, config: Config, work: encoding_jobs.EncodingJob) -> np.ndarray:
+def _check_distinct(vectors: np.ndarray, digests: Sequence[str], name: str) -> None:
+    """Different pictures have different vectors; some may hold the same image in files of their own.
+
+    Raises:
+        UserError: less than half of them have.
+    """
+    rows = {digest: row for row, digest in enumerate(digests) if np.isfinite(vectors[row]).all()}
+    apart = len({store.digest([vectors[row]]) for row in rows.values()})
+    if 2 * apart < len(rows):
+        raise UserError(
+            f"The encoder {name} gave {apart} vectors for {len(rows)} different pictures: name another encoder, or its "
+            "complete folder, with --kd_image_encoder."
+        )
+
+
+def encode_images(
+    files: Sequence[Path],
+    encoder: Path,
+    config: Config,
+    work: encoding_jobs.EncodingJob,
+    notes: dict[str, Any] | None = None,
+) -> np.ndarray:
     """The vision model's pooled output of each picture, or the mean of its tokens if it has no such output.
 
+    Args:
+        notes: takes `pooling`, which of the two it was.
     Returns:
-        [len(files), D] float32.
+        [len(files), D] float32; NaN where a picture cannot be read.
     """
     processor, model, pooled = _load_encoder(encoder)
     model = model.to(config["device"]).eval()
 
     @torch.no_grad()
-    def encode_batch(index: Tensor) -> np.ndarray:
-        batch = [_picture(files[i]) for i in index.tolist()]
+    def pool(batch: list[Any]) -> tuple[Tensor, str]:
         inputs = processor(images=batch, return_tensors="pt").to(config["device"])  # pixel_values [B, 3, H, W]
         with encoding_jobs.autocast(config):
             output = model(pixel_values=inputs["pixel_values"])
         pooler = getattr(output, "pooler_output", None) if pooled else None
-        vector = output.last_hidden_state.mean(dim=1) if pooler is None else pooler.flatten(1)  # [B, D]
+        if pooler is None:
+            return output.last_hidden_state.mean(dim=1), "mean of its tokens"  # [B, D]
+        return pooler.flatten(1), "its own pooled output"  # [B, D]
+
+    if notes is not None:
+        notes["pooling"] = pool([_blank()])[1]
+
+    def encode_batch(index: Tensor) -> np.ndarray:
+        pictures = [_picture(files[i]) for i in index.tolist()]
+        vector, _ = pool([_blank() if picture is None else picture for picture in pictures])  # [B, D]
+        vector[[n for n, picture in enumerate(pictures) if picture is None]] = torch.nan
         return vector.float().cpu().numpy()
 
     return work.fill(torch.arange(len(files)).split(BATCH), encode_batch)
@@ -227,14 +292,22 @@ def _load_encoder(folder: Path) -> tuple[Any, nn.Module, bool]:
 
 
 def _picture(file: Path) -> Any:
-    """The picture in RGB, whatever its file holds."""
+    """The picture in RGB, whatever its file holds; None where that is no whole picture."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (PermissionError, FileNotFoundError) as error:
         raise UserError(_unreadable(file, error)) from error
+    except Exception:  # the decoders raise a dozen kinds
+        return None
+
+
+def _blank() -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (32, 32))
 
 
 def _unreadable(file: Path, error: Exception) -> str:

@@ -18,6 +18,7 @@ from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from torch import Tensor
 
+from recbole_prmkd.data import lost_lines
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.models import named_as_base
@@ -48,7 +49,7 @@ def load_split(config: Config) -> Split:
     Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
     many lines of the file did not become interactions.
     """
-    with _counting_loaded_lines() as loaded, named_as_base(config):
+    with _counting_loaded_lines() as loaded, lost_lines.reported(), named_as_base(config):
         dataset = create_dataset(config)
     getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)

@@ -6,7 +6,7 @@ that stand only in the item file would get ids.
 
 import csv
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from recbole.config import Config
 from recbole.data.dataset import Dataset
 
 from recbole_prmkd.data import atomic_files, processed
-from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder
+from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder, max_tokens
+from recbole_prmkd.data.encoder_layout import read_layout
+from recbole_prmkd.data.lost_lines import first_ten
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import encoding_jobs, store
@@ -88,20 +90,29 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
             keep_default_na=False,
             quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL,
             encoding=encoding,
-        )
+            index_col=False,
+        ).fillna("")  # a line may end before its last field
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read item text from {path}: {' '.join(str(error).split())}.") from error
     frame.columns = pd.Index([column.split(":")[0] for column in frame.columns])
     item = config["ITEM_ID_FIELD"]
+    frame[item] = [_unquoted(token) for token in frame[item]]
     doubled = frame[item].duplicated()
     if doubled.any():
-        getLogger().warning(f"{path}: {int(doubled.sum())} lines repeat an item; the first line of an item counts.")
+        names = first_ten(frame[item][doubled].unique())
+        getLogger().warning(f"{path}: {int(doubled.sum())} lines repeat an item ({names}); its first line counts.")
     lines = frame[~doubled].set_index(item, drop=False)[fields]
     if not lines.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
     found = {str(token): dict(zip(fields, map(_clean, line), strict=True)) for token, *line in lines.itertuples()}
     return [found.get(token, empty) for token in tokens]
+
+
+def _unquoted(token: str) -> str:
+    """The id as RecBole reads it: its csv reader takes quotes around a value away, also between tabs."""
+    quoted = len(token) > 1 and token[0] == token[-1] == '"'
+    return token[1:-1].replace('""', '"') if quoted else token
 
 
 def as_sentence(fields: dict[str, str]) -> str:
@@ -128,7 +139,9 @@ def item_text_vectors(config: Config, dataset: Dataset, word_drop: float = 0.0) 
         texts = _sentences(domain, sorted(tokens))
         if word_drop:
             texts = drop_words(texts, word_drop, domain["seed"])
-        stored, _ = _stored_vectors(domain, sorted(tokens), texts)
+        stored, reused = _stored_vectors(domain, sorted(tokens), texts)
+        if not reused:  # else `prepare_item_text` has said it
+            _report_encoding(domain, stored.notes)
         order = np.argsort(np.argsort(tokens, kind="stable"))  # position of each item among the sorted tokens
         parts.append(np.asarray(stored.array("vectors"))[order])
     vectors = np.concatenate([np.zeros_like(parts[0][:1]), *parts])
@@ -156,9 +169,13 @@ def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:
     return dropped
 
 
-def prepare_item_text(config: Config, tokens: Sequence[str], vectors: bool = True) -> bool:
+def prepare_item_text(
+    config: Config, tokens: Sequence[str], vectors: bool = True, notes: dict[str, Any] | None = None
+) -> bool:
     """Report the items' text and, where wanted, make its vectors.
 
+    Args:
+        notes: takes what is stored with encoded vectors: encoder, pooling, max_tokens, number of texts and of cut ones.
     Returns:
         whether there was nothing to make: they are stored, came with the data, or are not wanted.
     """
@@ -168,7 +185,13 @@ def prepare_item_text(config: Config, tokens: Sequence[str], vectors: bool = Tru
     ordered = sorted(tokens)
     texts = _sentences(config, ordered)
     _report_coverage(config, ordered, texts)
-    return _stored_vectors(config, ordered, texts, rebuild=config["kd_rebuild"])[1] if vectors else True
+    if not vectors:
+        return True
+    stored, reused = _stored_vectors(config, ordered, texts, rebuild=config["kd_rebuild"])
+    _report_encoding(config, stored.notes)
+    if notes is not None:
+        notes.update(stored.notes)
+    return reused
 
 
 def _sentences(config: Config, tokens: list[str]) -> list[str]:
@@ -179,10 +202,13 @@ def _stored_vectors(
     config: Config, tokens: list[str], texts: list[str], rebuild: bool = False
 ) -> tuple[store.StoredFolder, bool]:
     root = Path(config["kd_cache_dir"]) / config["dataset"]
+    folder = encoder_folder(config["kd_text_encoder"])
+    layout = read_layout(folder)
     identity = store.identity(
         code=VERSION,
-        encoder=encoder_digest(encoder_folder(config["kd_text_encoder"])),
-        max_tokens=config["kd_text_max_tokens"],
+        encoder=encoder_digest(folder),
+        pooling=layout.pooling,
+        max_tokens=max_tokens(config, layout),
         items=store.digest(tokens),
         text=store.digest(texts),
         **encoding_jobs.precision_entry(config),
@@ -190,8 +216,16 @@ def _stored_vectors(
     stored = None if rebuild else store.find(root, "text", identity)
     if stored is not None:
         return stored, True
+    notes = {
+        "encoder": config["kd_text_encoder"],
+        "pooling": layout.pooling,
+        "encoder_limit": layout.max_tokens,
+        "items": len(texts),
+        "texts": len(texts) - texts.count(""),
+    }
     with encoding_jobs.resumable(root, "text", identity, len(texts), label="Item texts", rebuild=rebuild) as work:
-        return store.save(root, "text", identity, {"vectors": encode(texts, config, work)}), False
+        vectors = encode(texts, config, work, notes)
+        return store.save(root, "text", identity, {"vectors": vectors}, notes), False
 
 
 def _header(path: Path, config: Config) -> dict[str, str]:
@@ -210,6 +244,26 @@ def _clean(text: Any) -> str:
     return " ".join(html.unescape(str(text)).replace('"', "").split())
 
 
+def _report_encoding(config: Config, notes: Mapping[str, Any]) -> None:
+    """Log how the texts were encoded, in this run or in the one that stored them, and how many were cut."""
+    limit = notes["max_tokens"]
+    getLogger().info(
+        f"Item text: {notes['texts']} texts encoded by {notes['encoder']}, pooling {notes['pooling']}, at most {limit} "
+        "tokens each."
+    )
+    if not notes["cut"]:
+        return
+    advice = "raise --kd_text_max_tokens to keep more"
+    if limit < config["kd_text_max_tokens"] or limit == notes["encoder_limit"]:
+        advice = (
+            "the encoder reads no more, so name one that does with --kd_text_encoder, or the fields that matter with "
+            "--kd_text_fields"
+        )
+    getLogger().warning(
+        f"{notes['cut']} of {notes['items']} item texts are longer than {limit} tokens and were cut: {advice}."
+    )
+
+
 def _report_coverage(config: Config, tokens: list[str], texts: list[str]) -> None:
     without = [token for token, text in zip(tokens, texts, strict=True) if not text]
     covered = len(tokens) - len(without)
@@ -221,4 +275,4 @@ def _report_coverage(config: Config, tokens: list[str], texts: list[str]) -> Non
             f"Every item's text is empty: name other fields than {text_fields(config)} of {item_file(config)}."
         )
     if without:
-        getLogger().warning(f"{len(without)} items have no text (zero vector), for example {', '.join(without[:5])}.")
+        getLogger().warning(f"{len(without)} items have no text (zero vector), for example {first_ten(without)}.")

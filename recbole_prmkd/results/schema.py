@@ -61,6 +61,20 @@ class TeacherResult(_Measured):
     checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
     unknown_rows: int = Field(description="training examples that it does not cover (no history)")
     unknown_items: int = Field(description="items that it does not cover (no text)")
+    cut_items: int | None = Field(default=None, description="items whose own text it cuts (Recformer)")
+    cut_rows: int | None = Field(default=None, description="training examples whose history it cuts to its tokens")
+
+
+class TextResult(_Part):
+    """How the items' texts became vectors, in this run or in the one that stored them."""
+
+    encoder: str = Field(description="its name or folder")
+    pooling: str = Field(description="how token states become a vector, for example `mean, Normalize`")
+    encoder_limit: int | None = Field(description="tokens that the encoder's files allow; None: they do not say")
+    max_tokens: int = Field(description="of a text, in force")
+    items: int
+    texts: int = Field(description="items with text")
+    cut: int = Field(description="items whose text is longer than max_tokens")
 
 
 class StepResult(_Part):
@@ -89,4 +103,5 @@ class RunResult(BaseModel):
     student: StudentResult
     teachers: dict[str, TeacherResult]
     steps: dict[str, StepResult]
+    item_text: TextResult | None = Field(default=None, description="None where no text was encoded")
     distillation: list[dict[str, float]] = Field(description="one entry per epoch; empty without distillation")

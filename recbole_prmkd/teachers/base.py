@@ -16,6 +16,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.checkpoints import read_checkpoint
 from recbole_prmkd.teachers.contrastive import SAME_TARGET, cosines, in_batch_scores, info_nce
@@ -73,6 +74,10 @@ class Teacher(SequentialRecommender):
         covered = torch.ones(self.n_items, dtype=torch.bool)
         covered[0] = False
         return covered
+
+    def cuts(self, examples: Examples) -> dict[str, int]:
+        """How much of its own input it cuts: `cut_items`, and `cut_rows` of these examples; empty: nothing to cut."""
+        return {}
 
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """Vectors of histories, [B, D], with gradient.

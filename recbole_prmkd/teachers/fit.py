@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class FittedTeacher:
 
     digest: hash of its weights and side information. checkpoint: the file it started from, if any.
     seconds, peak_memory_mb: of fine-tuning, as first measured.
-    valid, test and their unseen twins: its own metrics under RecBole's keys.
+    metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
+    cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
 
     name: str
@@ -60,6 +61,7 @@ class FittedTeacher:
     holdout: float
     peak_memory_mb: float | None
     metrics: dict[str, dict[str, float]]
+    cuts: dict[str, int] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -105,6 +107,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics=_metrics(kind, model, config, data, root, digest),
+        cuts=model.cuts(data.train),
     )
 
 

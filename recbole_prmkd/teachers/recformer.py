@@ -27,6 +27,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from recbole_prmkd.data.encoder import encoder_digest, encoder_folder
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import by_domain
 from recbole_prmkd.data.text import item_texts
 from recbole_prmkd.errors import UserError
@@ -129,6 +130,16 @@ class Recformer(Teacher):
     def covered_items(self) -> Tensor:
         """Items with text, [n_items]."""
         return self.item_tokens.covered().cpu()
+
+    def cuts(self, examples: Examples) -> dict[str, int]:
+        """Items of which attributes were cut or left out, and histories of more than max_token_num tokens."""
+        cut = torch.zeros((), dtype=torch.int64)
+        for index in torch.arange(len(examples)).split(1 << 16):
+            histories = examples.histories(index, self.max_seq_length)
+            cut += (
+                self.item_tokens.too_long(*(part.to(self.item_tokens.start.device) for part in histories)).sum().cpu()
+            )
+        return {"cut_items": self.item_tokens.cut_items, "cut_rows": int(cut)}
 
     def encode_items(self) -> Tensor:
         """The stored table, [n_items, D], without gradient; encoded now if it never was. PAD is zero."""

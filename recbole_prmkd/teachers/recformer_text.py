@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recbole_prmkd.data.encoder import check_words_are_read
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +46,7 @@ class ItemTokens(nn.Module):
     Attributes:
         ids, types: [N] token ids and token types of all items, one after the other.
         start: [n_items + 1] where each internal item id begins; PAD (id 0) has no tokens.
+        cut_items: number of items of which an attribute was cut, or left out.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class ItemTokens(nn.Module):
             max_attr_num, max_attr_length: attributes of an item, and tokens of an attribute, its key included.
             max_items, max_tokens: budget of a history; <s> counts as a token.
             item_positions: rows of the item-position table; the last one marks padding.
+        Raises:
+            UserError: the tokenizer reads no word of most items.
         """
         super().__init__()
         self.max_items, self.max_tokens = max_items, max_tokens
@@ -71,8 +76,17 @@ class ItemTokens(nn.Module):
         self.first_id, self.pad_id = int(tokenizer.cls_token_id), int(tokenizer.pad_token_id)
         attributes = [list(text.items())[:max_attr_num] for text in texts]
         words = list(dict.fromkeys(word for text in attributes for pair in text for word in pair))
-        encoded = tokenizer(words, add_special_tokens=False, truncation=True, max_length=max_attr_length)
-        tokens = dict(zip(words, encoded["input_ids"], strict=True))
+        # One token more than is kept, so that it shows what is cut.
+        encoded = tokenizer(words, add_special_tokens=False, truncation=True, max_length=max_attr_length + 1)
+        kept = slice(max_attr_length) if tokenizer.truncation_side == "right" else slice(-max_attr_length, None)
+        tokens = {word: read[kept] for word, read in zip(words, encoded["input_ids"], strict=True)}
+        length = {word: len(read) for word, read in zip(words, encoded["input_ids"], strict=True)}
+        self.cut_items = sum(
+            len(text) > max_attr_num or any(length[key] + length[value] > max_attr_length for key, value in part)
+            for text, part in zip(texts, attributes, strict=True)
+        )
+        values = [[number for _, value in part for number in tokens[value]] for part in attributes]
+        check_words_are_read(tokenizer, [read for read in values if read], tokenizer.name_or_path)
         ids: list[int] = []
         types: list[int] = []
         start = [0, 0]
@@ -94,6 +108,11 @@ class ItemTokens(nn.Module):
         """Tokens of each history within the budgets, <s> included: [B]."""
         _, ends = self._newest_first(item_seq, item_seq_len)
         return (ends[:, -1] + 1).clamp(max=self.max_tokens)
+
+    def too_long(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """Which histories have more tokens than the budget: [B] bool."""
+        _, ends = self._newest_first(item_seq, item_seq_len)
+        return ends[:, -1] + 1 > self.max_tokens
 
     def batch(self, item_seq: Tensor, item_seq_len: Tensor, width: int | None = None) -> TokenBatch:
         """Token sequences of histories; an empty history is <s> alone.
