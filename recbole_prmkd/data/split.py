@@ -4,18 +4,24 @@ A sequential student's batches hold each example's history. Other students' batc
 from the training split, from the items before the example alone.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import get_model
 from torch import Tensor
 
 from recbole_prmkd.data.examples import EXAMPLE, Examples
@@ -23,46 +29,92 @@ from recbole_prmkd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Split:
-    """A student's data: RecBole's three loaders, and the same three parts as examples in internal item ids.
+class Parts:
+    """The three parts as examples in internal item ids.
 
     future: the training examples with the user's training items after the target in place of the history.
+    """
+
+    train: Examples
+    future: Examples
+    valid: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Split:
+    """A student's data: RecBole's three loaders, and the same three parts as examples.
+
+    make_parts: builds the examples where they are first asked for; stock RecBole trains on data that allow none.
     """
 
     dataset: Dataset
     train_data: AbstractDataLoader
     valid_data: AbstractDataLoader
     test_data: AbstractDataLoader
-    train: Examples
-    future: Examples
-    valid: Examples
-    test: Examples
+    make_parts: Callable[[], Parts]
     item_tokens: list[str]  # by internal id, from 1
     user_tokens: list[str]
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The examples of all parts."""
+        return self.make_parts()
+
+    @property
+    def train(self) -> Examples:
+        """The training examples."""
+        return self.parts.train
+
+    @property
+    def future(self) -> Examples:
+        """The training examples with the user's training items after the target as history."""
+        return self.parts.future
+
+    @property
+    def valid(self) -> Examples:
+        """The validation examples."""
+        return self.parts.valid
+
+    @property
+    def test(self) -> Examples:
+        """The test examples."""
+        return self.parts.test
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of training, validation and test examples."""
+        return _size(self.train_data), _size(self.valid_data), _size(self.test_data)
 
 
 def load_split(config: Config) -> Split:
     """Read and split the data set with RecBole's own code, in RecBole's own order of calls.
 
     Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
-    many lines of the file did not become interactions.
+    many lines of the file did not become interactions. Without distillation a part may be empty, as in RecBole.
+
+    Raises:
+        UserError: there is nothing to train on.
     """
     with _counting_loaded_lines() as loaded:
         dataset = create_dataset(config)
     getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
-    train_data, valid_data, test_data = data_preparation(config, dataset)
-    parts = {"training": train_data, "validation": valid_data, "test": test_data}
-    for name, part in parts.items():
-        if len(part._dataset.inter_feat) == 0:
-            raise UserError(f"The {name} split is empty: lower the filters, or change the split in eval_args.")
-    return _split(dataset, train_data, valid_data, test_data)
+    split = _split(dataset, *data_preparation(config, dataset))
+    train, valid, test = split.sizes
+    if train == 0:
+        raise UserError("The training split is empty: lower the filters, or change the split in eval_args.")
+    getLogger().info(f"Examples: {train} for training, {valid} for validation, {test} for test.")
+    if config["kd"] != "none":
+        _ = split.parts  # what is wrong with them shows before anything expensive
+    return split
 
 
 @contextmanager
 def split_of_loaders(train_data: Any, valid_data: Any = None) -> Iterator[Split]:
     """The same from loaders that RecBole's own code has made, which are put back afterwards; there is no test part."""
     split = _split(train_data._dataset, train_data, valid_data, None)
+    _ = split.parts
     try:
         yield split
     finally:
@@ -70,27 +122,43 @@ def split_of_loaders(train_data: Any, valid_data: Any = None) -> Iterator[Split]
 
 
 def _split(dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any) -> Split:
+    loaders = (train_data, valid_data, test_data)
+    as_read = [_snapshot(loader._dataset) if _size(loader) else None for loader in loaders]
     train = train_data._dataset.inter_feat
-    examples, sequences = _train_examples(train_data._dataset)
     train.interaction[EXAMPLE] = torch.arange(len(train))
-    nobody = sequences.examples(examples.users[:0], examples.targets[:0])
-    valid = _evaluation_examples(valid_data._dataset, sequences) if valid_data else nobody
-    sequences_then = sequences.followed_by(valid.users, valid.targets)
-    test = _evaluation_examples(test_data._dataset, sequences_then) if test_data else nobody
-    for part in (dataset, *(loader._dataset for loader in (train_data, valid_data, test_data) if loader)):
-        _cut_histories(part)
-    getLogger().info(f"Examples: {len(examples)} for training, {len(valid)} for validation, {len(test)} for test.")
+    for part in (dataset, *(loader._dataset for loader in loaders if loader is not None)):
+        _cut_histories(part, train_data._dataset.config)
     return Split(
         dataset=dataset,
         train_data=train_data,
         valid_data=valid_data,
         test_data=test_data,
-        train=examples,
-        future=_future(examples, sequences),
-        valid=valid,
-        test=test,
+        make_parts=lambda: _parts(*as_read),
         item_tokens=[str(token) for token in dataset.field2id_token[dataset.iid_field][1:]],
         user_tokens=[str(token) for token in dataset.field2id_token[dataset.uid_field][1:]],
+    )
+
+
+def _size(loader: Any) -> int:
+    return len(loader._dataset.inter_feat) if loader is not None else 0
+
+
+def _snapshot(part: Dataset) -> Dataset:
+    """The part with its columns as they are now, whatever takes their place later."""
+    return part.copy(Interaction(dict(part.inter_feat.interaction)))
+
+
+def _parts(train: Dataset, valid: Dataset | None, test: Dataset | None) -> Parts:
+    """The examples of the parts; None: an empty one."""
+    examples, sequences = _train_examples(train)
+    nobody = sequences.examples(examples.users[:0], examples.targets[:0])
+    validation = _evaluation_examples(valid, sequences) if valid else nobody
+    sequences_then = sequences.followed_by(validation.users, validation.targets)
+    return Parts(
+        train=examples,
+        future=_future(examples, sequences),
+        valid=validation,
+        test=_evaluation_examples(test, sequences_then) if test else nobody,
     )
 
 
@@ -188,22 +256,53 @@ def _evaluation_examples(part: Dataset, sequences: _Sequences) -> Examples:
 
 
 def _given_histories(part: Dataset) -> tuple[Tensor, Tensor] | None:
-    """The histories that a sequential data set holds, [N, L] and [N]; None for other data sets."""
-    field = part.iid_field + part.config["LIST_SUFFIX"]
+    """The histories that a data set holds in item ids, [N, L] and [N]; None where there are none."""
+    field, length = part.iid_field + part.config["LIST_SUFFIX"], part.config["ITEM_LIST_LENGTH_FIELD"]
     if field not in part.inter_feat:
         return None
-    return part.inter_feat[field], part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]].long()
+    histories = part.inter_feat[field]
+    if part.config["benchmark_filename"] and not _same_numbers(part, field):
+        getLogger().warning(
+            f"{field} of the pre-split files numbers items in its own way, so histories are taken from the targets: "
+            f"set alias_of_item_id to ['{field}']."
+        )
+        return None
+    if length in part.inter_feat:
+        return histories, part.inter_feat[length].long()
+    return histories, (histories != 0).sum(1)  # RecBole counts them for sequential models alone
 
 
-def _cut_histories(part: Dataset) -> None:
+def _same_numbers(part: Dataset, field: str) -> bool:
+    tokens = part.field2id_token
+    return field in tokens and np.array_equal(tokens[field], tokens[part.iid_field])
+
+
+def _cut_histories(part: Dataset, config: Config) -> None:
     """Leave the newest items of histories that pre-split files give longer than the model reads; RecBole does not."""
-    given, max_length = _given_histories(part), part.config["MAX_ITEM_LIST_LENGTH"]
-    if given is None or given[0].shape[1] <= max_length:
+    field, length = part.iid_field + part.config["LIST_SUFFIX"], part.config["ITEM_LIST_LENGTH_FIELD"]
+    max_length = config["MAX_ITEM_LIST_LENGTH"]
+    if field not in part.inter_feat or length not in part.inter_feat or part.inter_feat[field].shape[1] <= max_length:
         return
-    histories, lengths = given
+    if config["kd"] == "none" and config["kd_protocol"] != "ranking" and _reads_any_length(config):
+        return  # stock RecBole trains on them
+    histories, lengths = part.inter_feat[field], part.inter_feat[length].long()
     column = (lengths - max_length).clamp(min=0)[:, None] + torch.arange(max_length)  # [N, max_length]
-    part.inter_feat[part.iid_field + part.config["LIST_SUFFIX"]] = histories.gather(1, column)
-    part.inter_feat[part.config["ITEM_LIST_LENGTH_FIELD"]] = lengths.clamp(max=max_length)
+    part.inter_feat[field] = histories.gather(1, column)
+    part.inter_feat[length] = lengths.clamp(max=max_length)
+
+
+def _reads_any_length(config: Config) -> bool:
+    """Whether the model's own code never asks for the maximum length, as that of GRU4Rec."""
+    own = [
+        kind
+        for kind in get_model(config["model"]).__mro__
+        if issubclass(kind, SequentialRecommender) and kind is not SequentialRecommender
+    ]
+    try:
+        code = "".join(map(inspect.getsource, own))
+    except (OSError, TypeError):  # a class that was typed in
+        return False
+    return "max_seq_length" not in code and "MAX_ITEM_LIST_LENGTH" not in code
 
 
 def _agree(examples: Examples, given: tuple[Tensor, Tensor]) -> bool:
