@@ -7,6 +7,7 @@ for bit. What is made on the way (item vectors, teachers, teacher cache) is reus
 is seeded after it, so a cold and a warm run give the same student.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -88,7 +89,7 @@ def _run(
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
             served = serve(config, prepared.split, prepared.teachers)
-        score = served.valid[config["valid_metric"].lower()]
+        score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
         return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
     with steps("student"):
