@@ -7,6 +7,7 @@ for bit. What is made on the way (item vectors, teachers, teacher cache) is reus
 is seeded after it, so a cold and a warm run give the same student.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -25,7 +26,7 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
-from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
@@ -100,7 +101,7 @@ def _run(
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
             served = serve(config, prepared.split, prepared.teachers)
-        score = served.valid[config["valid_metric"].lower()]
+        score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
         return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
     with steps("student"):
@@ -120,13 +121,10 @@ def _run(
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         unseen = {
-            part: evaluate_unseen(trainer, config, data, examples) or plain(metrics)
-            for part, data, examples, metrics in (
-                ("valid", split.valid_data, split.valid, best_valid),
-                ("test", split.test_data, split.test, test),
-            )
+            part: _unseen(trainer, config, split, part, metrics)
+            for part, metrics in (("valid", best_valid), ("test", test))
         }
-        if config["kd_save_ranks"]:
+        if config["kd_save_ranks"] and test:
             save_ranks(trainer, config, split, folder)
         clear_graph_cache(student)
     getLogger().info(get_environment(config).draw())
@@ -142,13 +140,21 @@ def _run(
         parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
         train_seconds=seconds,
         epochs=len(trainer.train_loss_dict),
-        checkpoint=Path(trainer.saved_model_file).name if saved else None,
+        checkpoint=file.name if (file := Path(trainer.saved_model_file)).is_file() else None,
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
         valid_scores=valid_scores,
         kd=_kd_result(trainer),
     )
     returned = _returned(config, best_score, best_valid, test)
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
+
+
+def _unseen(trainer: Any, config: Config, split: Split, part: str, metrics: dict[str, Any] | None) -> dict[str, float]:
+    """Metrics of a part with the user's earlier items left out; examples are built only where RecBole's own differ."""
+    loader = getattr(split, f"{part}_data")
+    if metrics is None or leaves_out(config, loader):  # None: RecBole has not ranked it
+        return plain(metrics)
+    return plain(evaluate_unseen(trainer, config, loader, getattr(split, part)))
 
 
 def _kd_result(trainer: Any) -> KDResult | None:
@@ -204,13 +210,14 @@ def _plain_config(config: Config) -> dict[str, Any]:
 
 
 def _counts(config: Config, split: Split) -> dict[str, Any]:
+    train, valid, test = split.sizes
     return {
         "name": config["dataset"],
         "users": len(split.user_tokens),
         "items": len(split.item_tokens),
-        "train_rows": len(split.train),
-        "valid_rows": len(split.valid),
-        "test_rows": len(split.test),
+        "train_rows": train,
+        "valid_rows": valid,
+        "test_rows": test,
     }
 
 

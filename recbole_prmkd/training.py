@@ -75,7 +75,10 @@ def train(
         saved: keep the best epoch's weights in the trainer's file.
         after_epoch: called after each validation.
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
+    Raises:
+        UserError: training would end before its first validation, so that there were no weights to test.
     """
+    _check_validations(prepared.split, trainer, saved)
     started = time.time()
     with adapted(config, prepared, trainer) as train_data:
         progress.begin(trainer)
@@ -94,6 +97,16 @@ def train(
             callback_fn=callback,
         )
         return score, result, time.time() - started
+
+
+def _check_validations(split: Split, trainer: Any, saved: bool) -> None:
+    """RecBole saves weights after a validation, or after each epoch where there is none."""
+    _, valid, test = split.sizes
+    if saved and valid and test and 0 < trainer.epochs < trainer.eval_step:
+        raise UserError(
+            f"eval_step is {trainer.eval_step}, but this training ends after epoch {trainer.epochs}, so no weights "
+            "would be saved for the test: set --eval_step=1, or --eval_step=0 to train without validation."
+        )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The data of a run, as the teachers and the distillation read it. Start with `split`.
 
-- `split`: RecBole's data set and split, and its training, validation and test examples
+- `split`: RecBole's data set and split; `parts`: its training, validation and test parts as examples
 - `examples`: a user, a target and the history before it; all histories are slices of one array
 - `processed`, `atomic_files`: data sets in UniSRec's layout, and the headers of RecBole's files
 - `text`, `encoder`: item text and its sentence vectors; `images`: item pictures and their vectors

@@ -154,7 +154,11 @@ def has_ready_vectors(config: Config) -> bool:
 
 
 def _is_processed(config: Config) -> bool:
-    return not config["kd_text_file"] and processed.is_processed(Path(config["data_path"]), config["dataset"])
+    folder, name = Path(config["data_path"]), config["dataset"]
+    if config["kd_text_file"] or not processed.is_processed(folder, name):
+        return False
+    # Pre-split files with histories may have RecBole's item file beside them.
+    return (folder / f"{name}.item2index").is_file() or not (folder / f"{name}.item").is_file()
 
 
 def drop_words(texts: list[str], chance: float, seed: int) -> list[str]:

@@ -192,11 +192,11 @@ def _check_split(config: Config) -> None:
         )
     split = arguments["split"] or {}
     parts: Any = next(iter(split.values()), None)
-    three = parts == "valid_and_test" or (isinstance(parts, list) and len(parts) == 3)
-    if not three:
+    left_out = ("valid_and_test", "valid_only", "test_only")
+    if parts not in left_out and not (isinstance(parts, list) and len(parts) == 3):
         raise UserError(
-            f"eval_args.split {split} does not give training, validation and test: "
-            "use {'LS': 'valid_and_test'} or {'RS': [0.8, 0.1, 0.1]}."
+            f"eval_args.split {split} does not give training, validation and test: use {{'LS': 'valid_and_test'}} or "
+            "{'RS': [0.8, 0.1, 0.1]}, or without validation {'LS': 'test_only'} or {'RS': [1.0, 0.0, 0.0]}."
         )
 
 

@@ -56,10 +56,10 @@ def evaluate_unseen(
 
 def leaves_out(config: Config, loader: AbstractDataLoader) -> bool:
     """Whether RecBole's own evaluation is the unseen ranking already, or no ranking (of labelled examples)."""
-    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        return False
     if config["eval_type"] != EvaluatorType.RANKING:
         return True
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        return False
     return isinstance(loader, FullSortEvalDataLoader) and not config["repeatable"]
 
 

@@ -246,10 +246,13 @@ def rankings(model: SequentialRecommender, config: Config, data: TeacherData) ->
 
     config: the model's own; says how long histories are, and which metrics.
     """
-    metrics = {}
+    metrics: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         trainer = quiet_trainer(Trainer, config, model, Path(folder))
         for part, examples in (("valid", data.valid), ("test", data.test)):
+            if len(examples) == 0:  # training on everything
+                metrics |= {part: {}, f"{part}_unseen": {}}
+                continue
             dataset = data.dataset(config, examples)
             loader = FullSortEvalDataLoader(config, dataset, None)
             with ExitStack() as stack:

@@ -195,6 +195,11 @@ def _make_inputs(plan: Plan, base: Config) -> TrialInputs:
     init_seed(base["seed"], base["reproducibility"])
     base["kd_item_init"] = "none"
     prepared = prepare(base, steps)
+    if prepared.split.sizes[1] == 0:
+        raise UserError(
+            "A sweep chooses by the validation, but the validation part is empty: give it examples in eval_args.split, "
+            "and train on everything afterwards with best.yaml."
+        )
     if plan.model in TEACHERS and TEACHERS[plan.model].item_text == "vectors":
         prepare_item_text(base, prepared.split.item_tokens)  # a student that reads texts itself
     vectors = {}

@@ -96,18 +96,18 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
 def packed(split: Split) -> bytes:
     """The split as bytes: the data sets that RecBole made, and the examples; loaders are made anew by each trial."""
     loaders = (split.train_data, split.valid_data, split.test_data)
-    kept = (split.train, split.future, split.valid, split.test, split.item_tokens, split.user_tokens)
+    kept = (split.parts, split.item_tokens, split.user_tokens)
     return pickle.dumps((split.dataset, [loader._dataset for loader in loaders], kept))
 
 
 def unpacked(content: bytes, config: Config) -> Split:
     """A split of its own for a run with this configuration: RecBole's loaders over the data sets as they were made."""
-    dataset, parts, kept = pickle.loads(content)
-    for part in (dataset, *parts):
+    dataset, built, (parts, *tokens) = pickle.loads(content)
+    for part in (dataset, *built):
         part.config = config
     init_seed(config["seed"], config["reproducibility"])
-    dataset.build = lambda: parts  # the split was made before
+    dataset.build = lambda: built  # the split was made before
     with named_as_base(config):
         train_data, valid_data, test_data = data_preparation(config, dataset)
     del dataset.build
-    return Split(dataset, train_data, valid_data, test_data, *kept)
+    return Split(dataset, train_data, valid_data, test_data, lambda: parts, *tokens)
