@@ -22,6 +22,7 @@ REQUIRED = [
     "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
     "scipy>=1.15",  # paired tests and the bootstrap of a comparison; its rng came with 1.15
     "filelock>=3.12",  # one comparison at a time in a folder; torch brings it too
+    "psutil>=5.9",  # the processes that Ctrl-C has to end; RecBole imports it without declaring it
     "jinja2>=3.1",  # the page of a comparison
     "matplotlib>=3.9",  # figures as plain files, without a browser
     "pillow>=10",  # reads item pictures for the image encoder

@@ -10,6 +10,7 @@ import ray
 
 import recbole_prmkd
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.interruption import handle_again
 
 
 def check_address(address: str | None) -> None:
@@ -46,6 +47,7 @@ def cluster(address: str | None) -> Iterator[None]:
     # not warn that this is often.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends at once; what a trial reported is on disk
     # Workers import the package from where this process does.
     paths = [str(Path(recbole_prmkd.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
     try:
@@ -61,6 +63,7 @@ def cluster(address: str | None) -> Iterator[None]:
             f"Cannot use the Ray cluster {address or 'of this machine'}: {reason}; see docs/sweeps.md, which also "
             "says how to give the cluster's token."
         ) from error
+    handle_again()
     try:
         yield
     finally:
