@@ -9,14 +9,40 @@ python run_recbole_prmkd.py --compare=none,mean,prmkd_plus --models=SASRec,Light
 """
 
 import argparse
+import os
+import signal
 import sys
-
-from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
-from recbole_prmkd.launch import run_processes
-from recbole_prmkd.recbole_host.config import datasets_to_pretrain_on, user_setting
-from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
+def _end(number: int, frame: Any) -> None:
+    os.write(2, b"recbole_prmkd: Interrupted before anything began; the same command starts again.\n")
+    os._exit(128 + number)
+
+
+@contextmanager
+def _interruptible_imports() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the seconds of imports in one line; `interruptible` takes over in `main`."""
+    try:
+        before = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # imported in a thread
+        before = {}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+with _interruptible_imports():
+    from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
+    from recbole_prmkd.interruption import interruptible, say_reuse
+    from recbole_prmkd.launch import run_processes
+    from recbole_prmkd.recbole_host.config import datasets_to_pretrain_on, user_setting
+    from recbole_prmkd.recbole_host.memory import keep_freed_memory
+
+
+@interruptible()
 def main() -> None:
     """Read the command line and run; wrong input ends with exit code 1 and one sentence."""
     parser = argparse.ArgumentParser(
@@ -80,6 +106,7 @@ def main() -> None:
         elif datasets:
             if arguments.ray_address or arguments.nproc > 1:
                 raise UserError("Pre-training runs in one process here: leave out --nproc and --ray_address.")
+            say_reuse("the same command reuses finished item vectors and begins the pre-training again")
             pretrain(arguments.model or user_setting("model", files), datasets, files)
         elif arguments.nproc > 1 or arguments.world_size > 0:
             given = vars(arguments)
@@ -123,6 +150,7 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
     """Run the grid; exit code 1 where a cell has failed."""
     from recbole_prmkd.compare import run_comparison  # this import takes seconds
 
+    say_reuse("the same command goes on; finished cells, sweeps, teachers and teacher caches are kept")
     for other in sys.argv[1:]:
         name = other.partition("=")[0]
         if name in _OF_CELLS:
@@ -131,20 +159,17 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
         raise UserError("A comparison goes on by itself, its sweeps too: leave --tune_resume out.")
     if arguments.nproc > 1 or arguments.world_size > 0:
         raise UserError("A comparison runs each cell in one process: use --compare_jobs in place of --nproc.")
-    try:
-        outcome = run_comparison(
-            arguments.compare,
-            arguments.models or arguments.model,
-            arguments.datasets or arguments.dataset,
-            arguments.seeds,
-            files,
-            jobs=arguments.compare_jobs,
-            ray_address=arguments.ray_address,
-            sweep_file=arguments.tune,
-            trials=arguments.tune_trials,
-        )
-    except KeyboardInterrupt:
-        sys.exit("recbole_prmkd: Interrupted; the same command goes on.")
+    outcome = run_comparison(
+        arguments.compare,
+        arguments.models or arguments.model,
+        arguments.datasets or arguments.dataset,
+        arguments.seeds,
+        files,
+        jobs=arguments.compare_jobs,
+        ray_address=arguments.ray_address,
+        sweep_file=arguments.tune,
+        trials=arguments.tune_trials,
+    )
     print(f"Report: {outcome.folder / 'report.html'}")
     if outcome.failed:
         sys.exit("\n".join(["recbole_prmkd: Failed:", *(f"{name}: {error}" for name, error in outcome.failed.items())]))

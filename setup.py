@@ -10,7 +10,7 @@ from setuptools import find_namespace_packages, find_packages, setup
 REQUIRED = [
     "recbole==1.2.0",  # the host; 1.2.1 demands ray<=2.6.3, which no maintained ray satisfies
     "kmeans-pytorch>=0.3",  # recbole 1.2.0 imports it at every model look-up without declaring it
-    "ray[tune]>=2.54",  # recbole imports ray.tune at start; 2.54 closes CVE-2026-27482
+    "ray[tune]>=2.60",  # recbole imports ray.tune at start; a local cluster of 2.60 asks for a token by default
     "optuna>=4",  # TPE search, importance and parallel coordinates of a sweep
     "torch>=2.6",  # weights_only=True is the default of torch.load from here on
     "transformers>=4.57,<6",  # encoders and tokenisers; 4.57 and 5.x are the versions known to work
@@ -22,6 +22,7 @@ REQUIRED = [
     "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
     "scipy>=1.15",  # paired tests and the bootstrap of a comparison; its rng came with 1.15
     "filelock>=3.12",  # one comparison at a time in a folder; torch brings it too
+    "psutil>=5.9",  # the processes that Ctrl-C has to end; RecBole imports it without declaring it
     "jinja2>=3.1",  # the page of a comparison
     "matplotlib>=3.9",  # figures as plain files, without a browser
     "pillow>=10",  # reads item pictures for the image encoder

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import distributed, multiprocessing
 
+from recbole_prmkd.interruption import children_wait_for_signals, end_at_once
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import output_dir, run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
@@ -55,21 +56,23 @@ def run_processes(
         "offset": group_offset,
     }
     arguments = [argument for argument in sys.argv if not argument.startswith("--kd_rebuild=")]
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    given = (arguments, model, dataset, config_file_list, settings, saved, queue)
-    processes = multiprocessing.spawn(_rank, args=given, nprocs=nproc, join=False)
+    received, sent = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    given = (arguments, model, dataset, config_file_list, settings, saved, sent)
+    with children_wait_for_signals():
+        processes = multiprocessing.spawn(_rank, args=given, nprocs=nproc, join=False)
     returned: dict[str, Any] = {}
     while not processes.join(timeout=0.5):  # raises what a process raised
-        if not queue.empty():  # taken while they run: a long result would not fit into the queue
-            returned = queue.get()
-    return returned or queue.get()
+        if received.poll():  # taken while they run: a long result would not fit into the pipe
+            returned = received.recv()
+    return returned or received.recv()
 
 
 def _rank(rank: int, arguments: list[str], *given: Any) -> None:
     """One process: the whole run; what stands before the student is reused."""
-    model, dataset, config_file_list, settings, saved, queue = given
+    end_at_once()
+    model, dataset, config_file_list, settings, saved, sent = given
     sys.argv = arguments
     returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)
     distributed.destroy_process_group()
     if rank == 0:
-        queue.put(returned)
+        sent.send(returned)

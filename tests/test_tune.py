@@ -210,7 +210,7 @@ def test_resume_after_the_driver_was_killed(settings, sweep_file, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_names_no_winner(settings, sweep_file, tmp_path):
-    """Ctrl-C after the first trial: exit code 1 and how to go on; no best.yaml, and no test of anything."""
+    """Ctrl-C after the first trial: exit code 130 and how to go on; no best.yaml, and no test of anything."""
     fixed = settings(kd="prmkd", epochs=100, stopping_step=100)
     folder = Path(fixed.pop("kd_output_dir"))
     (tmp_path / "fixed.yaml").write_text(yaml.safe_dump(fixed))
@@ -230,7 +230,7 @@ def test_an_interrupted_sweep_names_no_winner(settings, sweep_file, tmp_path):
         time.sleep(0.05)
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=200)
-    assert driver.returncode == 1 and f"--tune_resume={folder} goes on" in said
+    assert driver.returncode == 130 and f"--tune_resume={folder} goes on" in said
     assert not (folder / "best.yaml").exists() and not (folder / "winner").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import recbole_prmkd
+from recbole_prmkd.interruption import children_wait_for_signals
 from recbole_prmkd.results.run_folder import RESULT
 from recbole_prmkd.storage import store
 
@@ -65,7 +66,7 @@ def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[by
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment[PARENT] = str(os.getpid())
     command = [sys.executable, "-m", "recbole_prmkd.compare.work", str(folder), gpu or ""]
-    with (folder / LOG).open("wb") as log:
+    with (folder / LOG).open("wb") as log, children_wait_for_signals():  # Ctrl-C ends the comparison, which ends it
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 

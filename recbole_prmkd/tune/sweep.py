@@ -21,6 +21,7 @@ from recbole.utils import init_seed, set_color
 
 from recbole_prmkd.data.text import prepare_item_text
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.interruption import say_reuse
 from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
@@ -89,6 +90,7 @@ def run_sweep(
     with cluster(ray_address):
         check_room(plan.sweep.resources.cpu, plan.sweep.resources.gpu)
         write_plan(plan, folder)
+        say_reuse(f"--tune_resume={folder} goes on; finished trials are kept, others go on after their last epoch")
         with run_logging(base, folder):
             with spread(plan.sweep.resources.gpu) if ray_address else nullcontext():
                 trial_inputs = _make_inputs(plan, base)
