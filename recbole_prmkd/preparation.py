@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
@@ -159,6 +160,15 @@ def _warn_of_cuts(teacher: FittedTeacher, data: TeacherData) -> None:
 
 
 def _warn_of_uncovered(name: str, notes: Mapping[str, Any], split: Split) -> None:
+    for part, number, of in (
+        ("items", "unknown_items", split.item_tokens),
+        ("training examples", "unknown_rows", split.train),
+    ):
+        if notes[number] == len(of):
+            raise UserError(
+                f"{name} covers none of the {len(of)} {part}, since it has no finite vector of any: leave it out of "
+                "kd_teachers, or give it other text, vectors or checkpoint."
+            )
     if notes["unknown_rows"] or notes["unknown_items"]:
         getLogger().warning(
             f"{name} does not cover {notes['unknown_rows']} of {len(split.train)} training examples (no history) and "
