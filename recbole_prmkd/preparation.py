@@ -102,6 +102,7 @@ def prepare_teachers(
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
+    _warn_of_left_out_metrics(config, teachers)
     return teachers, folders, open_cache(teachers, folders, data, config)
 
 
@@ -145,6 +146,16 @@ def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> N
         getLogger().warning(
             f"{teacher.name} is {same} once more, by equal settings and seed: give one of its "
             f"kd_{teacher.name.lower()}_ keys another value."
+        )
+
+
+def _warn_of_left_out_metrics(config: Config, teachers: Sequence[FittedTeacher]) -> None:
+    measured = {metric.lower() for teacher in teachers for metric in teacher.config["metrics"]}
+    left_out = [metric for metric in config["metrics"] if metric.lower() not in measured]
+    if teachers and left_out:
+        getLogger().warning(
+            f"Teachers have no {', '.join(left_out)} in the result: these metrics count a whole data set, and teachers "
+            "are measured on examples."
         )
 
 
