@@ -156,7 +156,7 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
     """Token -> row, and the vectors [rows, D] of the items' pictures, from the cache or the encoder.
 
     Raises:
-        UserError: no picture can be read, or the encoder tells most pictures not apart.
+        UserError: no picture can be read, or the encoder gives most pictures one vector.
     """
     wanted = set(tokens)
     pictures = {token: files for token, files in _pictures(folder).items() if token in wanted}
@@ -303,10 +303,8 @@ def _picture(file: Path) -> Any:
         return None
 
 
-def _blank() -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", (32, 32))
+def _blank() -> np.ndarray:
+    return np.zeros((32, 32, 3), dtype=np.uint8)
 
 
 def _unreadable(file: Path, error: Exception) -> str:
