@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
@@ -101,6 +102,7 @@ def prepare_teachers(
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
+    _warn_of_left_out_metrics(config, teachers)
     return teachers, folders, open_cache(teachers, folders, data, config)
 
 
@@ -147,6 +149,16 @@ def _warn_of_equal(teacher: FittedTeacher, others: Sequence[FittedTeacher]) -> N
         )
 
 
+def _warn_of_left_out_metrics(config: Config, teachers: Sequence[FittedTeacher]) -> None:
+    measured = {metric.lower() for teacher in teachers for metric in teacher.config["metrics"]}
+    left_out = [metric for metric in config["metrics"] if metric.lower() not in measured]
+    if teachers and left_out:
+        getLogger().warning(
+            f"Teachers have no {', '.join(left_out)} in the result: these metrics count a whole data set, and teachers "
+            "are measured on examples."
+        )
+
+
 def _warn_of_cuts(teacher: FittedTeacher, data: TeacherData) -> None:
     items, examples = teacher.cuts.get("cut_items", 0), teacher.cuts.get("cut_rows", 0)
     if items or examples:
@@ -159,6 +171,15 @@ def _warn_of_cuts(teacher: FittedTeacher, data: TeacherData) -> None:
 
 
 def _warn_of_uncovered(name: str, notes: Mapping[str, Any], split: Split) -> None:
+    for part, number, of in (
+        ("items", "unknown_items", split.item_tokens),
+        ("training examples", "unknown_rows", split.train),
+    ):
+        if notes[number] == len(of):
+            raise UserError(
+                f"{name} covers none of the {len(of)} {part}, since it has no finite vector of any: leave it out of "
+                "kd_teachers, or give it other text, vectors or checkpoint."
+            )
     if notes["unknown_rows"] or notes["unknown_items"]:
         getLogger().warning(
             f"{name} does not cover {notes['unknown_rows']} of {len(split.train)} training examples (no history) and "

@@ -26,12 +26,13 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
+from recbole_prmkd.results.covered import covered_result, student_ranks
 from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
 from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
-from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.schema import CoveredResult, KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
@@ -101,6 +102,8 @@ def _run(
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
             served = serve(config, prepared.split, prepared.teachers)
+            if config["kd_save_ranks"]:
+                getLogger().warning(f"No {RANKS}: with kd={ENSEMBLE} there is no student whose ranks could be saved.")
         score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
         return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
@@ -126,6 +129,7 @@ def _run(
         }
         if config["kd_save_ranks"] and test:
             save_ranks(trainer, config, split, folder)
+        ranks = student_ranks(trainer, config, split, [teacher.covered_test for teacher in prepared.teachers])
         clear_graph_cache(student)
     getLogger().info(get_environment(config).draw())
     getLogger().info(set_color("best valid ", "yellow") + f": {best_valid}")
@@ -146,7 +150,7 @@ def _run(
         kd=_kd_result(trainer),
     )
     returned = _returned(config, best_score, best_valid, test)
-    return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []))
+    return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []), ranks)
 
 
 def _unseen(trainer: Any, config: Config, split: Split, part: str, metrics: dict[str, Any] | None) -> dict[str, float]:
@@ -181,7 +185,12 @@ def _returned(config: Config, score: float, valid: Any, test: Any) -> dict[str, 
 
 
 def _run_result(
-    config: Config, prepared: Prepared, student: StudentResult, steps: Steps, distillation: list[dict[str, float]]
+    config: Config,
+    prepared: Prepared,
+    student: StudentResult,
+    steps: Steps,
+    distillation: list[dict[str, float]],
+    ranks: Any = None,
 ) -> RunResult:
     return RunResult(
         config=_plain_config(config),
@@ -194,7 +203,18 @@ def _run_result(
         dataset=_counts(config, prepared.split),
         student=student,
         teachers={
-            teacher.name: _teacher_result(teacher, stored.notes)
+            teacher.name: _teacher_result(
+                teacher,
+                stored.notes,
+                covered_result(
+                    teacher.covered_test,
+                    teacher.covered,
+                    None if config["kd"] == ENSEMBLE else student.test_unseen,
+                    config,
+                    prepared.split,
+                    ranks,
+                ),
+            )
             for teacher, stored in zip(prepared.teachers, prepared.folders, strict=True)
         },
         steps=steps.results,
@@ -221,7 +241,7 @@ def _counts(config: Config, split: Split) -> dict[str, Any]:
     }
 
 
-def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> TeacherResult:
+def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any], covered: CoveredResult) -> TeacherResult:
     return TeacherResult(
         **teacher.metrics,
         parameters=teacher.parameters,
@@ -231,6 +251,7 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any]) -> Teacher
         checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
         unknown_rows=notes["unknown_rows"],
         unknown_items=notes["unknown_items"],
+        covered=covered,
         cut_items=teacher.cuts.get("cut_items"),
         cut_rows=teacher.cuts.get("cut_rows"),
     )

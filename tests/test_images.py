@@ -294,3 +294,12 @@ def test_posters_of_ml_100k(settings):
     vectors, present = item_image_vectors({**settings, "kd_item_images": str(POSTERS)}, dataset(tokens))
     assert vectors.shape == (1683, 256)
     assert int(present.sum()) == 1663
+
+
+@pytest.mark.parametrize("value", [1e30, 1e300, 1e-40])
+def test_vectors_that_overflow_or_vanish_are_counted_or_refused(npz, caplog, value):
+    rows = np.ones((2, 3))
+    rows[0] = value
+    _, present = item_image_vectors(npz(item_id=np.array(["a", "b"]), feat=rows), dataset())
+    assert present.tolist() == [False, True, False, False, False] and "1 image vectors are" in caplog.text
+    one_sentence(npz(item_id=np.array(["a", "b"]), feat=np.full((2, 3), value)), "zero or not finite")

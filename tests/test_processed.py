@@ -91,6 +91,26 @@ def test_vectors_of_another_size_are_refused(here, folder, tmp_path):
         file.write_bytes(kept)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0, 1e30])
+def test_ready_vectors_without_a_direction_are_refused_or_counted(value, here, folder, caplog):
+    file = folder / "Toy" / "Toy.feat1CLS"
+    kept = file.read_bytes()
+    table = np.frombuffer(kept, dtype="<f4").reshape(ITEMS, WIDTH).copy()
+    config = load_config("SASRec", "Toy", config_dict=here())
+    split = load_split(config)
+    try:
+        table[:2] = value
+        file.write_bytes(table.tobytes())
+        assert (item_text_vectors(config, split.dataset)[1:] != 0).any(dim=1).sum() == ITEMS - 2
+        assert f"2 of {ITEMS} vectors are zero, not finite" in caplog.text
+        table[:] = value
+        file.write_bytes(table.tobytes())
+        with pytest.raises(UserError, match=r"Every vector of the data set in .*feat1CLS"):
+            item_text_vectors(config, split.dataset)
+    finally:
+        file.write_bytes(kept)
+
+
 def test_pretraining_without_second_texts_says_how_to_do_without(here):
     config = load_config("UniSRec", "Toy", config_dict=here(train_stage="pretrain"))
     split = load_split(config)

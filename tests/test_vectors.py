@@ -13,6 +13,7 @@ from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
 from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
+from recbole_prmkd.teachers.unisrec import UniSRec
 from recbole_prmkd.teachers.vectors import Vectors
 
 WIDTH = 5
@@ -149,3 +150,66 @@ def test_vectors_of_two_models_are_refused(files, settings, tmp_path):
 def test_it_is_no_student(settings):
     with pytest.raises(UserError, match="name it in kd_teachers"):
         run_recbole_prmkd("Vectors", "tiny", config_dict=settings())
+
+
+BAD = {"nan": np.nan, "inf": np.inf, "zero": 0.0, "overflow": 1e300, "square": 1e30, "vanishing": 1e-40}
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("part", ["items", "users", "rows"])
+def test_vectors_without_a_direction_are_refused_or_counted(files, settings, tmp_path, part, value, caplog):
+    given = {"kd_teachers": ["Vectors"], "kd_vectors_items": files["named"]["items"]}
+    other = "rows" if part == "rows" else "users"
+    given[f"kd_vectors_{other}"] = files["named"][other]
+    archive = dict(np.load(files["named"][part]))
+    feat = archive["feat"].astype(np.float64)
+    for name, spoilt in (("all", slice(None)), ("some", slice(0, 3))):
+        archive["feat"] = feat.copy()
+        archive["feat"][spoilt] = value
+        np.savez(tmp_path / f"{name}.npz", **archive)
+    given |= {f"kd_vectors_{part}": str(tmp_path / "all.npz")}
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="single", use_gpu=False, **given))
+    data = teacher_data(files["split"], config["seed"])
+    with pytest.raises(UserError, match=r"Every vector of the data set in .*all\.npz is zero, not finite"):
+        fit_or_load("Vectors", config, data)
+    config[f"kd_vectors_{part}"] = str(tmp_path / "some.npz")
+    caplog.clear()
+    teacher = fit_or_load("Vectors", config, data).model
+    stranger = "stranger" in archive["item_id" if part == "items" else "user_id"][:3]
+    assert f"some.npz: {2 if stranger else 3} of " in caplog.text
+    assert all(torch.isfinite(vectors).all() for vectors in (teacher.item_vectors, teacher.row_vectors))
+
+
+def test_a_teacher_that_covers_nothing_is_refused(settings, tmp_path, monkeypatch):
+    own = UniSRec.encode_items
+    monkeypatch.setattr(UniSRec, "encode_items", lambda self: own(self) if self.training else own(self) * torch.nan)
+    given = {"kd_teacher_dir": str(tmp_path / "teachers"), "kd_cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="UniSRec covers none of the 30 items"):
+        run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["UniSRec"], **given))
+
+
+def test_vectors_in_another_byte_order_are_read(files, settings, tmp_path):
+    archive = dict(np.load(files["named"]["items"]))
+    archive["feat"] = archive["feat"].astype(">f8")
+    np.savez(tmp_path / "big.npz", **archive)
+    given = {"kd_vectors_users": files["named"]["users"], "kd_teachers": ["Vectors"]}
+    tables = []
+    for file in (files["named"]["items"], tmp_path / "big.npz"):
+        more = settings(kd="single", use_gpu=False, kd_vectors_items=str(file), **given)
+        config = load_config("SASRec", "tiny", config_dict=more)
+        tables.append(fit_or_load("Vectors", config, teacher_data(files["split"], 1)).model.item_vectors)
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_damaged_file_is_one_sentence(files, settings, tmp_path, place):
+    archive = dict(np.load(files["named"]["items"]))
+    np.savez_compressed(tmp_path / "damaged.npz", **archive)
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    start = int(place * len(content))
+    content[start : start + 8] = bytes(8)
+    (tmp_path / "damaged.npz").write_bytes(content)
+    given = {"kd_vectors_items": str(tmp_path / "damaged.npz"), "kd_vectors_users": files["named"]["users"]}
+    config = load_config("SASRec", "tiny", config_dict=settings(kd="single", kd_teachers=["Vectors"], **given))
+    with pytest.raises(UserError, match=r"Cannot read .*damaged\.npz"):
+        fit_or_load("Vectors", config, teacher_data(files["split"], 1))

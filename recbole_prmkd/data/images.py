@@ -21,7 +21,7 @@ from recbole_prmkd.data.encoder import encoder_digest
 from recbole_prmkd.data.encoder_layout import check_weights, local_copy
 from recbole_prmkd.data.lost_lines import first_ten
 from recbole_prmkd.data.split import by_domain, in_dataset
-from recbole_prmkd.data.vectors_file import check_file, read_file
+from recbole_prmkd.data.vectors_file import check_file, read_file, usable
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import encoding_jobs, store
 
@@ -68,9 +68,8 @@ def _of_domain(config: Config, tokens: list[str]) -> tuple[Tensor, Tensor]:
         )
     rows = [row_of[tokens[i]] for i in items]
     vectors = torch.zeros(len(tokens), features.shape[1])
-    vectors[items] = torch.from_numpy(features[rows].astype(np.float32))  # [N, D]
-    present = torch.isfinite(vectors).all(dim=1) & (vectors != 0).any(dim=1)  # [N]
-    vectors[~present] = 0
+    present = torch.zeros(len(tokens), dtype=torch.bool)
+    vectors[items], present[items] = usable(features[rows])
     _report(source, len(tokens), len(items), int(present.sum()))
     return vectors, present
 
@@ -157,7 +156,7 @@ def _encoded(folder: Path, tokens: Sequence[str], config: Config) -> tuple[dict[
     """Token -> row, and the vectors [rows, D] of the items' pictures, from the cache or the encoder.
 
     Raises:
-        UserError: no picture can be read, or the encoder tells most pictures not apart.
+        UserError: no picture can be read, or the encoder gives most pictures one vector.
     """
     wanted = set(tokens)
     pictures = {token: files for token, files in _pictures(folder).items() if token in wanted}
@@ -304,10 +303,8 @@ def _picture(file: Path) -> Any:
         return None
 
 
-def _blank() -> Any:
-    from PIL import Image
-
-    return Image.new("RGB", (32, 32))
+def _blank() -> np.ndarray:
+    return np.zeros((32, 32, 3), dtype=np.uint8)
 
 
 def _unreadable(file: Path, error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_prmkd.data.vectors_file import usable_of
 from recbole_prmkd.errors import UserError
 
 PARTS = ["train", "valid", "test"]
@@ -61,7 +62,7 @@ def vectors(folder: Path, name: str, tokens: Sequence[str], dropped_words: bool 
     Args:
         dropped_words: those of the texts with words dropped.
     Raises:
-        UserError: no such file, or one whose size does not fit the items.
+        UserError: no such file, one whose size does not fit the items, or no vector that can be used.
     """
     file = folder / f"{name}.{'feat2CLS' if dropped_words else READY}"
     rows = len(_pairs(folder / f"{name}.item2index"))
@@ -76,7 +77,7 @@ def vectors(folder: Path, name: str, tokens: Sequence[str], dropped_words: bool 
     odd = [token for token, i in zip(tokens, index, strict=True) if not 0 <= i < rows]
     if odd:
         raise UserError(f"{file} has {rows} rows, but the data set has an item {odd[0]!r}: they do not match.")
-    return table[index]
+    return usable_of(file, table[index]).numpy()
 
 
 def _pairs(file: Path, header: bool = False) -> Mapping[str, str]:

@@ -51,6 +51,19 @@ class StudentResult(_Measured):
     kd: KDResult | None = Field(default=None, description="None where kd_loss was not in use")
 
 
+class CoveredResult(_Part):
+    """A teacher on the test examples that it covers (it has a history's and the target's vector), and the student."""
+
+    share: float = Field(description="of the test examples")
+    examples: int
+    test: Metrics
+    test_unseen: Metrics
+    student_unseen: Metrics | None = Field(
+        default=None,
+        description="the student's `test_unseen` on the same examples; None without a student or full ranks",
+    )
+
+
 class TeacherResult(_Measured):
     """One teacher: its own metrics on the student's validation and test examples."""
 
@@ -61,6 +74,7 @@ class TeacherResult(_Measured):
     checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
     unknown_rows: int = Field(description="training examples that it does not cover (no history)")
     unknown_items: int = Field(description="items that it does not cover (no text)")
+    covered: CoveredResult | None = Field(default=None, description="None in results of earlier versions")
     cut_items: int | None = Field(default=None, description="items whose own text it cuts (Recformer)")
     cut_rows: int | None = Field(default=None, description="training examples whose history it cuts to its tokens")
 

@@ -57,10 +57,10 @@ def why_no_ranks(config: Config, split: Split) -> str | None:
 def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.ndarray]:
     """The arrays of `test_ranks.npz`, in the order of RecBole's own test loader."""
     trainer.model.eval()
-    own = _ranks(trainer, split.test_data)
+    own = ranks_of(trainer, split.test_data)
     unseen = own
     if not leaves_out(config, split.test_data):
-        unseen = _ranks(trainer, unseen_loader(config, split.test_data._dataset, split.test))
+        unseen = ranks_of(trainer, unseen_loader(config, split.test_data._dataset, split.test))
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         history = split.test.lengths
     else:  # there all of a user's test examples have the same history
@@ -73,8 +73,10 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
     return {name: part.numpy() for name, part in zip(PARTS, arrays, strict=True)}
 
 
-def _ranks(trainer: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
+@torch.no_grad()
+def ranks_of(trainer: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
     """User, target and the target's rank for each example of a full-ranking loader, [N] each, on the CPU."""
+    trainer.model.eval()
     trainer.tot_item_num = loader._dataset.item_num
     if trainer.item_tensor is None:
         trainer.item_tensor = loader._dataset.get_item_feature().to(trainer.device)

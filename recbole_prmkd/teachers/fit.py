@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
 
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
@@ -38,7 +39,8 @@ from recbole_prmkd.teachers.pretrained import checkpoint_of
 
 # Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
 VERSION = "1.0"
-RANKING_VERSION = "1.0"
+RANKING_VERSION = "1.1"
+_PARTS = ("valid", "test", "valid_unseen", "test_unseen")
 
 
 @dataclass
@@ -48,6 +50,7 @@ class FittedTeacher:
     digest: hash of its weights and side information. checkpoint: the file it started from, if any.
     seconds, peak_memory_mb: of fine-tuning, as first measured.
     metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
+    covered_test: [N] which test examples it covers; covered: its metrics on these, `test` and `test_unseen`.
     cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
 
@@ -61,6 +64,8 @@ class FittedTeacher:
     holdout: float
     peak_memory_mb: float | None
     metrics: dict[str, dict[str, float]]
+    covered_test: Tensor
+    covered: dict[str, dict[str, float]]
     cuts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -96,6 +101,8 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
     model.eval().requires_grad_(False)
     digest = store.digest([identity, stored.files["weights.safetensors"]["sha256"]])
+    covered = covered_examples(model, config, data, data.test)
+    metrics = _metrics(kind, model, config, data, root, digest, covered)
     return FittedTeacher(
         name=name,
         model=model,
@@ -106,7 +113,9 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         reused=reused,
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
-        metrics=_metrics(kind, model, config, data, root, digest),
+        metrics={part: metrics[part] for part in _PARTS},
+        covered_test=covered,
+        covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         cuts=model.cuts(data.train),
     )
 
@@ -224,10 +233,25 @@ def encoded_once(model: Teacher) -> Iterator[None]:
         del model.encode_items, model.encode_batch
 
 
+@torch.no_grad()
+def covered_examples(model: Teacher, config: Config, data: TeacherData, examples: Examples) -> Tensor:
+    """Which examples it can rank: it covers the target, and has a vector of the history, [N] bool."""
+    covered = model.covered_items()[examples.targets]
+    if not model.reads_examples:
+        return covered & (examples.lengths > 0)
+    dataset, items = data.dataset(config, examples), model.encode_items()
+    index = torch.arange(len(examples)).split(config["eval_batch_size"])
+    vectors = [model.encode_batch(dataset[part].to(items.device), items) for part in index]
+    return covered & torch.cat([(vector != 0).any(dim=1).cpu() for vector in vectors] or [covered])
+
+
 def _metrics(
-    kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str
+    kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str, covered: Tensor
 ) -> dict[str, dict[str, float]]:
-    """The teacher's own metrics on the student's validation and test examples; stored apart from its weights."""
+    """The teacher's own metrics on the student's validation and test examples; stored apart from its weights.
+
+    covered: [N] which test examples it covers; those of the metrics on these alone end in `_covered`.
+    """
     identity = store.identity(
         code=f"{model.code_version} ranking {RANKING_VERSION}",
         teacher=digest,
@@ -237,7 +261,13 @@ def _metrics(
     )
     stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:
-        stored = store.save(root, f"metrics-{kind}", identity, {}, rankings(model, config, data))
+        metrics = rankings(model, config, data)
+        alone = metrics
+        if covered.any() and not covered.all():
+            alone = rankings(model, config, replace(data, test=data.test.select(torch.nonzero(covered).squeeze(1))))
+        if covered.any():
+            metrics |= {f"{part}_covered": alone[part] for part in ("test", "test_unseen")}
+        stored = store.save(root, f"metrics-{kind}", identity, {}, metrics)
     return stored.notes
 
 

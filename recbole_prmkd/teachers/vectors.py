@@ -7,8 +7,8 @@
                        there too, for the teacher's metrics
 
 A score is the cosine of the example's and the item's vector. What a file does not name is not covered: the teacher's
-weight is zero there. A user's vector serves all training examples of the user, the first ones too: make it from
-training data alone.
+weight is zero there; so it is for vectors without a direction (zero, NaN, infinite or overflowing). A user's vector
+serves all training examples of the user, the first ones too: make it from training data alone.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_prmkd.data.vectors_file import check_file, read_file
+from recbole_prmkd.data.vectors_file import check_file, read_file, usable_of
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.base import Teacher
 
@@ -41,7 +41,8 @@ class Vectors(Teacher):
         super().__init__(config, dataset)
         self.by_row = bool(config["rows"])
         users, items = dataset.field2id_token[self.USER_ID], dataset.field2id_token[self.ITEM_ID]
-        self.item_vectors = _fixed(_table(Path(config["items"]), _IDS["items"], [items]))
+        table = _table(Path(config["items"]), _IDS["items"], [items])
+        self.item_vectors = nn.Parameter(table, requires_grad=False)
         part = "rows" if self.by_row else "users"
         tokens, features = read_file(Path(config[part]), _IDS[part])
         if features.shape[1] != self.item_vectors.shape[1]:
@@ -51,7 +52,7 @@ class Vectors(Teacher):
             )
         keys, lines = _first_lines(Path(config[part]), part, tokens, [users, items] if self.by_row else [users])
         self.row_keys = nn.Parameter(keys, requires_grad=False)
-        self.row_vectors = _fixed(torch.from_numpy(features).float()[lines])
+        self.row_vectors = nn.Parameter(usable_of(Path(config[part]), features[lines.numpy()]), requires_grad=False)
 
     def encode_items(self) -> Tensor:
         """The items' vectors, [n_items, D]."""
@@ -93,7 +94,7 @@ def _table(file: Path, ids: Sequence[str], tokens_of: Sequence[Sequence[str]]) -
     tokens, features = read_file(file, ids)
     keys, lines = _first_lines(file, "items", tokens, tokens_of)
     table = torch.zeros(len(tokens_of[0]), features.shape[1])
-    table[keys] = torch.from_numpy(features).float()[lines]
+    table[keys] = usable_of(file, features[lines.numpy()])
     return table
 
 
@@ -129,7 +130,3 @@ def _report(file: Path, found: int, what: str) -> None:
     if not found:
         raise UserError(f"{file} names none of the data set's {what}: use the tokens of its files.")
     getLogger().info(f"Vectors: {found} {what} of {file} are in the data set.")
-
-
-def _fixed(table: Tensor) -> nn.Parameter:
-    return nn.Parameter(table.nan_to_num(0.0, 0.0, 0.0), requires_grad=False)
