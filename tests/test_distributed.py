@@ -46,6 +46,42 @@ def test_two_processes_equal_one(kd, cpu_settings, tmp_path):
     )
 
 
+RANKED = {"metrics": ["NDCG", "MRR", "GAUC", "ItemCoverage", "AveragePopularity", "GiniIndex"], "topk": [5]}
+LABELLED = {
+    "metrics": ["AUC", "LogLoss"],
+    "valid_metric": "AUC",
+    "eval_args": {"split": {"RS": [0.7, 0.15, 0.15]}, "order": "RO", "group_by": "none", "mode": "labeled"},
+    "threshold": {"rating": 4},
+    "load_col": {"inter": ["user_id", "item_id", "rating"]},
+    "train_neg_sample_args": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "more"), [("SASRec", RANKED | {"valid_metric": "NDCG@5"}), ("BPR", RANKED), ("DeepFM", LABELLED)]
+)
+def test_each_user_counts_once_in_evaluation(model, more, cpu_settings, tmp_path):
+    """40 users on 3 processes, of whom RecBole would repeat two; the weights stay as they were."""
+    more = {"valid_metric": "MRR@5", **more, "learning_rate": 1e-12, "metric_decimal_place": 8, "kd": "none"}
+    if model == "SASRec":
+        more["train_neg_sample_args"] = None
+    alone = run_recbole_prmkd(model, "tiny", config_dict=cpu_settings(**more))
+    three = run_processes(
+        model,
+        "tiny",
+        config_dict=cpu_settings(**more, kd_output_dir=str(tmp_path / "three"), kd_save_ranks=model == "SASRec"),
+        nproc=3,
+        port=free_port(),
+    )
+    one, other = alone["result"]["student"], three["result"]["student"]
+    for part in ("valid", "test", "valid_unseen", "test_unseen"):
+        assert other[part] == pytest.approx(one[part], abs=1e-6), part
+    assert other["valid_scores"] == pytest.approx(one["valid_scores"], abs=1e-6)
+    if model == "SASRec":
+        assert len(set(np.load(tmp_path / "three" / "test_ranks.npz")["user"])) == 40
+    assert other["test"].keys() == one["test"].keys() and len(other["test"]) == len(more["metrics"])
+
+
 @pytest.mark.parametrize("model", ["LightGCN", "DeepFM"])
 def test_other_students_train_on_two_processes(model, cpu_settings):
     """RecBole's own loaders, cut by its sampler, under a curriculum."""

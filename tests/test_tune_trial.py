@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 from ray import tune
 
-from recbole_prmkd import UserError
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.tune.outcome import trials_of
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import SweepSettings
-from recbole_prmkd.tune.trial import run_trial
+from recbole_prmkd.tune.trial import failure, run_trial, trial_folder
 
 SPACE = {"learning_rate": {"uniform": [0.001, 0.1]}, "mlp_hidden_size": {"choice": [[8], [4, 4]]}}
+VALUES = {"learning_rate": 0.01, "mlp_hidden_size": "[8]"}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def trial(cpu_settings, tmp_path, monkeypatch):
 
     def run(**values):
         reports.clear()
-        run_trial({"learning_rate": 0.01, "mlp_hidden_size": "[8]", **values}, plan, inputs, tmp_path)
+        run_trial({**VALUES, **values}, plan, inputs, tmp_path)
         return reports[:]
 
     run.plan = plan
@@ -55,10 +55,49 @@ def test_a_takeover_at_the_last_report_is_trained(trial, tmp_path):
     assert line[f"valid {trial.plan.config()['valid_metric'].lower()}"] == after[-1]["best_score"]
 
 
-def test_a_trial_without_a_loss_fails_with_the_sentence_of_a_plain_run(trial):
+def test_a_trial_without_a_loss_fails_with_the_sentence_of_a_plain_run(trial, tmp_path):
     trial.plan.settings.update(kd="prmkd", kd_loss="rd")
-    with pytest.raises(UserError, match="kd_loss=rd learns"):
+    assert trial() == []
+    assert failure(trial_folder(tmp_path, "7"))["error"].startswith("kd_loss=rd learns")
+
+
+@pytest.mark.parametrize("error", [ValueError("Training loss is nan"), AssertionError("heads")])
+def test_what_the_settings_cause_is_a_result_and_not_trained_again(error, trial, tmp_path, monkeypatch):
+    """Ray tries again where a trial raises; this one returns."""
+    calls = []
+
+    def train(*given, **named):
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr("recbole_prmkd.tune.trial.train", train)
+    assert trial() == trial() == [] and len(calls) == 1
+    trial(learning_rate=0.05)  # as PBT may give it
+    assert len(calls) == 2
+    log = next(trial_folder(tmp_path, "7").glob("log/**/*.log")).read_text()
+    assert "Traceback" in log and str(error) in log
+    result = SimpleNamespace(path=str(tmp_path / "ray" / "7"), metrics=None, config={**VALUES}, error=None)
+    (line,) = trials_of([result], trial.plan, trial.plan.config(), tmp_path)
+    assert line["status"] == "failed" and line["error"] == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), RuntimeError("CUDA out of memory"), MemoryError()])
+def test_a_fault_of_the_machine_is_left_to_ray(error, trial, tmp_path, monkeypatch):
+    def train(*given, **named):
+        raise error
+
+    monkeypatch.setattr("recbole_prmkd.tune.trial.train", train)
+    with pytest.raises(type(error)):
         trial()
+    assert failure(trial_folder(tmp_path, "7")) is None
+
+
+def test_a_line_has_the_best_and_the_last_score(trial, tmp_path):
+    reports = trial()
+    noted = SimpleNamespace(path=str(tmp_path / "ray" / "7"), metrics=reports[-1], config={**VALUES}, error=None)
+    (line,) = trials_of([noted], trial.plan, trial.plan.config(), tmp_path)
+    scores = [report["mrr@10"] for report in reports]
+    assert line["valid mrr@10"] == max(scores) and line["last valid mrr@10"] == scores[-1]
 
 
 def test_a_trial_shorter_than_a_validation_step_is_validated_at_its_end(trial):

@@ -21,6 +21,8 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 WEIGHT = "kd_batch_weight"  # of a batch's mean loss among those of other processes
+# What RecBole's collector has of each user or example; the rest is of the data set.
+_COLLECTED = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
 _PATIENCE = timedelta(hours=12)  # a rank may wait that long for another one
 
 
@@ -67,6 +69,41 @@ def mean_over_ranks(values: Mapping[str, float], config: Config) -> dict[str, fl
     table = torch.tensor(list(values.values()), dtype=torch.float64, device=config["device"])
     distributed.all_reduce(table)
     return dict(zip(values, (table / number).tolist(), strict=True))
+
+
+def evaluate_once(trainer: Any, config: Config) -> None:
+    """Make a trainer count each user once in evaluation; RecBole repeats users until all processes have as many.
+
+    Each process ranks its own part. What it has collected then goes to all others, so that each computes the metrics
+    of the whole, those of one process, coverage and popularity included.
+    """
+    rank, number = ranks(config)
+    if number == 1:
+        return
+    evaluate, collector = trainer.evaluate, trainer.eval_collector
+    collected, cut = collector.get_data_struct, True
+
+    def evaluated(eval_data: Any, *given: Any, **named: Any) -> Any:
+        nonlocal cut
+        if eval_data:
+            cut = eval_data.sample_size >= number  # else each has all of it
+            part = torch.arange(eval_data.sample_size).tensor_split(number)[rank] if cut else None
+            own = list(range(eval_data.sample_size)) if part is None else part.tolist()
+            eval_data.batch_sampler.sampler = own
+        return evaluate(eval_data, *given, **named)
+
+    def gathered_struct() -> Any:
+        struct = collected()
+        names = [name for name in _COLLECTED if name in struct]
+        parts: list[Any] = [None] * number
+        if cut:
+            distributed.all_gather_object(parts, [struct[name] for name in names])
+            for name, tensors in zip(names, zip(*parts, strict=True), strict=True):
+                struct.set(name, torch.cat(tensors))
+        return struct
+
+    trainer.evaluate, collector.get_data_struct = evaluated, gathered_struct
+    trainer._map_reduce = lambda result, samples: result
 
 
 def on_cpu(use_gpu: bool) -> bool:

@@ -18,7 +18,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_prmkd.recbole_host.processes import any_device
+from recbole_prmkd.recbole_host.processes import any_device, evaluate_once
 from recbole_prmkd.storage.disk import working, writing
 
 
@@ -88,6 +88,7 @@ def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommende
         config["checkpoint_dir"] = str(folder)
         trainer = trainer_class(config, model)
         config["checkpoint_dir"] = kept
+    evaluate_once(trainer, config)
     trainer.saved_model_file = str(folder / f"{config['model']}.pth")
     save = trainer._save_checkpoint
 

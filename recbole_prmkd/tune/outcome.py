@@ -21,7 +21,8 @@ from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.search import ray_domain
 from recbole_prmkd.tune.settings import Pbt
 from recbole_prmkd.tune.space import Domain, as_option
-from recbole_prmkd.tune.trial import BEST, BEST_EPOCH, SETTINGS, finished, trial_folder
+from recbole_prmkd.tune.trial import BEST, BEST_EPOCH, SETTINGS, failure, finished, trial_folder
+from recbole_prmkd.tune.trial import ERROR as FAULT
 
 TRIALS, WINNER = "trials.csv", "best.yaml"
 IMPORTANCE, PARALLEL = "importance.svg", "parallel_coordinates.svg"
@@ -44,14 +45,16 @@ def trials_of(results: Sequence[Any], plan: Plan, base: Config, folder: Path) ->
         name = Path(result.path).name
         # finished.json decides where there is one: PBT gives new settings to a trial at its last report, and Ray has
         # these, though no student was trained with them.
-        ended = finished(trial_folder(folder, name))
+        ended, failed = finished(trial_folder(folder, name)), failure(trial_folder(folder, name))
         metrics = (result.metrics or {}) | (ended or {})
         said = str(result.error or "").split("\n")
-        line: Line = {ID: name, STATUS: "failed" if result.error else "stopped" if ended is None else "finished"}
+        status = "failed" if failed or result.error else "stopped" if ended is None else "finished"
+        line: Line = {ID: name, STATUS: status}
         line |= plan.searched(result.config or metrics["config"]) | metrics.get(SETTINGS, {})
         line |= {EPOCH: metrics.get(BEST_EPOCH), score_name(base): metrics.get(BEST)}
+        line[f"last {score_name(base)}"] = metrics.get(base["valid_metric"].lower())
         # The last line of an error says what went wrong in the trial.
-        error = next((text.strip() for text in reversed(said) if text.strip()), "")
+        error = failed[FAULT] if failed else next((text.strip() for text in reversed(said) if text.strip()), "")
         lines.append({**line, SECONDS: metrics.get("time_total_s"), ERROR: error})
     return sorted(lines, key=lambda line: line[ID])
 

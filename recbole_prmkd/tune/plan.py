@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ class Plan(BaseModel):
     """A sweep before it runs.
 
     settings: fixed for all trials, every path in it absolute. data: hash of the data set's files.
+    earlier: how many trials the sweep had each time that it was given further ones.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +39,13 @@ class Plan(BaseModel):
     settings: dict[str, Any]
     sweep: SweepSettings
     data: str
+    earlier: tuple[int, ...] = ()
+
+    @property
+    def batches(self) -> list[int]:
+        """Numbers of trials that Ray runs one after the other."""
+        bounds = [0, *self.earlier, self.sweep.planned]
+        return [after - before for before, after in itertools.pairwise(bounds)]
 
     def config(self, searched: Mapping[str, Any] | None = None) -> Config:
         """The configuration of a trial with these settings beside the fixed ones; none: the space's first values."""
@@ -137,6 +147,48 @@ def read_plan(folder: Path) -> Plan:
             f"{SCHEMA}), whose trials this one cannot go on with: start a new sweep."
         )
     return Plan.model_validate(content)
+
+
+def with_trials(plan: Plan, trials: int) -> Plan:
+    """The plan of a sweep that takes further trials, up to this number.
+
+    Raises:
+        UserError: it has as many already, or cannot have more.
+    """
+    if plan.sweep.search == "grid":
+        raise UserError(
+            "search: grid tries every combination, so there are no further trials: leave --tune_trials out."
+        )
+    if trials < plan.sweep.samples:
+        raise UserError(
+            f"The sweep has {plan.sweep.samples} trials already: give a larger number than --tune_trials={trials}."
+        )
+    more = plan.model_copy(update={"sweep": plan.sweep.model_copy(update={"trials": trials})})
+    if trials > plan.sweep.samples and more.sweep.planned == plan.sweep.planned:
+        raise UserError(
+            f"All {plan.sweep.planned} settings of the space are tried already, so there are no further trials: leave "
+            "--tune_trials out, or start a sweep with a larger space."
+        )
+    if more.sweep.planned > plan.sweep.planned:
+        more = more.model_copy(update={"earlier": (*plan.earlier, plan.sweep.planned)})
+    return more
+
+
+def check_owner(folder: Path, trusted: bool) -> None:
+    """Reject another user's sweep unless it is trusted: going on runs what is pickled there.
+
+    Raises:
+        UserError: the folder, or a file in it that Ray reads, is another user's.
+    """
+    if trusted or not hasattr(os, "getuid"):
+        return
+    for path in (folder, *(inner for top in folder.glob("ray*") for inner in (top, *top.rglob("*")))):
+        with suppress(FileNotFoundError):  # a link to nowhere
+            if path.stat().st_uid != os.getuid():
+                raise UserError(
+                    f"{path} belongs to another user, and going on with a sweep runs code that its folder may hold: "
+                    "if you trust its owner, add --tune_trust_folder."
+                )
 
 
 def differing(plan: Plan, stored: Plan) -> list[str]:

@@ -81,6 +81,7 @@ class SweepSettings(_Part):
     resources: Resources = Resources()
     max_concurrent: int | None = Field(default=None, ge=1)
     max_failures: int = Field(default=2, ge=0)
+    repeat: bool | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "SweepSettings":
@@ -104,9 +105,17 @@ class SweepSettings(_Part):
         return 1 if self.search == "grid" else self.trials or 20
 
     @property
+    def repeats(self) -> bool:
+        """Whether a setting may be tried twice: on request, and in a population, which changes settings anyway."""
+        return bool(self.repeat) or isinstance(self.scheduler, Pbt)
+
+    @property
     def planned(self) -> int:
-        """Trials in all."""
-        return math.prod(len(domain.values) for domain in self.domains) if self.search == "grid" else self.samples
+        """Trials in all: not more than there are different settings."""
+        size = math.prod(domain.size for domain in self.domains)
+        if self.search == "grid":
+            return int(size)
+        return self.samples if self.repeats else int(min(self.samples, size))
 
 
 def read_sweep(path: Path, trials: int | None = None) -> SweepSettings:

@@ -44,6 +44,24 @@ class Domain:
             return list(self.values)
         return [self.setting(value) for value in self.values[:2]]
 
+    @property
+    def size(self) -> float:
+        """Number of values; infinite for a range of real numbers."""
+        if self.kind in ("uniform", "loguniform"):
+            return math.inf
+        if self.kind == "choice":
+            return len(self.values)
+        low, high, *step = self.values
+        return round((high - low) / (step[0] if step else 1)) + 1
+
+    @property
+    def options(self) -> list[Any]:
+        """All values as Ray samples them, of a finite domain."""
+        if self.kind == "choice":
+            return [as_option(value) for value in self.values]
+        low, _, *step = self.values
+        return [self.setting(low + number * (step[0] if step else 1)) for number in range(int(self.size))]
+
     def setting(self, sampled: Any) -> Any:
         """What a trial sets, from a value that Ray gives: a list is text there, PBT multiplies beyond the bounds."""
         if self.kind == "choice":

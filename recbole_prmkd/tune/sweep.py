@@ -35,6 +35,7 @@ from recbole_prmkd.tune.cross_checks import check_together
 from recbole_prmkd.tune.encode import spread
 from recbole_prmkd.tune.outcome import (
     ID,
+    STATUS,
     Line,
     check_ended,
     draw_sweep,
@@ -44,9 +45,19 @@ from recbole_prmkd.tune.outcome import (
     write_trials,
     write_winner,
 )
-from recbole_prmkd.tune.plan import Plan, check_free, differing, make_plan, read_plan, write_plan
+from recbole_prmkd.tune.plan import (
+    Plan,
+    check_free,
+    check_owner,
+    differing,
+    make_plan,
+    read_plan,
+    with_trials,
+    write_plan,
+)
 from recbole_prmkd.tune.search import ray_domain, tune_config
 from recbole_prmkd.tune.settings import Pbt, read_sweep
+from recbole_prmkd.tune.space import as_option
 from recbole_prmkd.tune.trial import run_trial
 from recbole_prmkd.tune.trial_inputs import TrialInputs, make_trial_inputs
 
@@ -64,6 +75,7 @@ def run_sweep(
     trials: int | None = None,
     ray_address: str | None = None,
     resume: str | bool | None = None,
+    trust_folder: bool = False,
 ) -> dict[str, Any]:
     """Search settings of a student on Ray Tune, then train and test the winner once.
 
@@ -71,9 +83,10 @@ def run_sweep(
 
     Args:
         sweep_file: search space, search, scheduler and resources; see `hyper/`.
-        trials: in place of the file's number.
+        trials: in place of the file's number; with `resume`: how many there are to be in all.
         ray_address: of a running cluster; None: this machine.
-        resume: folder of an interrupted sweep to go on with; True: `kd_output_dir`.
+        resume: folder of a sweep to go on with; True: `kd_output_dir`.
+        trust_folder: go on with another user's sweep; whoever can write to its folder can have code run.
     Returns:
         `output_dir`, `trials` (the lines of trials.csv), `best` (the winner's settings), `best_valid_score`, and
         `winner`, what `run_recbole_prmkd` returned for it.
@@ -82,7 +95,9 @@ def run_sweep(
     """
     gpus = os.environ.get(_GPUS)  # RecBole puts its default in, the first GPU alone
     check_address(ray_address)
-    plan, folder = plan_and_folder(model, dataset, config_file_list, config_dict, sweep_file, trials, resume)
+    plan, folder = plan_and_folder(
+        model, dataset, config_file_list, config_dict, sweep_file, trials, resume, trust_folder
+    )
     base = for_all_trials(plan)
     if "gpu_id" not in plan.settings:
         os.environ.pop(_GPUS, None)
@@ -124,16 +139,20 @@ def plan_and_folder(
     sweep_file: str | None,
     trials: int | None = None,
     resume: str | bool | None = None,
+    trust_folder: bool = False,
 ) -> tuple[Plan, Path]:
-    """A new sweep and its new folder, or an interrupted one's."""
+    """A new sweep and its new folder, or one that goes on."""
     given = (model, dataset, config_file_list, config_dict)
     named = resume if isinstance(resume, str) else user_setting("kd_output_dir", config_file_list, config_dict)
     plan = None if sweep_file is None else make_plan(*given, read_sweep(Path(sweep_file), trials))
     if resume:
         if not named:
             raise UserError("Name the sweep to resume: --tune_resume=FOLDER, or --kd_output_dir=FOLDER --tune_resume.")
-        beside = {"model": model, "dataset": dataset, "tune_trials": trials}
-        return _resumed(Path(str(named)).resolve(), plan, beside | user_settings(config_file_list, config_dict))
+        beside = {"model": model, "dataset": dataset} | user_settings(config_file_list, config_dict)
+        folder = Path(str(named)).resolve()
+        stored = read_plan(folder)
+        check_owner(folder, trust_folder)
+        return _resumed(folder, stored, plan, beside, trials), folder
     if plan is None:
         raise UserError("Name a sweep file: --tune=hyper/sasrec.yaml.")
     folder = Path(str(named or _new_name(plan))).resolve()
@@ -143,13 +162,18 @@ def plan_and_folder(
     return plan, folder
 
 
-def _resumed(folder: Path, given: Plan | None, beside: Mapping[str, Any]) -> tuple[Plan, Path]:
-    """The sweep in this folder, which goes on with its own settings and data alone.
+def _resumed(
+    folder: Path, plan: Plan, given: Plan | None, beside: Mapping[str, Any], trials: int | None = None
+) -> Plan:
+    """The plan of the sweep in this folder, which goes on with its own settings and data alone.
 
     Args:
         given: the plan of the sweep file beside --tune_resume, if any; beside: what else the user has set.
+        trials: how many there are to be in all; None: no further ones.
     """
-    plan = read_plan(folder)
+    if given is not None and (trials is not None or plan.earlier):  # the file's number is of the sweep's beginning
+        same = given.sweep.model_copy(update={"trials": plan.sweep.trials})
+        given = given.model_copy(update={"sweep": same})
     ignored = [key for key, value in beside.items() if value is not None and key != "kd_output_dir"]
     wrong = differing(given, plan) if given else ignored
     if wrong:
@@ -163,7 +187,7 @@ def _resumed(folder: Path, given: Plan | None, beside: Mapping[str, Any]) -> tup
             f"The files of {plan.dataset} have changed since the sweep in {folder} began: bring them back, or start "
             "a new sweep."
         )
-    return plan, folder
+    return plan if trials is None else with_trials(plan, trials)
 
 
 def for_all_trials(plan: Plan) -> Config:
@@ -212,31 +236,46 @@ def _make_inputs(plan: Plan, base: Config) -> TrialInputs:
 
 
 def _run_trials(plan: Plan, base: Config, trial_inputs: TrialInputs, folder: Path) -> list[Line]:
-    """Run the trials, or what is left of them."""
+    """Run the trials, or what is left of them; further ones as a search that knows of those before."""
     getLogger("tensorboardX").setLevel("WARNING")  # else it says at each epoch that a metric's @ becomes _
-    sweep, ray_folder = plan.sweep, folder / _RAY
-    trainable = tune.with_parameters(run_trial, plan=plan, trial_inputs=trial_inputs, sweep=folder)
+    lines: list[Line] = []
+    for batch, planned in enumerate(plan.batches):
+        ray_folder = folder / (f"{_RAY}-{batch + 1}" if batch else _RAY)
+        results = _tuner(plan, base, trial_inputs, ray_folder, lines).fit()
+        check_ended(tune.ExperimentAnalysis(str(ray_folder)).trials, planned, folder)
+        lines += trials_of([results[number] for number in range(len(results))], plan, base, folder)
+    return sorted(lines, key=lambda line: line[ID])
+
+
+def _tuner(plan: Plan, base: Config, trial_inputs: TrialInputs, ray_folder: Path, before: list[Line]) -> tune.Tuner:
+    """Ray's Tuner, new or as it was left in its folder; before: the trials of earlier searches."""
+    sweep = plan.sweep
+    trainable = tune.with_parameters(run_trial, plan=plan, trial_inputs=trial_inputs, sweep=ray_folder.parent)
     trainable = tune.with_resources(trainable, {"cpu": sweep.resources.cpu, "gpu": sweep.resources.gpu})
     if tune.Tuner.can_restore(str(ray_folder)):
-        tuner = tune.Tuner.restore(str(ray_folder), trainable, resume_unfinished=True)
-    else:
-        max_length = max(1, max(plan.values("epochs")) // base["eval_step"])
-        tuner = tune.Tuner(
-            trainable,
-            param_space={domain.key: ray_domain(domain, grid=sweep.search == "grid") for domain in plan.domains},
-            tune_config=tune_config(sweep, base, max_length),
-            run_config=tune.RunConfig(
-                name=_RAY,
-                storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
-                # A population copies its members' checkpoints, so some older ones must outlive the copy.
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if isinstance(sweep.scheduler, Pbt) else 1),
-                verbose=1,
-            ),
+        return tune.Tuner.restore(str(ray_folder), trainable, resume_unfinished=True)
+    max_length = max(1, max(plan.values("epochs")) // base["eval_step"])
+    score = score_name(base)
+    tried = [
+        (
+            {domain.key: as_option(line[domain.key]) for domain in plan.domains},
+            None if line[STATUS] == "failed" else line[score],
         )
-    results = tuner.fit()
-    check_ended(tune.ExperimentAnalysis(str(ray_folder)).trials, sweep.planned, folder)
-    return trials_of([results[number] for number in range(len(results))], plan, base, folder)
+        for line in before
+    ]
+    return tune.Tuner(
+        trainable,
+        param_space={domain.key: ray_domain(domain, grid=sweep.search == "grid") for domain in plan.domains},
+        tune_config=tune_config(sweep, base, max_length, tried),
+        run_config=tune.RunConfig(
+            name=ray_folder.name,
+            storage_path=str(ray_folder.parent),
+            failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
+            # A population copies its members' checkpoints, so some older ones must outlive the copy.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if isinstance(sweep.scheduler, Pbt) else 1),
+            verbose=1,
+        ),
+    )
 
 
 def _test(best: Path, folder: Path, plan: Plan) -> dict[str, Any]:

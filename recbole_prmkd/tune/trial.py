@@ -1,21 +1,26 @@
 """One trial: the code of a plain run on the trial inputs, without the test, reporting after every validation.
 
 A trial's folder, `trials/<id>/`, has its log, its TensorBoard curves and, once it has trained to its end,
-`finished.json`, so that a resumed sweep does not train it again, whatever its driver had not yet written down. The file
-holds the settings too: PBT may give a trial the student and settings of another, which is a new training.
+`finished.json`, so that a resumed sweep does not train it again, whatever its driver had not yet written down. A trial
+that fails because of its settings (a loss that is NaN, heads that do not divide the width) has `failed.json` and is not
+tried again; a machine's fault is raised, so that Ray tries again. Both files hold the settings too: PBT may give a
+trial the student and settings of another, which is a new training.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from recbole.config import Config
 
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.checks import check_distillation
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
@@ -25,10 +30,10 @@ from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.trial_inputs import TrialInputs
 
-FINISHED = "finished.json"
+FINISHED, FAILED = "finished.json", "failed.json"
 # What each report holds beside the validation metric under its own name and the epoch's numbers of distillation.
 BEST, BEST_EPOCH, EPOCH = "best_score", "best_epoch", "epoch"
-SETTINGS = "settings"  # in finished.json alone
+SETTINGS, ERROR = "settings", "error"  # in these files alone
 
 
 def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs, sweep: Path) -> None:
@@ -44,12 +49,26 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
     if ended is not None and ended.pop(SETTINGS) == settings:
         tune.report(ended)
         return
+    if (failed := failure(folder)) is not None and failed[SETTINGS] == settings:
+        return
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILED).unlink(missing_ok=True)
     torch.set_num_threads(plan.sweep.resources.threads)
     keep_freed_memory()
     # The GPUs that Ray lent to this trial; RecBole would take the first of the machine.
     gpus = {"gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "0")} if plan.sweep.resources.gpu else {}
-    config = plan.config(searched | gpus)
+    try:
+        _train(plan.config(searched | gpus), folder, trial_inputs, settings)
+    except Exception as error:
+        if _may_pass(error):
+            raise
+        # Returned from, not raised: Ray would train the same again.
+        said = " ".join(str(error).split())
+        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+        store.write_json(folder / FAILED, {ERROR: message, SETTINGS: settings})
+
+
+def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Mapping[str, Any]) -> None:
     config["show_progress"], config["kd_rebuild"] = False, False  # what trials share was computed before them
     if config["kd"] != "none":
         check_distillation(config)  # a plain run of best.yaml would reject it
@@ -58,9 +77,20 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
         with checkpoint.as_directory() as kept:
             state = progress.load(Path(kept))
     with run_logging(config, folder):
-        prepared = trial_inputs.prepared(config)
-        trainer = make_trainer(config, prepared, folder)
-        train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
+        try:
+            prepared = trial_inputs.prepared(config)
+            trainer = make_trainer(config, prepared, folder)
+            train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
+        except Exception:
+            getLogger().exception("The trial failed.")
+            raise
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same settings may train another time: a machine's fault, not the settings'."""
+    return isinstance(error, OSError | MemoryError | ray.exceptions.RayError) or any(
+        word in str(error) for word in ("CUDA", "allocate memory")
+    )
 
 
 def trial_folder(sweep: Path, trial: str) -> Path:
@@ -71,6 +101,12 @@ def trial_folder(sweep: Path, trial: str) -> Path:
 def finished(folder: Path) -> dict[str, Any] | None:
     """Settings and numbers of the trial that has trained to its end in this folder; None where none has."""
     file = folder / FINISHED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def failure(folder: Path) -> dict[str, Any] | None:
+    """Settings and error of the trial that these settings failed in this folder; None where none has."""
+    file = folder / FAILED
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
