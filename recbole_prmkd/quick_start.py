@@ -21,8 +21,10 @@ from torch import distributed
 
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
@@ -82,8 +84,10 @@ def _run(
 ) -> tuple[dict[str, Any], RunResult]:
     """checkpoints: where another process keeps the best epoch's weights; none: in `folder`."""
     steps = Steps()
-    init_seed(config["seed"], config["reproducibility"])
-    getLogger().info(config)
+    with recbole_errors("start with these settings", config.external_config_dict):
+        init_seed(config["seed"], config["reproducibility"])
+        getLogger().info(config)
+    warn_of_ignored(config)
     prepared = prepare(config, steps)
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
@@ -91,7 +95,8 @@ def _run(
         score = served.valid[config["valid_metric"].lower()]
         return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
-    with steps("student"):
+    building = recbole_errors(f"build {config['model']} with these settings", config.external_config_dict)
+    with steps("student"), building:
         trainer = make_trainer(config, prepared, folder)
         if checkpoints is not None:
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)

@@ -18,8 +18,10 @@ from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from torch import Tensor
 
+from recbole_prmkd.data import atomic_files
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,22 @@ def load_split(config: Config) -> Split:
 
     Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
     many lines of the file did not become interactions.
+
+    Raises:
+        UserError: the files or settings cannot be read, or a part is empty.
     """
-    with _counting_loaded_lines() as loaded:
+    folder, layout = Path(config["data_path"]), (config["field_separator"], config["encoding"])
+    reading = recbole_errors(
+        f"read {config['dataset']} with these settings",
+        config.external_config_dict,
+        lambda: atomic_files.fault_of(folder, config["dataset"], *layout),
+    )
+    with reading, _counting_loaded_lines() as loaded:
         dataset = create_dataset(config)
-    getLogger().info(dataset)
+        getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
-    train_data, valid_data, test_data = data_preparation(config, dataset)
+    with recbole_errors(f"split {config['dataset']} with these settings", config.external_config_dict):
+        train_data, valid_data, test_data = data_preparation(config, dataset)
     parts = {"training": train_data, "validation": valid_data, "test": test_data}
     for name, part in parts.items():
         if len(part._dataset.inter_feat) == 0:
