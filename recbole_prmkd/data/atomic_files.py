@@ -60,7 +60,9 @@ def fault(file: Path, separator: str | None, encoding: str | None) -> str | None
                 if number == 1:
                     kinds = [cell.partition(":")[2] for cell in cells]
     except UnicodeError:
-        return f"{file}, line {_undecodable(file, encoding)}: it is not in {encoding}; name its encoding with --encoding"
+        return (
+            f"{file}, line {_undecodable(file, encoding)}: it is not in {encoding}; name its encoding with --encoding"
+        )
     return f"{file} has no lines below its header" if number < 2 else None
 
 

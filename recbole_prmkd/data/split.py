@@ -55,14 +55,14 @@ def load_split(config: Config) -> Split:
     folder, layout = Path(config["data_path"]), (config["field_separator"], config["encoding"])
     reading = recbole_errors(
         f"read {config['dataset']} with these settings",
-        config.external_config_dict,
+        config,
         lambda: atomic_files.fault_of(folder, config["dataset"], *layout),
     )
     with reading, _counting_loaded_lines() as loaded:
         dataset = create_dataset(config)
         getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
-    with recbole_errors(f"split {config['dataset']} with these settings", config.external_config_dict):
+    with recbole_errors(f"split {config['dataset']} with these settings", config):
         train_data, valid_data, test_data = data_preparation(config, dataset)
     parts = {"training": train_data, "validation": valid_data, "test": test_data}
     for name, part in parts.items():

@@ -22,7 +22,7 @@ from recbole.utils import ModelType, get_model
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
-from recbole_prmkd.recbole_host.boundary import suspects
+from recbole_prmkd.recbole_host.boundary import blamed
 from recbole_prmkd.recbole_host.config_files import check_config_file
 from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
@@ -77,6 +77,8 @@ def load_config(
         below = _ranking(view) | below
     if not isinstance(view["use_gpu"], int):
         raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")
+    if "local_rank" in view.user and "nproc" not in view.user:
+        raise UserError("local_rank is for the processes that --nproc starts: leave it out, or write --nproc.")
     if "local_rank" in view.user and "gpu_id" not in view.user:
         below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))
     with tempfile.TemporaryDirectory() as folder, any_device(bool(view["use_gpu"])):
@@ -100,12 +102,9 @@ def _recbole_config(view: HostView, files: Sequence[str], config_dict: Mapping[s
     except (AssertionError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of whatever kind: RecBole reads the settings here, and nothing else
-        said = " ".join(str(error).split()).rstrip(".")
-        named = ", ".join(suspects(said, view.user))
-        raise UserError(
-            f"RecBole refuses the settings: {said}{f' ({named})' if named else ''}; a list is --topk=[5,10] or "
-            "--metrics=['NDCG','Recall']."
-        ) from error
+        said = " ".join([*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}))])
+        lists = "a list is --topk=[5,10] or --metrics=['NDCG','Recall']"
+        raise UserError(f"RecBole refuses the settings: {said}; {lists}.") from error
 
 
 def complete(config: Config) -> Config:

@@ -37,7 +37,7 @@ def ignored_settings(config: Config) -> dict[str, str]:
 
 
 def _hint(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.75)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -30,6 +30,10 @@ _SHAPES: dict[str, tuple[tuple[tuple[type, ...], str], str]] = {
         ("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"), (_LIST, "['friend_id']")
     ),
     "valid_metric": (_NAME, "NDCG@10"),
+    "state": (_NAME, "INFO"),
+    "learner": (_NAME, "adam"),
+    "loss_type": (_NAME, "CE"),
+    "metrics": (((str, list, tuple), "a list of names, such as {example}"), "['NDCG', 'Recall']"),
     **dict.fromkeys(("data_path", "checkpoint_dir"), (_NAME, "my_folder")),
     **dict.fromkeys(("encoding", "field_separator", "seq_separator"), (_NAME, "utf-8, or a quoted character")),
     **dict.fromkeys(
@@ -50,19 +54,44 @@ def check_settings(user: Mapping[str, Any], stock: Mapping[str, Any]) -> None:
     for key, value in user.items():
         if not isinstance(key, str):
             raise UserError(f"The settings hold a key {key!r} that is no text: write it in quotes, or leave it out.")
-        if value is None:
-            continue
-        (types, words), example = _SHAPES.get(key, (((object,), ""), ""))
-        if not isinstance(value, types):
-            raise UserError(f"{key} = {value!r} is not {words.replace('{example}', example)}.")
-        if isinstance(value, str) and _is_number(stock.get(key)):
-            raise UserError(f"{key} = {value!r} is not a number, such as its default {stock[key]!r}: write the number.")
-        if isinstance(value, str) and isinstance(stock.get(key), bool) and key != "use_gpu":
-            getLogger().warning(f"{key} = {value!r} counts as {bool(value)} in RecBole: write True or False.")
+        if value is not None:
+            _check_value(key, value, stock.get(key))
+    _check_lists(user)
+    _check_columns(user)
     _check_intervals(user)
+    seed = user.get("seed", 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed!r} is not a whole number from 0 to 4294967295: write one.")
     # RecBole's KD_DAGFM hands this name to `eval`.
     if not str(user.get("teacher") or "x").isidentifier():
         raise UserError(f"teacher = {user['teacher']!r} is not the name of a class of RecBole's, such as CrossNet.")
+
+
+def _check_value(key: str, value: Any, default: Any) -> None:
+    (types, words), example = _SHAPES.get(key, (((object,), ""), ""))
+    if not isinstance(value, types):
+        raise UserError(f"{key} = {value!r} is not {words.replace('{example}', example)}.")
+    if value == "" and key in ("LIST_SUFFIX", "field_separator"):
+        raise UserError(f"{key} is empty: leave it out, or write at least one character.")
+    if isinstance(value, str) and _is_number(default):
+        raise UserError(f"{key} = {value!r} is not a number, such as its default {default!r}: write the number.")
+    if isinstance(value, str) and isinstance(default, bool) and key != "use_gpu":
+        getLogger().warning(f"{key} = {value!r} counts as {bool(value)} in RecBole: write True or False.")
+
+
+def _check_lists(user: Mapping[str, Any]) -> None:
+    metrics = user.get("metrics") or []
+    if "metrics" in user and not (metrics and all(isinstance(name, str) for name in metrics)):
+        raise UserError(f"metrics = {user['metrics']!r} names none: write a list of names, such as ['NDCG', 'Recall'].")
+
+
+def _check_columns(user: Mapping[str, Any]) -> None:
+    for key in ("load_col", "unload_col", "unused_col"):
+        for source, columns in (user.get(key) or {}).items():
+            if not isinstance(columns, list | tuple | set) and columns != "*":
+                raise UserError(
+                    f"{key} = {user[key]!r} has no list of columns for {source!r}: write {{'{source}': ['a', 'b']}}."
+                )
 
 
 def _check_intervals(user: Mapping[str, Any]) -> None:
