@@ -206,9 +206,7 @@ def test_settings_that_are_read_are_not_called_ignored(settings):
             super().__init__(config, dataset)
             self.mine = config["my_own_setting"]
 
-    given = settings(
-        my_own_setting=3, preload_weight=None, enable_amp=False, nproc=1, kd_weight=3.0, shuffle=True
-    )
+    given = settings(my_own_setting=3, preload_weight=None, enable_amp=False, nproc=1, kd_weight=3.0, shuffle=True)
     assert set(ignored_settings(load_config(Own, "tiny", config_dict=given))) == {"mlp_hidden_size"}  # of the fixture
 
 

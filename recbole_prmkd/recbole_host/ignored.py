@@ -23,7 +23,7 @@ def warn_of_ignored(*configs: Config) -> None:
     for key, known in unread[0].items() if unread else ():
         if all(key in other for other in unread):
             models = ", ".join(dict.fromkeys(config["model"] for config in configs))
-            getLogger().warning(f"{key} is ignored: RecBole and {models} read no such setting{known or '.'}")
+            getLogger().warning(f"{key} is ignored: nothing in RecBole reads it for {models}{known or '.'}")
 
 
 def ignored_settings(config: Config) -> dict[str, str]:
