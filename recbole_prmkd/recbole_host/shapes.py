@@ -97,7 +97,9 @@ def _check_columns(user: Mapping[str, Any]) -> None:
 def _check_intervals(user: Mapping[str, Any]) -> None:
     given = {key: user[key] for key in _COUNTS if user.get(key) is not None}
     values = user.get("val_interval") or {}
-    given |= {f"val_interval of {field}": text for field, text in values.items() if not isinstance(text, list | tuple)}
+    given |= {
+        f"val_interval of {field}": text for field, text in values.items() if not isinstance(text, list | tuple | set)
+    }
     for key, text in given.items():
         if not all(map(_is_interval, str(text).split(";"))):
             raise UserError(
