@@ -14,6 +14,7 @@ from recbole.config import Config
 from recbole.utils import set_color
 from torch import Tensor
 
+from recbole_prmkd.data.bounds import check_bounds
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.errors import UserError
@@ -66,6 +67,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
+    check_bounds(config, split.dataset.item_num)
     return prepare_on(config, split, steps)
 
 

@@ -21,9 +21,12 @@ from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
 
 from recbole_prmkd.data.split import Split
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.covered import covered_result, student_ranks
@@ -96,8 +99,10 @@ def _run(
 ) -> tuple[dict[str, Any], RunResult]:
     """checkpoints: where another process keeps the best epoch's weights; none: in `folder`."""
     steps = Steps()
-    init_seed(config["seed"], config["reproducibility"])
-    getLogger().info(config)
+    with recbole_errors("start with these settings", config):
+        init_seed(config["seed"], config["reproducibility"])
+        getLogger().info(config)
+    warn_of_ignored(config)
     prepared = prepare(config, steps)
     if config["kd"] == ENSEMBLE:
         with steps("evaluation"):
@@ -107,12 +112,16 @@ def _run(
         score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
         return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
     split = prepared.split
-    with steps("student"):
+    building = recbole_errors(f"build {config['model']} with these settings", config)
+    with steps("student"), building:
         trainer = make_trainer(config, prepared, folder)
         if checkpoints is not None:
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
-    with steps("distillation" if distils(config) else "training"):
+    first_epoch = recbole_errors(
+        f"train {config['model']} with these settings", config, passes=lambda: len(trainer.train_loss_dict) > 1
+    )
+    with steps("distillation" if distils(config) else "training"), first_epoch:
         forget_peak_memory(config["device"])
         valid_scores: list[float] = []
         best_score, best_valid, seconds = train(
@@ -120,6 +129,11 @@ def _run(
         )
         if not config["single_spec"]:
             distributed.barrier()  # the first process has saved its weights
+    if saved and not Path(trainer.saved_model_file).is_file():
+        raise UserError(
+            f"No validation of {config['model']} gave a score: {config['valid_metric']} is not defined on this split; "
+            "name another valid_metric, or change eval_args or threshold."
+        )
 
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])

@@ -33,7 +33,7 @@ def test_other_trainers_keep_their_loop():
 def test_changes_to_recbole_are_listed_and_idempotent():
     before = Trainer.evaluate
     changes = registry.install()
-    assert len(changes) == 6 and changes == registry.install()
+    assert len(changes) == 7 and changes == registry.install()
     assert Trainer.evaluate is before and not torch.is_anomaly_enabled()
     torch.autograd.set_detect_anomaly(True)  # a user's own choice stays
     compat.repair()

@@ -21,6 +21,7 @@ from recbole_prmkd.data import atomic_files
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
+from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
@@ -150,9 +151,11 @@ def check_grid(grid: Grid, folder: Path) -> None:
     Raises:
         UserError: what the cell's own run would say.
     """
-    for cell in grid.cells():
-        if cell.seed == grid.seeds[0]:
-            check_run(grid.config(cell), cell.folder(folder))
+    cells = [cell for cell in grid.cells() if cell.seed == grid.seeds[0]]
+    configs = [grid.config(cell) for cell in cells]
+    for cell, config in zip(cells, configs, strict=True):
+        check_run(config, cell.folder(folder))
+    warn_of_ignored(*configs)
 
 
 def in_folder(grid: Grid, folder: Path) -> Grid:

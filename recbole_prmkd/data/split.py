@@ -17,10 +17,11 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 
-from recbole_prmkd.data import lost_lines
+from recbole_prmkd.data import atomic_files, lost_lines
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.parts import Parts, cut_histories, make_parts, snapshot
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.models import named_as_base
 
 
@@ -78,15 +79,21 @@ def load_split(config: Config) -> Split:
     the second one is the test part, or the validation part by its name.
 
     Raises:
-        UserError: there is nothing to train on.
+        UserError: the files or settings cannot be read, or there is nothing to train on.
     """
-    with _counting_loaded_lines() as loaded, lost_lines.reported(), named_as_base(config):
+    folder, layout = Path(config["data_path"]), (config["field_separator"], config["encoding"])
+    reading = recbole_errors(
+        f"read {config['dataset']} with these settings",
+        config,
+        lambda: atomic_files.fault_of(folder, config["dataset"], *layout),
+    )
+    with reading, _counting_loaded_lines() as loaded, lost_lines.reported(), named_as_base(config):
         dataset = create_dataset(config)
-    getLogger().info(dataset)
+        getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
     if len(config["benchmark_filename"] or []) == 2:
         _add_empty_part(config, dataset)
-    with named_as_base(config):
+    with recbole_errors(f"split {config['dataset']} with these settings", config), named_as_base(config):
         loaders = data_preparation(config, dataset)
     if config["save_dataloaders"]:
         for loader in loaders:

@@ -85,7 +85,7 @@ def _check_data(config: Config) -> None:
                 f"There is no {file}: put the data set's atomic files there, or name their parent folder "
                 "with --data_path."
             )
-        columns = atomic_files.columns(file, config["field_separator"], config["encoding"])
+        columns = _columns(file, config)
         for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
             needed = key != "TIME_FIELD" or (config["eval_args"]["order"] == "TO" and not config["benchmark_filename"])
             if needed and config[key] not in columns:
@@ -107,6 +107,24 @@ def _check_data(config: Config) -> None:
             raise UserError(
                 f"load_col leaves out {config['TIME_FIELD']!r}, by which interactions are ordered: add it to its inter."
             )
+
+
+def _columns(file: Path, config: Config) -> dict[str, str]:
+    separator, encoding = config["field_separator"], config["encoding"]
+    try:
+        columns = atomic_files.columns(file, separator, encoding)
+    except LookupError as error:
+        raise UserError(f"encoding = {encoding!r} is not known: write one such as utf-8 or latin-1.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {file}: {error.strerror or error}; check its rights, or --data_path.") from error
+    except UnicodeError as error:
+        found = atomic_files.fault(file, separator, encoding)
+        raise UserError(f"{found or f'{file} is not in the encoding {encoding}: name the right one'}.") from error
+    if not any(columns):
+        raise UserError(f"{file} is empty: its first line names the columns, such as user_id:token.")
+    if any(name.startswith("\ufeff") for name in columns):
+        raise UserError(f"{atomic_files.fault(file, separator, encoding)}.")
+    return columns
 
 
 def _check_metrics(config: Config) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from scipy.sparse import dok_matrix
 
+from recbole_prmkd.recbole_host import values
+
 # torch reads this variable at each torch.load call.
 _FULL_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -107,11 +109,17 @@ def _own_checkpoints() -> None:
             setattr(owner, name, allow(function))
 
 
+def _no_code_from_settings() -> None:
+    """RecBole hands every setting's text to `eval`, so that a line in a config file could run a command."""
+    importlib.import_module("recbole.config").Config._convert_config_dict = values.converted
+
+
 REPAIRS: dict[str, Callable[[], None]] = {
     "numpy: the aliases that numpy 2 removed": _numpy_aliases,
     "scipy: dok_matrix._update": _dok_update,
     "torch: anomaly mode off, which recbole's sine.py turns on": _anomaly_mode_off,
     "torch.load: full unpickling inside RecBole's own loading calls": _own_checkpoints,
+    "settings: literals, never code": _no_code_from_settings,
 }
 
 

@@ -22,8 +22,11 @@ from recbole.utils import ModelType, get_model
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
+from recbole_prmkd.recbole_host.boundary import blamed
+from recbole_prmkd.recbole_host.config_files import check_config_file
 from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
+from recbole_prmkd.recbole_host.shapes import check_settings
 from recbole_prmkd.teachers import TEACHERS
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -64,6 +67,7 @@ def load_config(
         UserError: unknown model, unreadable file, or a kd_ key that is unknown, mistyped or out of range.
     """
     view = host_view(model, dataset, config_file_list, config_dict)
+    check_settings(view.user, view.stock)
     given = keys.checked(view.user, TEACHERS)
     kd = given.get("kd", keys.defaults()["kd"])
     settings = {**keys.defaults(), **keys.preset(kd), **given}
@@ -73,6 +77,8 @@ def load_config(
         below = _ranking(view) | below
     if not isinstance(view["use_gpu"], int):
         raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")
+    if "local_rank" in view.user and "nproc" not in view.user:
+        raise UserError("local_rank is for the processes that --nproc starts: leave it out, or write --nproc.")
     if "local_rank" in view.user and "gpu_id" not in view.user:
         below["gpu_id"] = ",".join(map(str, range(view.user["nproc"])))
     with tempfile.TemporaryDirectory() as folder, any_device(bool(view["use_gpu"])):
@@ -80,20 +86,10 @@ def load_config(
         file = Path(folder) / "below.yaml"
         file.write_text(yaml.safe_dump(below), encoding="utf-8")
         try:
-            config = Config(
-                model=view.model,
-                dataset=view.dataset,
-                config_file_list=[str(file), *(config_file_list or [])],
-                config_dict=copy.deepcopy(dict(config_dict or {})),
-            )
+            config = _recbole_config(view, [str(file), *(config_file_list or [])], config_dict)
         except AssertionError as error:  # the only one there, without a word
             raise UserError(
                 f"{view['nproc']} processes need as many GPUs in gpu_id: leave it out, or name them (--gpu_id=0,1)."
-            ) from error
-        except (ValueError, TypeError, RuntimeError) as error:  # NotImplementedError among them
-            said = " ".join(str(error).split()).rstrip(".")
-            raise UserError(
-                f"RecBole refuses the settings: {said}; a list is --topk=[5,10] or --metrics=['NDCG','Recall']."
             ) from error
     # RecBole is done with the class. A checkpoint pickles its Config, which a class of the user's own would tie to the
     # user's module, and a class inside a function could not be pickled at all.
@@ -101,6 +97,17 @@ def load_config(
     if on_cpu(config["use_gpu"]):
         config["device"] = torch.device("cpu")  # RecBole forgets use_gpu, and its processes have none but CUDA's
     return _with_keys(config, settings)
+
+
+def _recbole_config(view: HostView, files: Sequence[str], config_dict: Mapping[str, Any] | None) -> Config:
+    try:
+        return Config(view.model, view.dataset, list(files), copy.deepcopy(dict(config_dict or {})))
+    except (AssertionError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of whatever kind: RecBole reads the settings here, and nothing else
+        said = " ".join([*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}))])
+        lists = "a list is --topk=[5,10] or --metrics=['NDCG','Recall']"
+        raise UserError(f"RecBole refuses the settings: {said}; {lists}.") from error
 
 
 def complete(config: Config) -> Config:
@@ -143,6 +150,8 @@ def host_view(
     data = dataset or host.external_config_dict.get("dataset")
     if not name or not data:
         raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
+    if not isinstance(name, str | type) or not isinstance(data, str):
+        raise UserError(f"model = {name!r} and dataset = {data!r} must be names: write them in quotes.")
     model_class = find_model(name)
     name = model_class.__name__
     host._load_internal_config_dict(name, model_class, data)
@@ -202,18 +211,17 @@ def datasets_to_pretrain_on(
 
 def _read_settings(config_file_list: Sequence[str] | None, config_dict: Mapping[str, Any] | None) -> Config:
     """A Config that has read the user's settings and nothing else."""
-    for file in config_file_list or []:
-        if not Path(file).is_file():
-            raise UserError(f"There is no config file {file!r}: check --config_files.")
     host = Config.__new__(Config)
     host.compatibility_settings()
     host._init_parameters_category()
     host.yaml_loader = host._build_yaml_loader()
+    for file in config_file_list or []:
+        check_config_file(file, host.yaml_loader)
     try:
         host.file_config_dict = host._load_config_files(config_file_list)
         host.variable_config_dict = host._load_variable_config_dict(copy.deepcopy(dict(config_dict or {})))
         host.cmd_config_dict = host._load_cmd_line()
-    except (yaml.YAMLError, SyntaxError, AttributeError, TypeError) as error:
+    except SyntaxError as error:  # an option that is there twice
         raise UserError(f"RecBole cannot read the settings: {error}.") from error
     host._merge_external_config_dict()
     return host

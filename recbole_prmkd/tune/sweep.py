@@ -26,6 +26,7 @@ from recbole_prmkd.preparation import Steps, prepare, start_vectors
 from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import user_setting, user_settings
+from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.teachers import TEACHERS
@@ -204,6 +205,7 @@ def _check_run(plan: Plan, folder: Path) -> None:
     config = for_all_trials(plan)
     config["kd_loss"] = "kl"  # the space's first values need not make a loss together
     check_run(config, folder)
+    warn_of_ignored(config)
 
 
 def _new_name(plan: Plan) -> Path:

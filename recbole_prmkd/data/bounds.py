@@ -1,0 +1,46 @@
+"""Bounds that only the data know, checked as soon as they are loaded and before anything expensive."""
+
+from typing import Any
+
+from recbole.config import Config
+from recbole.evaluator.register import metric_information
+from recbole.utils import EvaluatorType
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.keys import teacher_settings
+
+
+def check_bounds(config: Config, item_num: int) -> None:
+    """Refuse a cut-off that is longer than the list of all items, the teachers' own cut-offs too.
+
+    Args:
+        item_num: number of items with PAD, which RecBole ranks too.
+    Raises:
+        UserError: names the key, its value and the number of items.
+    """
+    ranked = config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
+    if ranked and max(config["topk"]) > item_num:
+        raise _too_long("topk", config["topk"], item_num)
+    for teacher in _teachers(config):
+        metric = str(teacher_settings(teacher, config.final_config_dict).get("valid_metric"))
+        cutoff = metric.partition("@")[2]
+        if cutoff.isdecimal() and int(cutoff) > item_num:
+            raise _too_long(f"kd_{teacher.lower()}_valid_metric", metric, item_num)
+
+
+def _teachers(config: Config) -> list[str]:
+    """The teachers that are fine-tuned: those of kd_loss, and one that items start from."""
+    named = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    start = config["kd_item_init"]
+    return named if start in ("none", "auto", "text") else [*named, start]
+
+
+def _has_cutoff(metric: str) -> bool:
+    return not {"rec.topk", "rec.items"}.isdisjoint(metric_information[metric.lower()])
+
+
+def _too_long(key: str, value: Any, item_num: int) -> UserError:
+    return UserError(
+        f"{key} = {value!r} has a cut-off above the {item_num - 1} items that are left after the filters: lower it, or "
+        "widen the filters."
+    )
