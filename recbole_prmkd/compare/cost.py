@@ -11,7 +11,6 @@ Users come in batches of 64 for all of them, at most 1,000, fewer where a model 
 - the ensemble: all its teachers like that, and the mean of their normalised scores
 """
 
-import json
 import math
 import statistics
 import tempfile
@@ -31,7 +30,7 @@ from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.recbole_host.compat import full_pickle
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
-from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, mean_scores
@@ -126,15 +125,16 @@ def measure_costs(
             for teacher in prepared.teachers
         },
     }
-    store.write_json(file, content)
+    write_sealed(file, content)
 
 
 def read_costs(file: Path) -> dict[str, Any] | None:
     """What an earlier measurement left; None where there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_object(file)
+    except (OSError, ValueError):  # measured again
         return None
+    return content if isinstance(content.get("students"), dict) and isinstance(content.get("teachers"), dict) else None
 
 
 def _student(config: Config, split: Split, checkpoint: Path) -> Any:
