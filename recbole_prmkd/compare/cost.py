@@ -28,7 +28,7 @@ from torch import Tensor
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
-from recbole_prmkd.recbole_host.compat import full_pickle
+from recbole_prmkd.recbole_host.own_checkpoint import read_own
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.teachers.base import Teacher
@@ -141,8 +141,7 @@ def _student(config: Config, split: Split, checkpoint: Path) -> Any:
     """The stored student inside a trainer, which ranks with it."""
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
-    with full_pickle():  # RecBole's own file, which pickles its Config
-        content = torch.load(checkpoint, map_location=config["device"])
+    content = read_own(checkpoint, config, model)
     model.load_state_dict(content["state_dict"])
     model.load_other_parameter(content.get("other_parameter"))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its writer may still write
