@@ -11,7 +11,6 @@ Users come in batches of 64 for all of them, at most 1,000, fewer where a model 
 - the ensemble: all its teachers like that, and the mean of their normalised scores
 """
 
-import json
 import math
 import statistics
 import tempfile
@@ -29,9 +28,9 @@ from torch import Tensor
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.preparation import Prepared, Steps, prepare
-from recbole_prmkd.recbole_host.compat import full_pickle
+from recbole_prmkd.recbole_host.own_checkpoint import read_own
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
-from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, mean_scores
@@ -126,23 +125,23 @@ def measure_costs(
             for teacher in prepared.teachers
         },
     }
-    store.write_json(file, content)
+    write_sealed(file, content)
 
 
 def read_costs(file: Path) -> dict[str, Any] | None:
     """What an earlier measurement left; None where there is none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_object(file)
+    except (OSError, ValueError):  # measured again
         return None
+    return content if isinstance(content.get("students"), dict) and isinstance(content.get("teachers"), dict) else None
 
 
 def _student(config: Config, split: Split, checkpoint: Path) -> Any:
     """The stored student inside a trainer, which ranks with it."""
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, split.train_data._dataset).to(config["device"])
-    with full_pickle():  # RecBole's own file, which pickles its Config
-        content = torch.load(checkpoint, map_location=config["device"])
+    content = read_own(checkpoint, config, model)
     model.load_state_dict(content["state_dict"])
     model.load_other_parameter(content.get("other_parameter"))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # its writer may still write

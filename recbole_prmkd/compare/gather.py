@@ -1,9 +1,12 @@
 """The results of a comparison as they lie on disk: one data frame, a row per cell and one per teacher."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -55,8 +58,12 @@ class Gathered:
         file = cell.folder(self.folder) / RANKS
         if cell not in self.runs or not file.is_file():
             return None
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, BadZipFile, zlib.error) as error:
+            getLogger().warning(f"{file} is left out, since it is damaged ({error}).")
+            return None
 
 
 def gather(grid: Grid, folder: Path) -> Gathered:

@@ -8,7 +8,6 @@ cell alike, the baseline among them, unless the user sets them:
 - `kd_shared_prefixes: true`: the baseline trains on the same batches as what it is compared with
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -25,6 +24,7 @@ from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"
@@ -190,7 +190,7 @@ def open_folder(grid: Grid, folder: Path) -> Grid:
     """Make the comparison's folder or go on in it, as `in_folder` does; `comparison.json` holds the grid it returns."""
     grid = in_folder(grid, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / FILE, grid.as_json())
+    write_sealed(folder / FILE, grid.as_json())
     return grid
 
 
@@ -210,15 +210,18 @@ def read_grid(folder: Path) -> Grid:
         UserError: there is none, or it is of another schema.
     """
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_object(folder / FILE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"There is no comparison in {folder} ({FILE} is missing or damaged): check the name."
         ) from error
     if content.get("schema") != SCHEMA:
         raise UserError(f"{folder / FILE} is of schema {content.get('schema')}, this version reads {SCHEMA}.")
-    lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
-    return Grid(**lists, settings=content["settings"], tune=content.get("tune"), data=content.get("data", {}))
+    try:
+        lists: dict[str, Any] = {name: tuple(content[name]) for name in _LISTS}
+        return Grid(**lists, settings=content["settings"], tune=content.get("tune"), data=content.get("data", {}))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE} is damaged ({error}): name another --kd_output_dir.") from error
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 `job.json` in its folder says what to do and holds all settings; the process's output goes to `job.log` beside it.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import recbole_prmkd
 from recbole_prmkd.interruption import children_wait_for_signals
 from recbole_prmkd.results.run_folder import RESULT
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_json
 
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
@@ -54,7 +54,7 @@ class Job:
     def written(self) -> bool:
         """Whether the folder's job.json is this job's already."""
         try:
-            return json.loads((self.folder / FILE).read_text(encoding="utf-8")) == self.as_json()
+            return read_json(self.folder / FILE) == self.as_json()
         except (OSError, ValueError):
             return False
 

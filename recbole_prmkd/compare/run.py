@@ -23,6 +23,7 @@ from recbole_prmkd.compare.schedule import OnRay, Workers, chosen_gpus, run_jobs
 from recbole_prmkd.compare.tuning import check_tuning, is_tuned, read_tuning, sweep_jobs, with_winners
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import user_setting
+from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.run_folder import RESULT
 from recbole_prmkd.tune.cluster import check_address, cluster
 
@@ -67,6 +68,11 @@ def run_comparison(
     if sweep_file is not None:
         grid = replace(grid, tune=read_tuning(sweep_file, trials))
         check_tuning(grid)
+    for name in grid.datasets:
+        if name != for_folder(name) or name in (".", ".."):
+            raise UserError(
+                f"The data set {name!r} cannot be the name of a folder in a comparison: give it another name."
+            )
     named = user_setting("kd_output_dir", config_file_list, config_dict)
     folder = Path(str(named)).resolve() if named else default_folder(grid)
     check_grid(grid, folder)

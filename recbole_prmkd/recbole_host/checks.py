@@ -19,6 +19,7 @@ from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
@@ -42,8 +43,10 @@ def check_run(config: Config, output: Path) -> None:
     package = _traits(config).package
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
-    for folder in (output, Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
-        _check_writable(folder)
+    _check_writable(output)
+    for folder in (Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
+        if not is_read_only(folder):  # else what it holds may be all that is needed; what it lacks is refused later
+            _check_writable(folder)
     if config["kd"] != "none":
         check_distillation(config)
     check_teachers(config)
@@ -68,7 +71,8 @@ def check_pretraining(config: Config, output: Path) -> None:
     """The same for one data set to pre-train on."""
     _check_data(config)
     for folder in (output, Path(config["kd_cache_dir"])):
-        _check_writable(folder)
+        if not is_read_only(folder):
+            _check_writable(folder)
     _check_split(config)
     if TEACHERS[config["model"]].item_text != "nothing":
         _check_text(config)

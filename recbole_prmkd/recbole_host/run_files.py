@@ -7,6 +7,7 @@ handlers for good. Nothing else of it is changed here.
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,9 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.processes import any_device, evaluate_once
-from recbole_prmkd.storage.disk import working, writing
+from recbole_prmkd.storage.disk import is_fault, working, writing
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
                 os.chdir(here)
         for handler in root.handlers:
             _say_faults_once(handler)
-        with working():
+        with _quiet_threads(), working():
             yield
     finally:
         for handler in root.handlers:
@@ -50,6 +52,27 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
                 handler.close()
         root.handlers = before
         root.setLevel(level)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard writes in a thread, which shows its traceback beside the sentence that the run ends with."""
+    otherwise = threading.excepthook
+
+    def show(given: threading.ExceptHookArgs) -> None:
+        if given.exc_value is None or not is_fault(given.exc_value):
+            otherwise(given)
+
+    threading.excepthook = show
+    try:
+        yield
+    except UserError:
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("tensorboard."):
+                thread.join(timeout=0.2)  # it may be about to end
+        raise
+    finally:
+        threading.excepthook = otherwise
 
 
 def _say_faults_once(handler: logging.Handler) -> None:

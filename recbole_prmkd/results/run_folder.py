@@ -16,6 +16,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.results.schema import SCHEMA, RunResult
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.disk import remove, writing
+from recbole_prmkd.storage.json_files import read_json
 from recbole_prmkd.storage.locks import LOCK, alone
 
 RESULT = "result.json"
@@ -91,9 +92,9 @@ def read_result(folder: Path) -> RunResult:
     if not file.is_file():
         raise UserError(f"There is no {file}: the run has not ended; start it again.")
     try:
-        run = RunResult.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
+        run = RunResult.model_validate(read_json(file))
+    except ValueError as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         fault = " ".join(f"{'.'.join(map(str, first['loc']))} {first['msg']}".split())
         raise UserError(f"{file} is no result of schema {SCHEMA}: {fault}.") from error
     except OSError as error:

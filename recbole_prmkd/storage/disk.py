@@ -38,6 +38,11 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_TORCH)
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether the folder is there, but not to be written to."""
+    return folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Inside, `path` is written.

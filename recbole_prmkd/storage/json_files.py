@@ -67,6 +67,18 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The same of a file that an earlier version may have written without a checksum.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no object, or not what was written.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return read_sealed(path) if CHECKSUM in content else content
+
+
 def _text(content: Any) -> str:
     return json.dumps(content, indent=2, default=str) + "\n"
 

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from recbole_prmkd.storage.disk import remove, writing
 from recbole_prmkd.storage.json_files import as_json, read_json, read_sealed, write_json, write_sealed
 
-__all__ = ["StoredFolder", "as_json", "digest", "file_digest", "find", "identity", "save", "write_json"]
+__all__ = ["StoredFolder", "as_json", "check_room", "digest", "file_digest", "find", "identity", "save", "write_json"]
 
 SCHEMA = 2  # 1 had no checksum of the manifest
 MANIFEST = "manifest.json"
@@ -116,6 +116,18 @@ def find(root: Path, kind: str, identity: Mapping[str, Any]) -> StoredFolder | N
         return StoredFolder(path, _manifest(path))
     getLogger().warning(f"{path} is not used: {fault}; it is made anew.")
     return None
+
+
+def check_room(root: Path) -> None:
+    """To be asked before the work whose product `save` is to write there.
+
+    Raises:
+        UserError: nothing can be written in this folder.
+    """
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def save(

@@ -79,6 +79,7 @@ def load_or_compute(
     )
     stored = None if rebuild else store.find(root, KIND, wanted)
     if stored is None:
+        store.check_room(root)
         items, scores = _compute(cache, examples, number, excluded)
         files = {"items": items.int().numpy(), "scores": scores.numpy()}
         stored = store.save(root, KIND, wanted, files, replace=rebuild)

@@ -94,6 +94,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
     stored = None if run["kd_rebuild"] else store.find(root, f"teacher-{kind}", identity)
     reused = stored is not None
     if stored is None:
+        store.check_room(root)
         forget_peak_memory(config["device"])
         seconds, score = _fit(model, config, data)
         notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
@@ -261,6 +262,7 @@ def _metrics(
     )
     stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:
+        store.check_room(root)
         metrics = rankings(model, config, data)
         alone = metrics
         if covered.any() and not covered.all():

@@ -7,8 +7,10 @@ the in-batch accuracy on held-out training examples (at most 5 % of them).
 """
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
 from recbole_prmkd.results.provenance import package_versions
 from recbole_prmkd.results.run_folder import output_folder
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.windows import WindowLoader
 from recbole_prmkd.teachers import TEACHERS, Teacher, pretrained
 from recbole_prmkd.teachers.causal import CausalTeacher
@@ -67,7 +70,12 @@ def pretrain(
         check_pretraining(each, output)
     file = pretrained.weights_file(output, model)
     own = (f"{model}-pretraining",)
-    with output_folder(output, f"unfinished-{model}", [file.name, f"{model}.json"], own) as folder:
+    with ExitStack() as stack:
+        place = output
+        if file.is_file() and is_read_only(output) and not config["kd_rebuild"]:  # it can be reused, not replaced
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work = output_folder(place, f"unfinished-{model}", [file.name, f"{model}.json"], own)
+        folder = stack.enter_context(work)
         logs = folder / own[0]
         logs.mkdir()
         with run_logging(config, logs):

@@ -1,7 +1,6 @@
 """What all trials of a sweep share: student, data set, fixed settings, sweep file. Kept as `sweep.json`."""
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_json, read_object, write_sealed
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings
 from recbole_prmkd.tune.space import Domain
@@ -128,7 +128,7 @@ def check_free(folder: Path) -> None:
 def write_plan(plan: Plan, folder: Path) -> None:
     """Keep the plan in the sweep's folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_json(folder / FILE, {"schema": SCHEMA, **plan.model_dump(mode="json")})
+    write_sealed(folder / FILE, {"schema": SCHEMA, **plan.model_dump(mode="json")})
 
 
 def read_plan(folder: Path) -> Plan:
@@ -137,16 +137,20 @@ def read_plan(folder: Path) -> Plan:
     Raises:
         UserError: there is none, or it is of another version of this package.
     """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"There is no sweep in {folder} ({FILE} is missing): check --tune_resume.")
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(file)
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema == SCHEMA:
+            return Plan.model_validate(read_object(file))
     except (OSError, ValueError) as error:
-        raise UserError(f"There is no sweep in {folder} ({FILE} is missing): check --tune_resume.") from error
-    if content.get("schema") != SCHEMA:
-        raise UserError(
-            f"The sweep in {folder} was begun by an earlier version of recbole_prmkd ({content.get('schema')}, not "
-            f"{SCHEMA}), whose trials this one cannot go on with: start a new sweep."
-        )
-    return Plan.model_validate(content)
+        raise UserError(f"{file} is damaged: start a new sweep.") from error
+    raise UserError(
+        f"The sweep in {folder} was begun by an earlier version of recbole_prmkd ({schema}, not {SCHEMA}), whose "
+        "trials this one cannot go on with: start a new sweep."
+    )
 
 
 def with_trials(plan: Plan, trials: int) -> Plan:

@@ -7,7 +7,6 @@ tried again; a machine's fault is raised, so that Ray tries again. Both files ho
 trial the student and settings of another, which is a new training.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from recbole_prmkd.recbole_host.checks import check_distillation
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.trial_inputs import TrialInputs
@@ -101,7 +101,10 @@ def trial_folder(sweep: Path, trial: str) -> Path:
 def finished(folder: Path) -> dict[str, Any] | None:
     """Settings and numbers of the trial that has trained to its end in this folder; None where none has."""
     file = folder / FINISHED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    try:
+        return read_object(file)
+    except (OSError, ValueError):  # none, or a damaged one: it trains again
+        return None
 
 
 def failure(folder: Path) -> dict[str, Any] | None:
@@ -123,7 +126,7 @@ def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
             EPOCH: epoch,
         }
         if epoch + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step:
-            store.write_json(folder / FINISHED, {**metrics, SETTINGS: settings})
+            write_sealed(folder / FINISHED, {**metrics, SETTINGS: settings})
         with tempfile.TemporaryDirectory() as kept:
             progress.save(progress.captured(trainer, train_data, epoch), Path(kept))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(kept))
