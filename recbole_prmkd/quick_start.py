@@ -21,9 +21,11 @@ from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
 
 from recbole_prmkd.data.split import Split
+from recbole_prmkd.errors import NotFinite
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.finite import weights_are_finite, weights_sentence
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
@@ -108,6 +110,10 @@ def _run(
 
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
+        if not weights_are_finite(student):
+            if distils(config):
+                raise NotFinite(weights_sentence(trainer))
+            getLogger().warning(weights_sentence(trainer))  # stock RecBole tests it all the same
         unseen = {
             part: _unseen(trainer, config, split, part, metrics)
             for part, metrics in (("valid", best_valid), ("test", test))

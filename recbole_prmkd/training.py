@@ -28,6 +28,7 @@ from recbole_prmkd.preparation import Prepared, Steps, prepare_on
 from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.checks import check_distillation, check_teachers
 from recbole_prmkd.recbole_host.config import complete
+from recbole_prmkd.recbole_host.finite import overflow_explained
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.students.adapter import StudentAdapter
@@ -77,6 +78,7 @@ def train(
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
     Raises:
         UserError: training would end before its first validation, so that there were no weights to test.
+        NotFinite: the loss became NaN or infinite.
     """
     _check_validations(prepared.split, trainer, saved)
     started = time.time()
@@ -89,13 +91,14 @@ def train(
             if after_epoch is not None:
                 after_epoch(trainer, train_data, epoch, score)
 
-        score, result = trainer.fit(
-            train_data,
-            prepared.split.valid_data,
-            saved=saved,
-            show_progress=config["show_progress"],
-            callback_fn=callback,
-        )
+        with overflow_explained(config):
+            score, result = trainer.fit(
+                train_data,
+                prepared.split.valid_data,
+                saved=saved,
+                show_progress=config["show_progress"],
+                callback_fn=callback,
+            )
         return score, result, time.time() - started
 
 

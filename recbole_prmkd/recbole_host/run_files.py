@@ -18,6 +18,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
+from recbole_prmkd.recbole_host.finite import watch_loss
 from recbole_prmkd.recbole_host.processes import any_device
 
 
@@ -62,4 +63,5 @@ def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommende
         trainer = trainer_class(config, model)
         config["checkpoint_dir"] = kept
     trainer.saved_model_file = str(folder / f"{config['model']}.pth")
+    watch_loss(trainer)
     return trainer

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from recbole_prmkd.errors import UserError
+from recbole_prmkd.errors import NotFinite, UserError
 from recbole_prmkd.results.schema import SCHEMA, RunResult
 from recbole_prmkd.storage import store
 
@@ -36,6 +36,8 @@ def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
         raise UserError(f"Cannot write to {path}: {error}; name another folder with --kd_output_dir.") from error
     try:
         yield work
+    except NotFinite as error:
+        raise NotFinite(f"{error} What it had written before is in {work}.") from error
     except UserError:
         shutil.rmtree(work, ignore_errors=True)
         if not there:
