@@ -31,6 +31,7 @@ from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
+from recbole_prmkd.results.resume import Progress, clear
 from recbole_prmkd.results.run_folder import CURVES, RESULT, UNFINISHED, output_folder, write_result
 from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
@@ -69,6 +70,7 @@ def run_recbole_prmkd(
             title = f"{config['model']} on {config['dataset']}, kd={config['kd']}"
             draw_distillation(run.distillation, folder / CURVES, title)
         write_result(folder, run)
+        clear(folder)  # the state of a training that has its result
     getLogger().info(f"Result: {output / RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
 
@@ -101,10 +103,25 @@ def _run(
         student = trainer.model
     with steps("distillation" if distils(config) else "training"):
         forget_peak_memory(config["device"])
-        valid_scores: list[float] = []
+        # Only a folder that the user has named is found again.
+        resumes = bool(config["kd_output_dir"]) and bool(config["single_spec"])
+        state = Progress(config, prepared, folder)
+
+        def after_epoch(trainer: Any, train_data: Any, epoch: int, score: float) -> None:
+            state.valid_scores.append(float(score))
+            if resumes:
+                state.keep(trainer, train_data, epoch)
+
         best_score, best_valid, seconds = train(
-            config, prepared, trainer, saved, after_epoch=lambda *after: valid_scores.append(float(after[3]))
+            config,
+            prepared,
+            trainer,
+            saved,
+            after_epoch=after_epoch,
+            state=state.load(saved) if resumes else None,
+            before=state.watch if resumes else None,
         )
+        seconds += state.seconds
         if not config["single_spec"]:
             distributed.barrier()  # the first process has saved its weights
 
@@ -136,7 +153,7 @@ def _run(
         epochs=len(trainer.train_loss_dict),
         checkpoint=file.name if (file := Path(trainer.saved_model_file)).is_file() else None,
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
-        valid_scores=valid_scores,
+        valid_scores=state.valid_scores,
         kd=_kd_result(trainer),
     )
     returned = _returned(config, best_score, best_valid, test)

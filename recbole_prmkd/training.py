@@ -69,6 +69,7 @@ def train(
     saved: bool,
     after_epoch: AfterEpoch | None = None,
     state: Mapping[str, Any] | None = None,
+    before: Callable[[Any, Any], None] | None = None,
 ) -> tuple[float, dict[str, float], float]:
     """Fit the student; returns RecBole's best validation score and result, and the seconds that all of it took.
 
@@ -76,6 +77,7 @@ def train(
         saved: keep the best epoch's weights in the trainer's file.
         after_epoch: called after each validation.
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
+        before: called with the trainer and its training loader when the first epoch is about to start.
     Raises:
         UserError: training would end before its first validation, so that there were no weights to test.
         NotFinite: the loss became NaN or infinite.
@@ -86,6 +88,9 @@ def train(
         progress.begin(trainer)
         if state is not None:
             progress.restore(state, trainer, train_data)
+            saved = saved and trainer.start_epoch < trainer.epochs  # else RecBole saves the last weights as the best
+        if before is not None:
+            before(trainer, train_data)
 
         def callback(epoch: int, score: float) -> None:
             if after_epoch is not None:

@@ -16,6 +16,7 @@ from recbole_prmkd.storage import store
 RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
 UNFINISHED = "unfinished"
+PROGRESS = "progress"  # start of the names of a training's state there (`results.resume`)
 
 
 @contextmanager
@@ -30,8 +31,8 @@ def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
     """
     work, there = path / name, path.exists()
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        _clear(work)
+        work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to {path}: {error}; name another folder with --kd_output_dir.") from error
     try:
@@ -46,6 +47,16 @@ def output_folder(path: Path, name: str = UNFINISHED) -> Iterator[Path]:
         raise
     _move_out(work, path)
     work.rmdir()
+
+
+def _clear(work: Path) -> None:
+    """Remove what an earlier run left, but for the state of its training, with logs and curves."""
+    if not any(work.glob(f"{PROGRESS}*")):
+        shutil.rmtree(work, ignore_errors=True)
+        return
+    for item in work.iterdir():
+        if item.is_file() and not item.name.startswith(PROGRESS):
+            item.unlink()
 
 
 def write_result(folder: Path, result: RunResult) -> None:
