@@ -31,6 +31,7 @@ from recbole_prmkd.recbole_host.config import complete
 from recbole_prmkd.recbole_host.finite import overflow_explained
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.results.evaluation import same_samples
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.warm_start import warm_start
@@ -96,7 +97,7 @@ def train(
             if after_epoch is not None:
                 after_epoch(trainer, train_data, epoch, score)
 
-        with overflow_explained(config):
+        with overflow_explained(config), same_samples(trainer, config, prepared.split.valid_data):
             score, result = trainer.fit(
                 train_data,
                 prepared.split.valid_data,
