@@ -21,11 +21,12 @@ from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
 
 from recbole_prmkd.data.split import Split
-from recbole_prmkd.errors import UserError
+from recbole_prmkd.errors import NotFinite, UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.finite import weights_are_finite, weights_sentence
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
@@ -34,6 +35,7 @@ from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.provenance import commit, package_versions
+from recbole_prmkd.results.resume import Progress, clear
 from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
 from recbole_prmkd.results.schema import CoveredResult, KDResult, RunResult, StudentResult, TeacherResult
 from recbole_prmkd.results.target_ranks import save_ranks
@@ -72,6 +74,7 @@ def run_recbole_prmkd(
         returned, run = _run(config, folder, saved)
         _draw(config, run, folder / CURVES)
         write_result(folder, run)
+        clear(folder)  # the state of a training that has its result
     getLogger().info(f"Result: {output / RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
 
@@ -105,12 +108,7 @@ def _run(
     warn_of_ignored(config)
     prepared = prepare(config, steps)
     if config["kd"] == ENSEMBLE:
-        with steps("evaluation"):
-            served = serve(config, prepared.split, prepared.teachers)
-            if config["kd_save_ranks"]:
-                getLogger().warning(f"No {RANKS}: with kd={ENSEMBLE} there is no student whose ranks could be saved.")
-        score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
-        return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
+        return _served(config, prepared, steps)
     split = prepared.split
     building = recbole_errors(f"build {config['model']} with these settings", config)
     with steps("student"), building:
@@ -118,25 +116,13 @@ def _run(
         if checkpoints is not None:
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
-    first_epoch = recbole_errors(
-        f"train {config['model']} with these settings", config, passes=lambda: len(trainer.train_loss_dict) > 1
-    )
-    with steps("distillation" if distils(config) else "training"), first_epoch:
-        forget_peak_memory(config["device"])
-        valid_scores: list[float] = []
-        best_score, best_valid, seconds = train(
-            config, prepared, trainer, saved, after_epoch=lambda *after: valid_scores.append(float(after[3]))
-        )
-        if not config["single_spec"]:
-            distributed.barrier()  # the first process has saved its weights
-    if saved and not Path(trainer.saved_model_file).is_file():
-        raise UserError(
-            f"No validation of {config['model']} gave a score: {config['valid_metric']} is not defined on this split; "
-            "name another valid_metric, or change eval_args or threshold."
-        )
-
+    best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder)
     with steps("evaluation"), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
+        if not weights_are_finite(student):
+            if distils(config):
+                raise NotFinite(weights_sentence(trainer))
+            getLogger().warning(weights_sentence(trainer))  # stock RecBole tests it all the same
         unseen = {
             part: _unseen(trainer, config, split, part, metrics)
             for part, metrics in (("valid", best_valid), ("test", test))
@@ -165,6 +151,54 @@ def _run(
     )
     returned = _returned(config, best_score, best_valid, test)
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []), ranks)
+
+
+def _served(config: Config, prepared: Prepared, steps: Steps) -> tuple[dict[str, Any], RunResult]:
+    """The teachers together in the place of a student."""
+    with steps("evaluation"):
+        served = serve(config, prepared.split, prepared.teachers)
+        if config["kd_save_ranks"]:
+            getLogger().warning(f"No {RANKS}: with kd={ENSEMBLE} there is no student whose ranks could be saved.")
+    score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
+    return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
+
+
+def _fit(
+    config: Config, prepared: Prepared, trainer: Any, steps: Steps, saved: bool, folder: Path
+) -> tuple[float, dict[str, float], float, list[float]]:
+    """Train the student, on from what a killed run has left; best score and metrics, seconds, validation scores."""
+    first_epoch = recbole_errors(
+        f"train {config['model']} with these settings", config, passes=lambda: len(trainer.train_loss_dict) > 1
+    )
+    with steps("distillation" if distils(config) else "training"), first_epoch:
+        forget_peak_memory(config["device"])
+        # Only a folder that the user has named is found again.
+        resumes = bool(config["kd_output_dir"]) and bool(config["single_spec"])
+        state = Progress(config, prepared, folder)
+
+        def after_epoch(trainer: Any, train_data: Any, epoch: int, score: float) -> None:
+            state.valid_scores.append(float(score))
+            if resumes:
+                state.keep(trainer, train_data, epoch)
+
+        best_score, best_valid, seconds = train(
+            config,
+            prepared,
+            trainer,
+            saved,
+            after_epoch=after_epoch,
+            state=state.load(saved) if resumes else None,
+            before=state.watch if resumes else None,
+        )
+        seconds += state.seconds
+        if not config["single_spec"]:
+            distributed.barrier()  # the first process has saved its weights
+    if saved and not Path(trainer.saved_model_file).is_file():
+        raise UserError(
+            f"No validation of {config['model']} gave a score: {config['valid_metric']} is not defined on this split; "
+            "name another valid_metric, or change eval_args or threshold."
+        )
+    return best_score, best_valid, seconds, state.valid_scores
 
 
 def _unseen(trainer: Any, config: Config, split: Split, part: str, metrics: dict[str, Any] | None) -> dict[str, float]:

@@ -28,8 +28,10 @@ from recbole_prmkd.preparation import Prepared, Steps, prepare_on
 from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.checks import check_distillation, check_teachers
 from recbole_prmkd.recbole_host.config import complete
+from recbole_prmkd.recbole_host.finite import overflow_explained
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
+from recbole_prmkd.results.evaluation import same_samples
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.warm_start import warm_start
@@ -68,6 +70,7 @@ def train(
     saved: bool,
     after_epoch: AfterEpoch | None = None,
     state: Mapping[str, Any] | None = None,
+    before: Callable[[Any, Any], None] | None = None,
 ) -> tuple[float, dict[str, float], float]:
     """Fit the student; returns RecBole's best validation score and result, and the seconds that all of it took.
 
@@ -75,8 +78,10 @@ def train(
         saved: keep the best epoch's weights in the trainer's file.
         after_epoch: called after each validation.
         state: what `progress.captured` gave after an earlier epoch, to go on from there.
+        before: called with the trainer and its training loader when the first epoch is about to start.
     Raises:
         UserError: training would end before its first validation, so that there were no weights to test.
+        NotFinite: the loss became NaN or infinite.
     """
     _check_validations(prepared.split, trainer, saved)
     started = time.time()
@@ -84,18 +89,22 @@ def train(
         progress.begin(trainer)
         if state is not None:
             progress.restore(state, trainer, train_data)
+            saved = saved and trainer.start_epoch < trainer.epochs  # else RecBole saves the last weights as the best
+        if before is not None:
+            before(trainer, train_data)
 
         def callback(epoch: int, score: float) -> None:
             if after_epoch is not None:
                 after_epoch(trainer, train_data, epoch, score)
 
-        score, result = trainer.fit(
-            train_data,
-            prepared.split.valid_data,
-            saved=saved,
-            show_progress=config["show_progress"],
-            callback_fn=callback,
-        )
+        with overflow_explained(config), same_samples(trainer, config, prepared.split.valid_data):
+            score, result = trainer.fit(
+                train_data,
+                prepared.split.valid_data,
+                saved=saved,
+                show_progress=config["show_progress"],
+                callback_fn=callback,
+            )
         return score, result, time.time() - started
 
 

@@ -52,7 +52,7 @@ def refused(settings, tmp_path, monkeypatch, capsys):
         (["--valid_metric=NDCG@7"], ["NDCG@7", "topk"]),
         (["--valid_metric=GAUC"], ["GAUC", "metrics"]),
         (["--eval_args={'split':{'RS':[0.8,0.1,0.1]},'order':'RO','mode':'full'}"], ["order: TO"]),
-        (["--eval_args={'split':{'LS':'test_only'},'order':'TO','mode':'full'}"], ["valid_and_test"]),
+        (["--eval_args={'split':{'LS':'last_one'},'order':'TO','mode':'full'}"], ["valid_and_test"]),
         (["--eval_args={'split':{'LS':'valid_and_test'},'order':'TO','mode':'uni100'}"], ["mode: full"]),
         (["--metrics=[NDCG,Recal]"], ["'Recal'", "--metrics=['NDCG','Recall']"]),
         (["--topk=5,10"], ["RecBole refuses", "--topk=[5,10]"]),

@@ -5,6 +5,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, get_trainer
 
+from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
@@ -100,3 +101,16 @@ NAN = float("nan")
 def test_rank_of_the_target(scores, item, rank):
     scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], scores])
     assert rank_of(scores, torch.tensor([1, 0]), torch.tensor([item, 3])).tolist() == [rank, 1]
+
+
+@pytest.mark.parametrize("kd", ["none", "mean"])
+@pytest.mark.parametrize("model", ["BPR", "SASRec"])
+def test_validations_rank_the_same_samples_in_all_epochs_and_runs(model, kd, settings):
+    """A student that learns nothing has one score; stock RecBole's own changes from epoch to epoch."""
+    arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    given = {"learning_rate": 0.0, "weight_decay": 0.0, "epochs": 4, "metrics": ["NDCG"], "valid_metric": "NDCG@10"}
+    given |= {"kd": kd, "kd_protocol": "ranking", "eval_args": {**arguments, "mode": {"valid": "uni9", "test": "full"}}}
+    first = run_recbole_prmkd(model, "tiny", config_dict=settings(**given))["result"]["student"]
+    assert len(set(first["valid_scores"])) == 1
+    again = run_recbole_prmkd(model, "tiny", config_dict=settings(**given, eval_batch_size=64))["result"]["student"]
+    assert again["valid_scores"] == first["valid_scores"]  # whatever the batches are

@@ -16,6 +16,7 @@ from recbole.trainer import NCLTrainer, Trainer
 from recbole_prmkd.distil.curriculum import Curriculum, interactions
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.finite import KD, OWN, watch_loss
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.students.adapter import Loss
 from recbole_prmkd.students.windows import WindowLoader
@@ -47,9 +48,11 @@ class PRMKDTrainer(Trainer):
         self.objective: Objective | None = None
         self.curriculum: Curriculum | None = None
         self.history: list[dict[str, float]] = []
+        self.loss_terms: dict[str, torch.Tensor] = {}  # of the newest batch
         self._alone = False
         self._epoch_seen = -1  # the last epoch whose loss went through `_train_epoch` below
         self._shown = 1.0
+        watch_loss(self)
 
     def distil(self, objective: Objective | None, curriculum: Curriculum | None = None) -> None:
         """Train with this objective and curriculum from now on; None: without kd_loss (`kd_weight: 0`)."""
@@ -87,10 +90,12 @@ class PRMKDTrainer(Trainer):
             rec_loss = loss(batch)
             kd_loss = torch.zeros((), device=self.device)  # a loss in parts has as many in each batch
         if isinstance(rec_loss, tuple):
-            objective.note("rec_loss", torch.stack([part.detach().sum() for part in rec_loss]).sum())
-            return (kd_loss, *rec_loss)
-        objective.note("rec_loss", rec_loss)
-        return kd_loss + rec_loss
+            own = torch.stack([part.detach().sum() for part in rec_loss]).sum()
+        else:
+            own = rec_loss.detach()
+        objective.note("rec_loss", own)
+        self.loss_terms = {OWN: own, KD: kd_loss.detach()}
+        return (kd_loss, *rec_loss) if isinstance(rec_loss, tuple) else kd_loss + rec_loss
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Loss | None = None, show_progress: bool = False

@@ -73,7 +73,7 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
                 group["weight_decay"] = trainer.weight_decay
     trainer.cur_step = state["cur_step"]
     trainer.best_valid_score = state["best_valid_score"]
-    trainer.best_valid_result = dict(state["best_valid_result"])
+    trainer.best_valid_result = dict(state["best_valid_result"]) or None  # as before a validation
     trainer.train_loss_dict.update(state["train_losses"])
     if hasattr(trainer, "history"):
         trainer.history.extend(state["history"])
@@ -87,9 +87,9 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     set_random_states(state["random"])
 
 
-def save(state: Mapping[str, Any], folder: Path) -> None:
+def save(state: Mapping[str, Any], folder: Path, name: str = FILE) -> None:
     """Write the state into a folder."""
-    torch.save(dict(state), folder / FILE)
+    torch.save(dict(state), folder / name)
 
 
 def load(folder: Path) -> dict[str, Any]:

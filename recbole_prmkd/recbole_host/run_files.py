@@ -20,6 +20,7 @@ from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.finite import watch_loss
 from recbole_prmkd.recbole_host.processes import any_device, evaluate_once
 from recbole_prmkd.storage.disk import is_fault, working, writing
 
@@ -120,4 +121,5 @@ def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommende
             save(*given, **named)
 
     trainer._save_checkpoint = save_or_say
+    watch_loss(trainer)
     return trainer

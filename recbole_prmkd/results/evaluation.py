@@ -8,18 +8,22 @@ Models of different kinds can be compared on the second only.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.dataloader import AbstractDataLoader, FullSortEvalDataLoader
+from recbole.data.dataloader import AbstractDataLoader, FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataset import Dataset
 from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_prmkd.data.examples import Examples
+
+_SAMPLES = 2020  # seed of a validation's samples, not the run's: runs of other seeds are compared
 
 
 class UnseenEvalDataLoader(FullSortEvalDataLoader):
@@ -72,6 +76,34 @@ def unseen_loader(config: Config, dataset: Dataset, examples: Examples) -> FullS
     for user, start, stop in torch.stack([examples.users, examples.start, examples.stop], dim=1).tolist():
         earlier[user].update(items[start:stop])
     return FullSortEvalDataLoader(config, dataset, SimpleNamespace(used_ids=earlier))  # in place of its sampler
+
+
+@contextmanager
+def same_samples(trainer: Any, config: Config, loader: Any) -> Iterator[None]:
+    """Inside, each validation that ranks samples ranks the same ones, in all epochs, trials and cells of a data set.
+
+    RecBole samples anew each time, user by user in the order of their ids, so an early stop is partly luck. Without
+    distillation and the ranking protocol it is left as it is. Nothing else sees another random number.
+    """
+    stock = config["kd"] == "none" and config["kd_protocol"] != "ranking"
+    if stock or not isinstance(loader, NegSampleEvalDataLoader):
+        yield
+        return
+    validate = trainer._valid_epoch
+
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        before = np.random.get_state()
+        np.random.seed(_SAMPLES)
+        try:
+            return validate(*args, **kwargs)
+        finally:
+            np.random.set_state(before)
+
+    trainer._valid_epoch = seeded
+    try:
+        yield
+    finally:
+        del trainer._valid_epoch
 
 
 def plain(metrics: dict[str, Any] | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from recbole_prmkd.errors import UserError
+from recbole_prmkd.errors import NotFinite, UserError
 from recbole_prmkd.results.schema import SCHEMA, RunResult
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.disk import remove, writing
@@ -23,6 +23,7 @@ RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
 UNFINISHED = "unfinished"
 _CURVES_FILES = "events.out.tfevents.*"
+PROGRESS = "progress"  # start of the names of a training's state there (`results.resume`)
 
 
 @contextmanager
@@ -59,10 +60,12 @@ def output_folder(
 
 def _work_in(path: Path, work: Path) -> Iterator[Path]:
     with writing(work):
-        remove(work)
-        work.mkdir()
+        _clear(work)
+        work.mkdir(exist_ok=True)
     try:
         yield work
+    except NotFinite as error:
+        raise NotFinite(f"{error} What it had written before is in {work}.") from error
     except BaseException:
         if not any(work.rglob(_CURVES_FILES)):  # a trainer begins with them
             remove(work)
@@ -75,6 +78,16 @@ def _work_in(path: Path, work: Path) -> Iterator[Path]:
             f"The run has ended, but its files cannot be moved from {work} to {path} ({error}): move them yourself "
             "before the next run, which would clear them."
         ) from error
+
+
+def _clear(work: Path) -> None:
+    """Remove what an earlier run left, but for the state of its training, with logs and curves."""
+    if not any(work.glob(f"{PROGRESS}*")):
+        remove(work)
+        return
+    for item in work.iterdir():
+        if item.is_file() and not item.name.startswith(PROGRESS):
+            item.unlink()
 
 
 def write_result(folder: Path, result: RunResult) -> None:

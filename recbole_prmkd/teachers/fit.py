@@ -26,6 +26,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.finite import watch_loss
 from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
@@ -96,7 +97,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
     if stored is None:
         store.check_room(root)
         forget_peak_memory(config["device"])
-        seconds, score = _fit(model, config, data)
+        seconds, score = _fit(model, config, data, name)
         notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
         stored = store.save(root, f"teacher-{kind}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
@@ -169,7 +170,7 @@ def learnt_weights(model: Teacher) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in given}
 
 
-def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, float]:
+def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[float, float]:
     """Train with RecBole's trainer; returns seconds and the best holdout score."""
     if not model.learns:
         return 0.0, _score(model, config, data)
@@ -184,6 +185,7 @@ def _fit(model: Teacher, config: Config, data: TeacherData) -> tuple[float, floa
             TrainDataLoader(config, dataset, None, shuffle=True) if reason else WindowLoader(config, dataset, data.fit)
         )
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
+        watch_loss(trainer, f"kd_{name.lower()}_learning_rate")
         trainer.fit(train, holdout, show_progress=config["show_progress"])
         # The best epoch's weights, read back as RecBole does before a test.
         score = _valid_score(trainer, holdout, best=True)

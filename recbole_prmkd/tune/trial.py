@@ -7,6 +7,7 @@ tried again; a machine's fault is raised, so that Ray tries again. Both files ho
 trial the student and settings of another, which is a new training.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
