@@ -10,6 +10,7 @@ from pathlib import Path
 
 import recbole
 from recbole.config import Config
+from recbole.utils import get_model
 
 # Of the command line and of processes.
 _OTHERS = {"model", "dataset", "datasets", "config_files", "train_stage", "nproc", "world_size", "local_rank", "offset"}
@@ -32,7 +33,7 @@ def ignored_settings(config: Config) -> dict[str, str]:
     strange = [key for key in config.external_config_dict if key not in known and not key.startswith("kd_")]
     if not strange:
         return {}
-    read = known | set(_keys_in(*map(str, _sources(config.model_class))))
+    read = known | set(_keys_in(*map(str, _sources(get_model(config["model"])))))
     return {key: _hint(key, read) for key in strange if key not in read}
 
 
