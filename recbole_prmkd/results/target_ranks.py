@@ -80,7 +80,6 @@ def ranks_of(trainer: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
     trainer.tot_item_num = loader._dataset.item_num
     if trainer.item_tensor is None:
         trainer.item_tensor = loader._dataset.get_item_feature().to(trainer.device)
-    loader.batch_sampler.sampler = range(loader.sample_size)  # of several processes each has a part of them
     parts = []
     for batch in loader:
         interaction, scores, row, item = trainer._full_sort_batch_eval(batch)
