@@ -15,6 +15,8 @@ from conftest import write_tiny
 import run_recbole_prmkd as command_line
 from recbole_prmkd import UserError
 from recbole_prmkd.data import atomic_files
+from recbole_prmkd.storage.locks import alone
+from recbole_prmkd.tune import sweep
 from recbole_prmkd.tune.plan import write_plan
 from recbole_prmkd.tune.sweep import plan_and_folder, run_sweep
 
@@ -153,6 +155,15 @@ def test_a_sweep_of_an_earlier_version_says_so(begun, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_recbole_prmkd.py", f"--tune_resume={folder}"])
     with pytest.raises(SystemExit, match=r"begun by an earlier version.*: start a new sweep"):
         command_line.main()
+
+
+def test_a_second_process_in_one_sweep_names_the_first(begun, monkeypatch):
+    folder, _ = begun
+    monkeypatch.setattr(sweep, "cluster", lambda address: nullcontext())
+    before = {path.name for path in folder.iterdir()}
+    with alone(folder), pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on "):
+        run_sweep(resume=str(folder))
+    assert {path.name for path in folder.iterdir()} == before
 
 
 def test_a_sweep_whose_data_are_gone_says_so(begun):

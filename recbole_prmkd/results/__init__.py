@@ -3,5 +3,6 @@
 - `schema`: the fields of `result.json`; `run_folder`: the folder that holds it, complete or not at all
 - `provenance`: package versions and commit, for `result.json`
 - `evaluation`: the two rankings; `target_ranks`: the rank of each test example's target
+- `names`: what users have named, in figures, tables and folders
 - `plots`, `report`: a figure of the epochs; one table of several runs
 """

@@ -7,7 +7,7 @@ time has the folder.
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,18 +44,9 @@ def output_folder(
     Raises:
         UserError: the folder cannot be written, another run works in it, or something else has one of the names.
     """
-    there = path.exists()
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        with alone(path, LOCK + name.removeprefix(UNFINISHED)):
-            _check_names(path, files, folders)
-            yield from _work_in(path, path / name)
-    except BaseException:
-        if not there:
-            with suppress(OSError):  # something is in it
-                path.rmdir()
-        raise
+    with alone(path, LOCK + name.removeprefix(UNFINISHED)):
+        _check_names(path, files, folders)
+        yield from _work_in(path, path / name)
 
 
 def _work_in(path: Path, work: Path) -> Iterator[Path]:

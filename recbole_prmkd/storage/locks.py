@@ -19,14 +19,17 @@ LOCK = ".running"
 def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Inside, no other process that asks for this lock works in the folder; a process that is killed leaves it free.
 
+    The folder is made where it is not there, and removed again if nothing is left in it.
+
     Args:
-        name: of the lock file in the folder, which must exist; the file is removed at the end.
+        name: of the lock file in the folder; it is removed at the end.
     Raises:
         UserError: another process holds the lock, or the file cannot be written.
     """
-    file = folder / name
+    file, there = folder / name, folder.exists()
     lock = FileLock(file, timeout=0)
-    with writing(file):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
         except Timeout:  # an OSError too
@@ -43,6 +46,9 @@ def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
         with suppress(OSError):
             file.unlink()  # before the release: a process that waits for this file finds it gone and makes its own
         lock.release()
+        if not there:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def _holder(file: Path) -> str:

@@ -16,6 +16,7 @@ from recbole_prmkd.recbole_host.config import host_view, load_config, with_absol
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.json_files import read_json, read_object, write_sealed
+from recbole_prmkd.storage.locks import LOCK
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings
 from recbole_prmkd.tune.space import Domain
@@ -120,7 +121,7 @@ def make_plan(
 
 def check_free(folder: Path) -> None:
     """Reject a folder that holds something, for a new sweep."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and not {file.name for file in folder.iterdir()} - {LOCK}):
         resume = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
         raise UserError(f"{folder} is there already: {resume} another --kd_output_dir.")
 

@@ -29,6 +29,7 @@ from recbole_prmkd.recbole_host.config import user_setting, user_settings
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
 from recbole_prmkd.results.names import for_folder
+from recbole_prmkd.storage.locks import alone
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.tune.cluster import check_address, check_room, cluster
@@ -103,7 +104,7 @@ def run_sweep(
     if "gpu_id" not in plan.settings:
         os.environ.pop(_GPUS, None)
         os.environ.update({} if gpus is None else {_GPUS: gpus})  # Ray lends what it sees
-    with cluster(ray_address):
+    with cluster(ray_address), alone(folder):
         check_room(plan.sweep.resources.cpu, plan.sweep.resources.gpu)
         write_plan(plan, folder)
         say_reuse(f"--tune_resume={folder} goes on; finished trials are kept, others go on after their last epoch")
