@@ -105,6 +105,12 @@ def train(
                 show_progress=config["show_progress"],
                 callback_fn=callback,
             )
+        history = getattr(trainer, "history", [])
+        if history and not any(epoch["kd_loss"] for epoch in history):
+            getLogger().warning(
+                "Nothing was distilled: kd_loss was 0 in all epochs, since no teacher covers two candidates of an "
+                "example. Check the teachers' coverage, the masks, and the curriculum (kd_curriculum=none)."
+            )
         return score, result, time.time() - started
 
 

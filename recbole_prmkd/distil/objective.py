@@ -131,7 +131,7 @@ class Objective:
         if WEIGHT in batch:  # one of several processes' parts
             loss = weighted(loss, batch)
         student.release()
-        self._log_once(candidates)
+        self._log_once(candidates, fused)
         self._record(loss, fused)
         return loss
 
@@ -298,7 +298,7 @@ class Objective:
         for name, value in values.items():
             self.note(name, value)
 
-    def _log_once(self, candidates: Candidates) -> None:
+    def _log_once(self, candidates: Candidates, fused: Fused) -> None:
         if self._logged:
             return
         self._logged = True
@@ -306,6 +306,13 @@ class Objective:
         period = f" It is computed every {self.every} batches, times that number." if self.every > 1 else ""
         getLogger().info(str(self))
         getLogger().info(f"kd_loss on {number} examples of the first batch, {width} candidates each.{period}")
+        taught = int((fused.covered.sum(1) > 1).sum())  # a target over one candidate says nothing
+        if 2 * taught < number:
+            getLogger().warning(
+                f"Only {taught} of {number} examples of the first batch teach: for the others no teacher covers two "
+                "candidates. Check the teachers' coverage (histories, texts) and the masks kd_history_mask and "
+                "kd_false_negative_mask."
+            )
 
     def __str__(self) -> str:
         config = self.config
