@@ -193,7 +193,8 @@ def _fit(
         seconds += state.seconds
         if not config["single_spec"]:
             distributed.barrier()  # the first process has saved its weights
-    if saved and not Path(trainer.saved_model_file).is_file():
+    tested = prepared.split.sizes[2] > 0
+    if saved and tested and not Path(trainer.saved_model_file).is_file():
         raise UserError(
             f"No validation of {config['model']} gave a score: {config['valid_metric']} is not defined on this split; "
             "name another valid_metric, or change eval_args or threshold."

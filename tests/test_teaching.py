@@ -1,26 +1,8 @@
-"""What teaches nothing is said, and a curriculum starts with what teaches."""
+"""What teaches nothing is said."""
 
 import numpy as np
-import pytest
-import torch
 
 from recbole_prmkd import run_recbole_prmkd
-from recbole_prmkd.data.split import load_split
-from recbole_prmkd.distil.curriculum import Curriculum
-from recbole_prmkd.distil.pacing import scheduled_examples
-from recbole_prmkd.recbole_host.config import load_config
-
-
-@pytest.mark.parametrize("order", ["easy", "hard"])
-def test_a_curriculum_starts_with_examples_that_have_a_history(order, settings):
-    config = load_config("BPR", "tiny", config_dict=settings(kd="prmkd", kd_curriculum=order))
-    train = load_split(config).train
-    curriculum = Curriculum(config, train)
-    with_history = int((train.lengths > 0).sum())
-    share = with_history / len(train)
-    assert 0 < share < 1
-    shown = scheduled_examples(curriculum.difficulty, share, order, seed=1)
-    assert torch.equal(shown, torch.nonzero(train.lengths > 0).squeeze(1))
 
 
 def test_that_nothing_is_distilled_is_said_at_the_start_and_at_the_end(settings, tmp_path, capfd):
