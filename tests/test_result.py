@@ -22,7 +22,7 @@ def test_content_moves_out_at_the_end(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, ZeroDivisionError, SystemExit])
 @pytest.mark.parametrize("trained", [False, True])
 def test_an_interrupted_run_keeps_the_older_result(error, trained, tmp_path):
-    """It leaves its log where it has begun to train, whatever stopped it, and else nothing."""
+    """It leaves its log where it has begun to train, unless it was rejected, and else nothing."""
     (tmp_path / "result.json").write_text("old")
     with pytest.raises(error), output_folder(tmp_path) as work:
         (work / "log.log").write_text("why")
@@ -32,7 +32,7 @@ def test_an_interrupted_run_keeps_the_older_result(error, trained, tmp_path):
             (work / "tensorboard" / "events.out.tfevents.1").write_text("curve")
         raise error("stop")
     assert (tmp_path / "result.json").read_text() == "old"
-    assert (tmp_path / "unfinished" / "log.log").exists() == trained
+    assert (tmp_path / "unfinished" / "log.log").exists() == (trained and error is not UserError)
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("result.json", "unfinished")] == []
     with output_folder(tmp_path) as work:  # the next run clears what was left
         assert list(work.iterdir()) == []

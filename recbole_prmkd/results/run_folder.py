@@ -35,8 +35,8 @@ def output_folder(
 ) -> Iterator[Path]:
     """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
-    A run that has begun to train and fails leaves it with its log; a run that fails before, whatever the reason, leaves
-    nothing. The next run clears it. An older result in `path` stays until the new one is complete, then goes with its
+    A run that fails after its first epoch leaves it with weights and log, and so does an error that is no bad input once
+    training has begun. A run that fails before leaves nothing. The next run clears it. An older result in `path` stays until the new one is complete, then goes with its
     files; what else is there stays.
 
     Args:
@@ -57,8 +57,10 @@ def _work_in(path: Path, work: Path) -> Iterator[Path]:
         yield work
     except NotFinite as error:
         raise NotFinite(f"{error} What it had written before is in {work}.") from error
-    except BaseException:
-        if not any(work.rglob(_CURVES_FILES)):  # a trainer begins with them
+    except BaseException as error:
+        trained = any(work.glob("*.pth")) or any(work.glob(f"{PROGRESS}*"))
+        begun = any(work.rglob(_CURVES_FILES)) and not isinstance(error, UserError)  # a trainer begins with them
+        if not trained and not begun:
             remove(work)
         raise
     try:
