@@ -58,7 +58,7 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
     """TensorBoard writes in a thread, which shows its traceback beside the sentence that the run ends with."""
-    otherwise = threading.excepthook
+    otherwise, earlier = threading.excepthook, {*threading.enumerate()}
 
     def show(given: threading.ExceptHookArgs) -> None:
         if given.exc_value is None or not is_fault(given.exc_value):
@@ -68,7 +68,7 @@ def _quiet_threads() -> Iterator[None]:
     try:
         yield
     except UserError:
-        for thread in threading.enumerate():
+        for thread in {*threading.enumerate()} - earlier:
             if type(thread).__module__.startswith("tensorboard."):
                 thread.join(timeout=0.2)  # it may be about to end
         raise
