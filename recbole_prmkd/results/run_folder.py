@@ -35,7 +35,7 @@ def output_folder(
 ) -> Iterator[Path]:
     """A folder to work in, `path`/`name`; on success its content moves into `path`.
 
-    A run that fails after its first epoch leaves it with weights and log, and so does an error that is no bad input once
+    A run that fails after its first epoch leaves it with weights and log. So does an error that is no bad input once
     training has begun. A run that fails before leaves nothing. The next run clears it. An older result in `path` stays
     until the new one is complete, then goes with its files; what else is there stays.
 
