@@ -35,6 +35,7 @@ class Curriculum:
         config = self.config
         share = PACING[config["kd_pacing"]](epoch, config["kd_pacing_start"], config["kd_pacing_length"])
         loader = interactions(train_data)
+        loader = getattr(loader, "loader", loader)  # Recformer's trainer samples from RecBole's loader
         if isinstance(loader, UserDataLoader):
             users, level = self._users
             show_only(loader, users[scheduled_examples(level, share, config["kd_curriculum"], config["seed"])])
