@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell --ignore-words-list=noes,shceduler --skip='*.csv,*.svg,*.pyc' $(PROSE)
+	$(BIN)/codespell --ignore-words-list=noes,shceduler,recal --skip='*.csv,*.svg,*.pyc' $(PROSE)
 
 # Strict: a warning is an error. Nothing is fetched.
 docs: $(VENV)/.installed
