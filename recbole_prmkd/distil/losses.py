@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import hardtanh
 
 from recbole_prmkd.distil.baselines import BASELINES, RankSettings
+from recbole_prmkd.distil.baselines.ranking import MASKED
 
 LARGEST = 1e30  # student scores / temperature are cut here, so that +-inf stays finite
-MASKED = -1e38  # score of a masked candidate: probability exactly 0, and 0 * log(0) is a plain 0
 
 
 def kl(log_student: Tensor, target: Tensor, temperature: float) -> Tensor:

@@ -12,9 +12,8 @@ from recbole.config import Config
 from torch import Tensor
 
 from recbole_prmkd.data.split import Split
-from recbole_prmkd.results.evaluation import leaves_out, unseen_loader
 from recbole_prmkd.results.schema import CoveredResult, Metrics
-from recbole_prmkd.results.target_ranks import ranks_of, why_no_ranks
+from recbole_prmkd.results.target_ranks import unseen_ranks, why_no_ranks
 
 # Of one target at its rank within the cut-off; RecBole's definitions, in which these need no more than the rank.
 _OF_RANK: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -54,10 +53,7 @@ def student_ranks(
     partly = any(part.any() and not part.all() for part in covered)
     if not partly or why_no_ranks(config, split) is not None:
         return None
-    loader = split.test_data
-    if not leaves_out(config, loader):
-        loader = unseen_loader(config, loader._dataset, split.test)
-    return ranks_of(trainer, loader)
+    return unseen_ranks(trainer, config, split)
 
 
 def metrics_of_ranks(rank: Tensor, config: Config) -> Metrics:

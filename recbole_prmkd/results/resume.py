@@ -24,6 +24,7 @@ from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.results.provenance import package_versions
 from recbole_prmkd.results.run_folder import PROGRESS
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.json_files import read_sealed, write_sealed
 
 _INDEX = f"{PROGRESS}.json"
 # Settings that change nothing of the student.
@@ -90,8 +91,7 @@ class Progress:
             "seconds": self.seconds + time.time() - self.started,
             "belongs_to": self.belongs_to,
         }
-        content = store.as_json(content)
-        store.write_json(self.folder / _INDEX, {"content": content, "sha256": _checksum(content)})
+        write_sealed(self.folder / _INDEX, content)
         self._epoch = epoch
         clear(self.folder, keep=(_INDEX, file.name, self._best))
 
@@ -119,14 +119,9 @@ def clear(folder: Path, keep: tuple[str, ...] = ()) -> None:
 def _read(folder: Path) -> dict[str, Any] | None:
     """What the folder's index holds; None where there is none, or it is damaged."""
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        return index["content"] if index["sha256"] == _checksum(index["content"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_sealed(folder / _INDEX)
+    except (OSError, ValueError):
         return None
-
-
-def _checksum(content: Any) -> str:
-    return store.digest([json.dumps(content, sort_keys=True)])
 
 
 def _identity(config: Config, prepared: Prepared) -> dict[str, Any]:

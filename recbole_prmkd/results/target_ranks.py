@@ -58,9 +58,7 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
     """The arrays of `test_ranks.npz`, in the order of RecBole's own test loader."""
     trainer.model.eval()
     own = ranks_of(trainer, split.test_data)
-    unseen = own
-    if not leaves_out(config, split.test_data):
-        unseen = ranks_of(trainer, unseen_loader(config, split.test_data._dataset, split.test))
+    unseen = own if leaves_out(config, split.test_data) else unseen_ranks(trainer, config, split)
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         history = split.test.lengths
     else:  # there all of a user's test examples have the same history
@@ -71,6 +69,14 @@ def count_ranks(trainer: Trainer, config: Config, split: Split) -> dict[str, np.
     count = torch.bincount(split.train.targets, minlength=len(split.item_tokens) + 1)
     arrays = (user, item, history, count[item], rank, unseen[2])
     return {name: part.numpy() for name, part in zip(PARTS, arrays, strict=True)}
+
+
+def unseen_ranks(trainer: Any, config: Config, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    """`ranks_of` the test examples with the user's earlier items left out."""
+    loader = split.test_data
+    if not leaves_out(config, loader):
+        loader = unseen_loader(config, loader._dataset, split.test)
+    return ranks_of(trainer, loader)
 
 
 @torch.no_grad()

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Score of a masked candidate: probability exactly 0, 0 * log(0) is a plain 0, and sums of exponentials stay finite.
+MASKED = -1e38
+
 
 @dataclass(frozen=True)
 class RankSettings:
