@@ -28,7 +28,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.data.text import as_sentence, item_texts
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.storage import encoding_jobs
-from recbole_prmkd.teacher_cache.scores import encode_examples
+from recbole_prmkd.teacher_cache.vectors import encode_examples
 from recbole_prmkd.teachers import TEACHERS, Teacher
 from recbole_prmkd.teachers.data import TeacherData, teacher_config, teacher_data
 

@@ -17,7 +17,8 @@ from recbole_prmkd.data.split import Split
 from recbole_prmkd.distil.trainer import distillation_trainer
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 from recbole_prmkd.training import adapted
 
 WIDTHS = (300, 384, 300)  # UniSRec, Recformer from MiniLM, UniM2Rec
@@ -74,7 +75,7 @@ def random_cache(n_items: int, examples: int, widths: Sequence[int], device: tor
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
     teachers = [
-        CachedTeacher(f"T{i}", 0.07, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(examples, width))
+        CachedVectors(f"T{i}", 0.07, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(examples, width))
         for i, width in enumerate(widths)
     ]
     return TeacherCache(teachers, torch.arange(n_items), device)

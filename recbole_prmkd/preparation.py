@@ -21,7 +21,8 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
-from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache, unit_items
+from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
+from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load

@@ -21,7 +21,8 @@ from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.students.adapter import clear_graph_cache
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 
 FAMILIES = ("general", "sequential", "context_aware", "knowledge_aware", "exlib")
 USERS, ITEMS, ENTITIES = 60, 40, 55
@@ -120,7 +121,7 @@ def synthetic(split, device) -> TeacherCache:
 
     n_items = len(split.item_tokens) + 1
     teachers = [
-        CachedTeacher(
+        CachedVectors(
             f"T{width}", 0.1, 0.05, torch.from_numpy(unit(n_items, width)).to(device), unit(len(split.train), width)
         )
         for width in (8, 12)

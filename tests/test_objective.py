@@ -23,7 +23,8 @@ from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, f
 from recbole_prmkd.recbole_host.keys import defaults
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.students.positives import UserExamples
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 from recbole_prmkd.training import exclusions_of, top_items_of
 
 N, ITEMS, PER_USER = 90, 40, 9
@@ -92,7 +93,7 @@ def knowledge(gaps, widths=(12, 12, 7)):
         return table
 
     teachers = [
-        CachedTeacher(f"T{k}", 0.1 + 0.2 * k, 0.1 + k, vectors(ITEMS, width), vectors(N, width).numpy())
+        CachedVectors(f"T{k}", 0.1 + 0.2 * k, 0.1 + k, vectors(ITEMS, width), vectors(N, width).numpy())
         for k, width in enumerate(widths)
     ]
     return TeacherCache(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))

@@ -27,7 +27,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import teacher_settings
 from recbole_prmkd.storage import encoding_jobs
-from recbole_prmkd.teacher_cache import scores, top_items
+from recbole_prmkd.teacher_cache import scores, top_items, vectors
 from recbole_prmkd.teachers import TEACHERS, Teacher, fit
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
@@ -166,13 +166,13 @@ def test_teacher_cache(tiny):
     config, _, data = tiny
     folder, _ = scores.build_or_load(mean_teacher(config, data), data, config)
     outputs = [np.asarray(folder.array(part), dtype=np.float32)[::9, :4] for part in ("items", "rows")]
-    check("teacher cache", scores.VERSION, "VERSION in recbole_prmkd/teacher_cache/scores.py", outputs)
+    check("teacher cache", vectors.VERSION, "VERSION in recbole_prmkd/teacher_cache/vectors.py", outputs)
 
 
 def test_top_items(tmp_path):
     random = np.random.RandomState(8)
     teachers = [
-        scores.CachedTeacher(
+        vectors.CachedVectors(
             name,
             0.07,
             0.5,

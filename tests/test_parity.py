@@ -20,7 +20,7 @@ def check(model, batch, expected):
     close(items, expected["items"])
     histories = model.encode_batch(batch, items)
     close(histories, expected["histories"])
-    close(model.cosine(histories, items) / model.temperature, expected["logits"])
+    close(model.scores(histories, items) / model.temperature, expected["logits"])
     close(model.full_sort_predict(batch), np.array(expected["logits"]) * model.temperature)
     close(model.calculate_loss(batch), expected["loss"])
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from recbole_prmkd.teacher_cache import top_items
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teacher_cache.top_items import load_or_compute
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 
 EXAMPLES, ITEMS, WIDTH, NUMBER = 9, 12, 4, 6
 MASKED = {"history": True, "examples": "digest"}
@@ -19,7 +20,7 @@ def teacher(seed):
     rng = np.random.default_rng(seed)
     items = rng.normal(size=(ITEMS, WIDTH))
     items[[0, 3, 5]] = 0
-    return CachedTeacher(
+    return CachedVectors(
         f"T{seed}", 0.07, 0.5, torch.from_numpy(items).half(), rng.normal(size=(EXAMPLES, WIDTH)).astype(np.float16)
     )
 

@@ -14,7 +14,8 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.teacher_cache import scores as module
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache, build_or_load, open_cache
+from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
 from recbole_prmkd.training import exclusions_of
@@ -240,7 +241,7 @@ def random_cache(gaps):
         return table
 
     teachers = [
-        CachedTeacher(f"T{k}", 0.1, 0.5, vectors(ITEMS, width), vectors(EXAMPLES, width).numpy())
+        CachedVectors(f"T{k}", 0.1, 0.5, vectors(ITEMS, width), vectors(EXAMPLES, width).numpy())
         for k, width in enumerate((12, 7))
     ]
     return TeacherCache(teachers, torch.arange(ITEMS).flip(0), torch.device("cpu"))

@@ -13,7 +13,8 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import EXAMPLE
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.recbole_host.config import complete
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.vectors import CachedVectors
 
 RANKED = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
@@ -172,7 +173,7 @@ def test_a_teacher_cache_can_be_given(settings, tmp_path, monkeypatch):
     items, histories = (
         rng.normal(size=(n, 4)).astype("float16") for n in (train._dataset.item_num, len(train._dataset))
     )
-    teacher = CachedTeacher("Own", 0.1, 0.05, torch.from_numpy(items), histories)
+    teacher = CachedVectors("Own", 0.1, 0.05, torch.from_numpy(items), histories)
     trainer.teacher_cache = TeacherCache([teacher], torch.arange(len(items)), trainer.device)
     trainer.fit(train, valid, saved=False)
     assert trainer.history[0]["weight_Own"] == pytest.approx(1) and not (tmp_path / "none").exists()

@@ -201,7 +201,7 @@ def test_losses_in_numbers(build):
     )
     adapted, targets = model.adapted(), BATCH["item_id"]
     histories = model.encode_batch(BATCH, model.fuse(adapted, model.present))
-    loss = functional.cross_entropy(model.cosine(histories, model.fuse(adapted, model.present)), targets)
+    loss = functional.cross_entropy(model.scores(histories, model.fuse(adapted, model.present)), targets)
     extra = (
         model.text_image_loss(adapted, model.present, targets) / 2
         + model.modality_loss(adapted, model.present, histories, targets) / 4

@@ -96,7 +96,7 @@ def test_fine_tuning_stage(parity, stage, monkeypatch):
     items = model.encode_items()
     histories = model.encode_histories(batch["item_id_list"], batch["item_length"], items)
     close(histories, parity.outputs[f"{stage}.seq_output"])
-    close(model.cosine(histories, items) / model.temperature, parity.outputs[f"{stage}.train_logits"])
+    close(model.scores(histories, items) / model.temperature, parity.outputs[f"{stage}.train_logits"])
     close(model.full_sort_predict(batch), parity.outputs[f"{stage}.scores"])
     own = parity.outputs[f"{stage}.scores"][np.arange(len(batch["item_id"])), batch["item_id"]]
     close(model.predict(batch), own)

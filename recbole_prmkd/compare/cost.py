@@ -181,7 +181,7 @@ def _time_teachers(config: Config, prepared: Prepared, ensemble: bool) -> tuple[
     def scores(encode: Callable[[int], tuple[Teacher, Tensor, Tensor]]) -> Callable[[int], Tensor]:
         def cosines(batch: int) -> Tensor:
             model, histories, items = encode(batch)
-            return model.cosine(histories, items)
+            return model.scores(histories, items)
 
         return cosines
 

@@ -1,60 +1,44 @@
-"""The teacher cache: the teachers' vectors of a training split, made once, from which any scores follow.
+"""The teacher cache: what the teachers say of a training split, made once, from which scores of any candidates follow.
 
-Per teacher it holds two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order
-and unit vectors of the training examples' histories [N, D] in the student's order. Scores of any candidates are their
-product, so that nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the
-teacher does not cover that example or item.
+A teacher that compares vectors leaves its vectors (`vectors`). One that scores otherwise leaves its largest scores of each
+training example (`stored_scores`). `TeacherCache` asks both in one way.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.interaction import Interaction
 from torch import Tensor
-from torch.nn import functional
 
-from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.recbole_host.keys import kind_of
-from recbole_prmkd.storage import encoding_jobs, store
-from recbole_prmkd.students.causal_check import why_not_shared
-from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
-from recbole_prmkd.teachers import Teacher
+from recbole_prmkd.storage import store
+from recbole_prmkd.teacher_cache import stored_scores, vectors
+from recbole_prmkd.teachers import teacher_class
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
-VERSION = "1.0"  # raise it when the same teacher and examples give other stored vectors
-POSITIONS = 1 << 15  # history positions encoded at a time, padding included
 
+class CachedTeacher(Protocol):
+    """One teacher's part of the cache.
 
-@dataclass(frozen=True)
-class CachedTeacher:
-    """One teacher's vectors: items on the device, histories of the training examples on disk."""
+    name, temperature (of its softmax), holdout (its score there); digest: of all that its scores depend on.
+    """
 
-    name: str
-    temperature: float
-    holdout: float
-    items: Tensor  # [n_items, D] float16
-    histories: np.ndarray  # [N, D] float16, memory-mapped
+    @property
+    def name(self) -> str: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def holdout(self) -> float: ...
+    @property
+    def digest(self) -> str: ...
 
-    @cached_property
-    def digest(self) -> str:
-        """Hash of both arrays, on which the scores depend and nothing else."""
-        return store.digest([self.items, self.histories])
-
-    @classmethod
-    def of(
-        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
-    ) -> "CachedTeacher":
-        """From the stored arrays, `array("items")` and `array("rows")`."""
-        items = torch.from_numpy(np.array(array("items"))).to(device)
-        return cls(name, temperature, holdout, items, array("rows"))
+    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Fill `out`, [B, C] for each of the candidates, [C] or [B, C], in canonical ids; NaN: not covered."""
 
 
 class TeacherCache:
@@ -71,12 +55,11 @@ class TeacherCache:
         self.teachers, self.device = teachers, device
         self.canonical = canonical.to(device)
         self.n_items = len(canonical)
-        self._not_covered = [(teacher.items == 0).all(dim=1) for teacher in teachers]
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
     def scores(self, examples: Tensor, *candidates: Tensor) -> Tensor:
-        """Cosines of the examples' histories with the candidates; NaN where a teacher does not cover one of the two.
+        """Each teacher's scores of the candidates; NaN where it does not cover the example or the candidate.
 
         Args:
             examples: [B] example numbers.
@@ -88,54 +71,45 @@ class TeacherCache:
         widths = [part.shape[-1] for part in columns]
         numbers = examples.cpu().numpy()
         scores = torch.empty(len(self.teachers), len(examples), sum(widths), device=self.device)
-        for out, teacher, not_covered in zip(scores, self.teachers, self._not_covered, strict=True):
-            history = torch.from_numpy(teacher.histories[numbers]).to(self.device).float()  # [B, D]
-            # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
-            history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
-            for part, block in zip(columns, out.split(widths, dim=1), strict=True):
-                item = teacher.items[part].float()  # [C, D] or [B, C, D]
-                item[..., 0].masked_fill_(not_covered[part], torch.nan)
-                if item.dim() == 2:
-                    torch.mm(history, item.T, out=block)
-                else:
-                    torch.bmm(item, history.unsqueeze(-1), out=block.unsqueeze(-1))
+        for out, teacher in zip(scores, self.teachers, strict=True):
+            teacher.scores(numbers, columns, out.split(widths, dim=1))
         return scores
 
 
+def form_of(teacher: str) -> Any:
+    """The module that makes and reads this teacher's part: `vectors` or `stored_scores`."""
+    return stored_scores if teacher_class(teacher).scores_all_items else vectors
+
+
 def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tuple[store.StoredFolder, bool]:
-    """The teacher's stored vectors of items and training examples, encoded now where none match; and if reused.
+    """What is stored of the teacher for the items and training examples, made now where none matches; and if reused.
 
     The identity records teacher weights and side information, item numbering, examples, and how histories were cut.
     """
+    form = form_of(teacher.name)
     root = Path(run["kd_cache_dir"]) / run["dataset"]
     identity = store.identity(
-        code=f"{teacher.model.code_version} cache {VERSION}",
+        code=f"{teacher.model.code_version} cache {form.VERSION}",
         teacher=teacher.digest,
         id_map=store.digest(data.item_tokens),
         rows=data.train.digest(),
         max_length=teacher.config["MAX_ITEM_LIST_LENGTH"],
-        context=teacher.config["kd_window_context"],
-        **encoding_jobs.precision_entry(run),
+        **form.identity(teacher, data, run),
     )
-    if teacher.model.reads_examples:
-        identity["users"] = store.digest([data.train.users])
     kind = f"knowledge-{kind_of(teacher.name)}"
-    rebuild = run["kd_rebuild"]
-    stored = None if rebuild else store.find(root, kind, identity)
+    stored = None if run["kd_rebuild"] else store.find(root, kind, identity)
     if stored is not None:
         return stored, True
     started = time.time()
-    label = f"{teacher.name} histories"
-    with encoding_jobs.resumable(
-        root, kind, identity, len(data.train), label=label, unit="example", dtype=np.float16, rebuild=rebuild
-    ) as work:
-        items, histories = _encode(teacher, data.train, work)
-        notes = {
-            "seconds": time.time() - started,
-            "unknown_rows": _not_covered(histories),
-            "unknown_items": _not_covered(items[1:]),
-        }
-        return store.save(root, kind, identity, {"items": items, "rows": histories}, notes), False
+    with form.made(teacher, data, root, kind, identity, run["kd_rebuild"]) as (arrays, counts):
+        return store.save(root, kind, identity, arrays, {"seconds": time.time() - started, **counts}), False
+
+
+def opened(
+    name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], run: Config
+) -> CachedTeacher:
+    """A teacher's part from its stored arrays, `array(part)` for each of `form_of(name).PARTS`."""
+    return form_of(name).opened(name, temperature, holdout, array, run["device"])
 
 
 def open_cache(
@@ -145,11 +119,11 @@ def open_cache(
     run: Config,
 ) -> TeacherCache:
     """The cache of all teachers, mapped from disk."""
-    opened = [
-        CachedTeacher.of(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, run["device"])
+    parts = [
+        opened(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, run)
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    return cache_of(opened, data.canonical, run)
+    return cache_of(parts, data.canonical, run)
 
 
 def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config) -> TeacherCache:
@@ -161,107 +135,3 @@ def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config) 
         order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(run["seed"]))
         canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
     return TeacherCache(teachers, canonical, run["device"])
-
-
-@torch.no_grad()
-def _encode(teacher: FittedTeacher, train: Examples, work: encoding_jobs.EncodingJob) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors in half precision: items [n_items, D] and histories [N, D]; zero where they are not covered."""
-    model, config = teacher.model.eval(), teacher.config
-    with encoding_jobs.autocast(config):
-        items = model.encode_items()  # [n_items, D]
-    histories = encode_examples(model, config, train, items, work)
-    table = _covered(model, items)
-    return table, histories if histories.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
-
-
-@torch.no_grad()
-def unit_items(teacher: FittedTeacher) -> Tensor:
-    """A teacher's item vectors as the cache has them, by canonical id: [n_items, D] float32 on the CPU."""
-    with encoding_jobs.autocast(teacher.config):
-        items = teacher.model.eval().encode_items()
-    return torch.from_numpy(_covered(teacher.model, items)).float()
-
-
-def encode_examples(
-    model: Teacher, config: Config, train: Examples, items: Tensor, work: encoding_jobs.EncodingJob
-) -> np.ndarray:
-    """Unit vectors of the examples' histories, [N, D]: in windows where the teacher allows it, else by length.
-
-    Args:
-        items: what the teacher's `encode_items` gave, [n_items, D].
-        work: the encoding job to fill, in its own precision.
-    """
-    shared = not model.reads_examples and why_not_shared(model, config, train) is None
-    batches, batch_of = _windows(train, config) if shared else _by_length(train, config, model.reads_examples)
-
-    @torch.no_grad()
-    def encode_batch(index: Tensor) -> np.ndarray:
-        batch = batch_of(index)
-        with shared_prefixes(model) if shared else nullcontext(), encoding_jobs.autocast(config):
-            vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
-        # Of equal histories only the first is in the batch; the examples after it get its vector.
-        position = torch.isin(index, batch[EXAMPLE]).cumsum(0) - 1  # [len(index)]
-        return vectors[position.numpy()]
-
-    return work.fill(batches, encode_batch)
-
-
-Batches = tuple[
-    Sequence[Tensor], Callable[[Tensor], Interaction]
-]  # examples of each batch, and what makes it from them
-
-
-def _windows(train: Examples, config: Config) -> Batches:
-    """Batches of windows; each example with a history is in one of them."""
-    loader = WindowLoader(config, None, train)
-    usable = torch.nonzero(train.lengths > 0).squeeze(1)
-    batches = [usable[positions] for positions in loader.batches()]
-    return batches, lambda index: loader.batch(torch.searchsorted(usable, index))
-
-
-def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches:
-    """Batches of similar lengths, each padded to its own maximum; of equal histories in a batch the first is encoded.
-
-    reads_examples: every example for itself, those without a history too.
-    """
-    max_length, item = config["MAX_ITEM_LIST_LENGTH"], config["ITEM_ID_FIELD"]
-    size = max(1, POSITIONS // max_length)
-
-    def batch_of(index: Tensor) -> Interaction:
-        item_seq, item_seq_len = train.histories(index, max_length)  # [B, L], [B]
-        first = torch.ones(len(index), dtype=torch.bool)
-        if not reads_examples:
-            first[1:] = (item_seq[1:] != item_seq[:-1]).any(dim=1)
-        return Interaction(
-            {
-                item + config["LIST_SUFFIX"]: item_seq[first],
-                config["ITEM_LIST_LENGTH_FIELD"]: item_seq_len[first],
-                config["USER_ID_FIELD"]: train.users[index[first]],
-                item: train.targets[index[first]],
-                EXAMPLE: index[first],
-            }
-        )
-
-    if reads_examples:
-        return torch.argsort(train.lengths, stable=True).split(size), batch_of
-    usable = torch.nonzero(train.lengths > 0).squeeze(1)
-    same = train.select(usable).history_numbers(max_length)
-    return [usable[positions] for positions in encoding_jobs.equal_together(same, size)], batch_of
-
-
-def _covered(model: Teacher, items: Tensor) -> np.ndarray:
-    """Item vectors for the cache, zero where the teacher does not cover the item."""
-    table = _unit(items).astype(np.float16)
-    table[~model.covered_items().numpy()] = 0
-    return table
-
-
-def _unit(vectors: Tensor) -> np.ndarray:
-    """Unit vectors; a non-finite vector becomes zero, that is not covered."""
-    unit = functional.normalize(vectors.float(), dim=-1)
-    unit[~torch.isfinite(unit).all(dim=-1)] = 0
-    return unit.cpu().numpy()
-
-
-def _not_covered(vectors: np.ndarray) -> int:
-    return int((vectors == 0).all(axis=1).sum())

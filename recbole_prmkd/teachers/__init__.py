@@ -6,6 +6,7 @@
 - `recformer_text`, `longformer`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
 - `mlm`: the masked language model of Recformer's pre-training;
 - `unim2rec`: text and image vectors, fused;
+- `closed_form`, `linear`: a linear collaborative model, fitted in seconds;
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
@@ -22,6 +23,7 @@ outputs to `tests/test_output_versions.py`.
 
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.linear import Linear
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import UniSRec
@@ -31,6 +33,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "UniSRec": UniSRec,
     "Recformer": Recformer,
     "UniM2Rec": UniM2Rec,
+    "Linear": Linear,
     "Vectors": Vectors,
 }
 

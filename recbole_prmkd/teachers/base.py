@@ -1,11 +1,13 @@
-"""The contract of a teacher: a RecBole sequential model whose score is a cosine of two vectors.
+"""The contract of a teacher: a RecBole sequential model whose score is, by default, a cosine of two vectors.
 
 To add a teacher: inherit `Teacher`, write `encode_items` and `encode_histories`, add one entry to `TEACHERS` and
 one file `properties/model/<Name>.yaml`. Training, evaluation, the teacher cache and distillation follow.
 """
 
+from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.config import Config
@@ -21,15 +23,15 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.checkpoints import read_checkpoint
 from recbole_prmkd.teachers.contrastive import SAME_TARGET, cosines, in_batch_scores, info_nce
 
+if TYPE_CHECKING:
+    from recbole_prmkd.teachers.data import TeacherData
+
 
 class Teacher(SequentialRecommender):
     """A pre-trained recommendation model: items and histories become vectors, a score is their cosine.
 
     Reads the side information that it needs (text, images) by external item token, through the functions of
     `recbole_prmkd.data.text`, from `config` and `dataset`; nothing comes through `load_col`.
-
-    Attributes:
-        temperature: divides the cosine in training, and in the soft targets that a student sees.
     """
 
     # Of the code that makes its weights and vectors. Raise it by hand when the same input gives other ones, here or in
@@ -50,15 +52,22 @@ class Teacher(SequentialRecommender):
     learns: bool = True
     # Whether its vector of an example depends on user and target, not on the history alone.
     reads_examples: bool = False
+    # Whether a history's "vector" [B, n_items] is its scores of all items; then `training_scores` gives what to store.
+    scores_all_items: bool = False
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
-        self.temperature = float(config["temperature"])
+        self._temperature = float(config["temperature"] or 1)
         self.pretraining = config["train_stage"] == "pretrain"
         self.same_target = config["same_target"] if self.pretraining else "keep"
         if self.same_target not in SAME_TARGET:
             raise UserError(f"same_target {self.same_target!r} is not legal: use one of {', '.join(SAME_TARGET)}.")
         self.loss_fct = nn.CrossEntropyLoss()
+
+    @property
+    def temperature(self) -> float:
+        """Divides a score in training, and in the soft targets that a student sees."""
+        return self._temperature
 
     @property
     def code_version(self) -> str:
@@ -89,9 +98,16 @@ class Teacher(SequentialRecommender):
         """
         raise NotImplementedError
 
-    def cosine(self, histories: Tensor, items: Tensor) -> Tensor:
-        """Cosine of each history with each item: [B, D], [C, D] -> [B, C]."""
+    def scores(self, histories: Tensor, items: Tensor) -> Tensor:
+        """Score of each history with each item, here their cosine: [B, D], [C, D] -> [B, C]."""
         return cosines(histories, items)
+
+    def solve(self, data: "TeacherData") -> None:
+        """Fit in closed form what gradients do not train; the base class has no such thing."""
+
+    def training_scores(self, data: "TeacherData") -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers [B] of training examples and their scores of all items [B, n_items], NaN: not covered."""
+        raise NotImplementedError
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """What RecBole's trainer minimises: the loss of pre-training or of fine-tuning, by `train_stage`."""
@@ -109,11 +125,11 @@ class Teacher(SequentialRecommender):
     def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Full-softmax cross-entropy of cosine / temperature over all items, PAD included as in UniSRec's code."""
         histories, items = self._vectors(interaction)
-        return self.loss_fct(self.cosine(histories, items) / self.temperature, interaction[self.POS_ITEM_ID])
+        return self.loss_fct(self.scores(histories, items) / self.temperature, interaction[self.POS_ITEM_ID])
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Cosine with every item, [B, n_items]; not divided by the temperature."""
-        return self.cosine(*self._vectors(interaction))
+        """Score of every item, [B, n_items]; not divided by the temperature."""
+        return self.scores(*self._vectors(interaction))
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Cosine with the example's own item, [B]."""

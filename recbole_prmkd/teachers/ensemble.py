@@ -55,7 +55,7 @@ def mean_scores(encoded: Iterable[tuple[Teacher, Tensor, Tensor]]) -> Tensor:
     total, number = torch.zeros(()), torch.zeros(())
     for teacher, histories, items in encoded:
         covered = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
-        cosine = teacher.cosine(histories, items).float()  # [B, n_items]
+        cosine = teacher.scores(histories, items).float()  # [B, n_items]
         total = (cosine / teacher.temperature).softmax(dim=1) * covered + total.to(cosine.device)
         number = covered + number.to(cosine.device)
     return total / number.clamp(min=1)

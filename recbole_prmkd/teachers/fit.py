@@ -173,7 +173,9 @@ def learnt_weights(model: Teacher) -> dict[str, Tensor]:
 def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[float, float]:
     """Train with RecBole's trainer; returns seconds and the best holdout score."""
     if not model.learns:
-        return 0.0, _score(model, config, data)
+        started = time.time()
+        model.solve(data)
+        return time.time() - started, _score(model, config, data)
     dataset = data.dataset(config, data.fit)
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)
@@ -229,6 +231,8 @@ def encoded_once(model: Teacher) -> Iterator[None]:
             batches[key] = encode_batch(interaction, items)
         return batches[key]
 
+    if model.scores_all_items:  # what would be kept grows with users x items
+        batch_once = encode_batch
     model.encode_items, model.encode_batch = items_once, batch_once  # type: ignore[method-assign]
     try:
         yield

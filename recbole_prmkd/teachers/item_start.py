@@ -10,5 +10,6 @@ def source_of(config: Config) -> str:
     if config["kd_item_init"] != "auto":
         return config["kd_item_init"]
     teachers = config["kd_teachers"] if config["kd"] != "none" else []
-    reads_text = not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers)
-    return "text" if reads_text else teachers[0]
+    if not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers):
+        return "text"
+    return next((name for name in teachers if not teacher_class(name).scores_all_items), "none")

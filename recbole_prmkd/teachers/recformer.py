@@ -178,7 +178,7 @@ class Recformer(Teacher):
         histories, items = self._vectors(interaction)
         targets = interaction[self.POS_ITEM_ID]  # [B]
         if not self.negatives:
-            scores = self.cosine(histories, items[1:]) / self.temperature  # [B, n_items - 1]
+            scores = self.scores(histories, items[1:]) / self.temperature  # [B, n_items - 1]
             return self.loss_fct(scores, targets - 1)
         sampled = torch.randint(1, self.n_items, (len(targets), self.negatives), device=targets.device)
         return self.sampled_loss(histories, items[torch.cat([targets[:, None], sampled], dim=1)])

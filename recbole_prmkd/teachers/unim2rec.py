@@ -116,7 +116,7 @@ class UniM2Rec(CausalTeacher):
         items = self._with_id(self.fuse(adapted, self.present))  # [n_items, D]
         histories = self.encode_batch(interaction, items)  # [R, D], one per target
         targets = interaction[self.POS_ITEM_ID]  # [R]
-        loss = self.loss_fct(self.cosine(histories, items) / self.temperature, targets)
+        loss = self.loss_fct(self.scores(histories, items) / self.temperature, targets)
         return loss + self._contrast(adapted, self.present, histories, targets)
 
     def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class UniM2Rec(CausalTeacher):
         if len(items) == 0:
             return adapted.new_zeros(())
         text, image = adapted[items].unbind(dim=1)  # [U, D]
-        scores = self.cosine(text, image) / self.temperature  # [U, U]
+        scores = self.scores(text, image) / self.temperature  # [U, U]
         own = torch.arange(len(items), device=items.device)
         return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2
 
@@ -172,7 +172,7 @@ class UniM2Rec(CausalTeacher):
             having = present[targets, m]  # [R]
             if having.any():
                 items, own = torch.unique(targets[having], return_inverse=True)  # [U], [R']
-                scores = self.cosine(histories[having], adapted[items, m]) / self.temperature  # [R', U]
+                scores = self.scores(histories[having], adapted[items, m]) / self.temperature  # [R', U]
                 losses.append(functional.cross_entropy(scores, own))
         return torch.stack(losses).mean() if losses else adapted.new_zeros(())
 

@@ -22,7 +22,7 @@ from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.recbole_host.models import named_as_base
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, cache_of
+from recbole_prmkd.teacher_cache.scores import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.item_start import source_of
 
@@ -38,7 +38,7 @@ class GivenTeacher:
     arrays: Mapping[str, Any]
 
     def array(self, part: str) -> np.ndarray:
-        """One array, `items` or `rows`, mapped."""
+        """One array, mapped."""
         file = self.folder / f"{part}.npy"
         if file.is_file():
             return np.load(file, mmap_mode="r", allow_pickle=False)
@@ -63,11 +63,8 @@ class TrialInputs:
         if wanted:
             canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
             given = [self.teachers[name] for name in wanted]
-            opened = [
-                CachedTeacher.of(each.name, each.temperature, each.holdout, each.array, config["device"])
-                for each in given
-            ]
-            cache = cache_of(opened, canonical, config)
+            parts = [opened(each.name, each.temperature, each.holdout, each.array, config) for each in given]
+            cache = cache_of(parts, canonical, config)
         start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
@@ -75,14 +72,17 @@ class TrialInputs:
 
 def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tensor]) -> TrialInputs:
     """Put what the sweep has prepared where its trials find it; Ray must be running."""
-    parts = ("items", "rows") if sum(node["Alive"] for node in ray.nodes()) > 1 else ()
+    several = sum(node["Alive"] for node in ray.nodes()) > 1
     given = [
         GivenTeacher(
             teacher.name,
             teacher.model.temperature,
             teacher.holdout,
             folder.path,
-            {part: ray.put(np.asarray(folder.array(part))) for part in parts},
+            {
+                part: ray.put(np.asarray(folder.array(part)))
+                for part in (form_of(teacher.name).PARTS if several else ())
+            },
         )
         for teacher, folder in zip(prepared.teachers, prepared.folders, strict=True)
     ]

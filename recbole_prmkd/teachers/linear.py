@@ -1,0 +1,286 @@
+"""Linear: a collaborative model in closed form, EASE plus transitions. It reads no text and fits in seconds.
+
+    raw(c)    sum over the history's items j of decay ** age(j) x M[j, c],   M = B + mix R       (`closed_form`)
+    score(c)  log(floor + max(raw(c), 0) / the largest raw score of an item outside the history)
+
+Penalties, decay and mix are those that rank best for users whom the model has not seen: the first of `folds` parts of
+the users. Floor and temperature are those under which these users' next items are most likely, so that the soft targets
+of teachers of different kinds stand on one scale. Which models are added follows SLIST (WWW'21); the rest is our choice.
+
+A student is taught by M of the other parts' users alone (`training_scores`), since M of all users knows the targets of
+its training examples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from logging import getLogger
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from torch import Tensor, nn
+
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers import closed_form
+from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.closed_form import Matrix
+from recbole_prmkd.teachers.data import TeacherData
+
+EASE_PENALTIES = (100.0, 300.0, 1000.0)
+TRANSITION_PENALTIES = (300.0, 1000.0)
+DECAYS = (0.8, 0.9, 0.95)
+MIXES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of transitions, in units of EASE's standard deviation
+FLOORS = (0.3, 0.1, 0.03, 0.01)
+TEMPERATURES = tuple(float(tau) for tau in np.geomspace(0.2, 5.0, 33))
+_TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transitions are learnt from
+_EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
+_KEPT = 200  # weights of an item in M of all users
+_SCORES = 1 << 24  # scored at a time
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen on unseen users; `ndcg` is theirs, of the next item among those that they have not had."""
+
+    ease_penalty: float = 300.0
+    transition_penalty: float = 300.0
+    decay: float = 0.9
+    mix: float = 0.0
+    floor: float = 0.1
+    temperature: float = 0.5
+    ndcg: float = 0.0
+
+
+class Linear(Teacher):
+    """The model of all users, to serve and to be measured; and those of each fold's other users, to teach.
+
+    An item's vector says whether it is covered. A history's "vector" [n_items] holds its scores of all items, before
+    the logarithm; it is 0 for a history that says nothing.
+    """
+
+    version = "1.0"
+    columns: Tensor
+    known: Tensor
+    choice: Tensor
+    side_information = ()
+    item_text = "nothing"
+    learns = False
+    scores_all_items = True
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        super().__init__(config, dataset)
+        self.newest, self.folds, self.seed = config["MAX_ITEM_LIST_LENGTH"], config["folds"], config["seed"]
+        kept = min(_KEPT, self.n_items)
+        self.register_buffer("columns", torch.zeros(self.n_items, kept, dtype=torch.int32))
+        self.weights = nn.Parameter(torch.zeros(self.n_items, kept), requires_grad=False)
+        self.register_buffer("known", torch.zeros(self.n_items, dtype=torch.bool))
+        self.register_buffer("choice", torch.tensor(astuple(Choice()), dtype=torch.float64))
+
+    @property
+    def chosen(self) -> Choice:
+        """The settings in force."""
+        return Choice(*self.choice.tolist())
+
+    @property
+    def temperature(self) -> float:
+        """Divides the scores in the soft targets."""
+        return self.chosen.temperature
+
+    def encode_items(self) -> Tensor:
+        """Which items were in training, [n_items, 1]."""
+        return self.known[:, None].float()
+
+    def covered_items(self) -> Tensor:
+        """Items that were in training, [n_items]."""
+        return self.known.cpu()
+
+    def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
+        """Scores of all items before the logarithm, [B, n_items]."""
+        size = max(1, _SCORES // max(self.n_items, item_seq.shape[1] * self.columns.shape[1]))
+        blocks = zip(item_seq.split(size), item_seq_len.split(size), strict=True)
+        return torch.cat([self._encode(*block) for block in blocks])
+
+    def _encode(self, item_seq: Tensor, length: Tensor) -> Tensor:
+        age = length[:, None] - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)  # [B, L]
+        weight = torch.where(age >= 0, self.chosen.decay ** age.clamp(min=0), 0)  # [B, L]
+        values = (self.weights[item_seq] * weight[..., None]).flatten(1)  # [B, L x K]
+        raw = torch.zeros(len(item_seq), self.n_items, device=item_seq.device)
+        raw.scatter_add_(1, self.columns[item_seq].long().flatten(1), values)  # [B, n_items]
+        raw[:, 0] = 0
+        return _relative(raw, item_seq)
+
+    def scores(self, histories: Tensor, items: Tensor) -> Tensor:
+        """Logarithms of the histories' scores: [B, n_items], [n_items, 1] -> [B, n_items]."""
+        return (histories + self.chosen.floor).log()
+
+    def solve(self, data: TeacherData) -> None:
+        """Choose the settings and fit, all in training examples.
+
+        Raises:
+            UserError: there is one user alone.
+        """
+        fold = self._fold_of_examples(data.fit, data.fit)
+        if not len(fold) or int(fold.max()) == 0:
+            raise UserError("Linear needs training examples of at least two users: leave it out of kd_teachers.")
+        choice = choose(data.fit, fold, self.n_items, self.newest)
+        getLogger().info(f"Linear on unseen users: {choice}")
+        values, columns = closed_form.largest(self._fitted(data.fit, choice), self.columns.shape[1])
+        self.weights.copy_(torch.from_numpy(values))
+        self.columns.copy_(torch.from_numpy(columns))
+        self.known[data.fit.items] = True
+        self.known[data.fit.targets] = True
+        self.known[0] = False
+        self.choice.copy_(torch.tensor(astuple(choice), dtype=torch.float64))
+
+    def training_scores(self, data: TeacherData) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers [B] of training examples and their scores [B, n_items], by models that have not seen their users.
+
+        NaN where neither the example nor the item is covered. Every example comes once.
+        """
+        fold = self._fold_of_examples(data.fit, data.train)
+        of_fit = self._fold_of_examples(data.fit, data.fit)
+        for number in range(int(of_fit.max()) + 1):
+            examples = torch.nonzero(fold == number).squeeze(1)
+            if not len(examples):
+                continue
+            others = data.fit.select(torch.nonzero(of_fit != number).squeeze(1))
+            weights = self._fitted(others, self.chosen)
+            for index in examples.split(max(1, _SCORES // self.n_items)):
+                item_seq, _ = data.train.histories(index, self.newest)
+                history = closed_form.histories(data.train, index, self.n_items, self.chosen.decay, self.newest)
+                relative = _relative(_times(history, weights), item_seq)
+                scores = (relative + self.chosen.floor).log()
+                scores[(relative == 0).all(dim=1)] = torch.nan
+                scores[:, ~self.covered_items()] = torch.nan
+                yield index, scores
+
+    def _fitted(self, examples: Examples, choice: Choice) -> Matrix:
+        return fitted(examples, self.n_items, choice)
+
+    def _fold_of_examples(self, fit: Examples, examples: Examples) -> Tensor:
+        """The part of the users that each example's user is in, [N]; users come in the order of `fit`."""
+        users = torch.from_numpy(np.unique(fit.users.numpy(), return_index=True)[1]).sort().values
+        users = fit.users[users]  # in the order of their tokens
+        parts = torch.arange(len(users)) % max(1, min(self.folds, len(users)))
+        shuffled = parts[torch.randperm(len(users), generator=torch.Generator().manual_seed(self.seed))]
+        highest = max(int(part.users.max()) if len(part) else 0 for part in (fit, examples))
+        of_user = torch.zeros(highest + 1, dtype=torch.int64)
+        of_user[users] = shuffled
+        return of_user[examples.users]
+
+
+def fitted(examples: Examples, n_items: int, choice: Choice) -> Matrix:
+    """M of these examples' users."""
+    weights = closed_form.ease(_gram(examples, n_items), choice.ease_penalty)
+    if choice.mix == 0:
+        return weights
+    gram, right = closed_form.transitions(examples, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
+    return weights + choice.mix * closed_form.ridge(gram, right, choice.transition_penalty)
+
+
+def choose(examples: Examples, fold: Tensor, n_items: int, newest: int) -> Choice:
+    """The settings that rank best for the users of fold 0 when the others' are learnt from.
+
+    fold: [N] of the examples' users.
+    """
+    others = examples.select(torch.nonzero(fold != 0).squeeze(1))
+    unseen = examples.select(_newest_examples(examples, fold == 0))
+    judge = _Judge(unseen, n_items, newest)
+    gram = _gram(others, n_items)
+    found: list[tuple[float, float, float, Matrix]] = []
+    for penalty in EASE_PENALTIES:
+        weights = closed_form.ease(gram, penalty)
+        ndcg, decay = max((judge.ndcg(judge.raw(weights, decay)), decay) for decay in DECAYS)
+        found.append((ndcg, penalty, decay, weights))
+    ndcg, ease_penalty, decay, weights = max(found, key=lambda each: each[0])
+    best = (ndcg, 0.0, TRANSITION_PENALTIES[0], judge.raw(weights, decay))
+    gram, right = closed_form.transitions(others, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
+    for penalty in TRANSITION_PENALTIES:
+        raw = judge.raw(closed_form.ridge(gram, right, penalty), decay)
+        unit = float(best[3].std() / raw.std().clamp(min=1e-9))
+        for mix in MIXES[1:]:
+            mixed = judge.raw(weights, decay).add_(raw, alpha=mix * unit)
+            if (score := judge.ndcg(mixed)) > best[0]:
+                best = (score, mix * unit, penalty, mixed)
+    floor, temperature = judge.calibrated(best[3])
+    return Choice(ease_penalty, best[2], decay, best[1], floor, temperature, best[0])
+
+
+class _Judge:
+    """Examples of unseen users, and how well scores rank them."""
+
+    def __init__(self, examples: Examples, n_items: int, newest: int) -> None:
+        self.examples, self.n_items, self.newest = examples, n_items, newest
+        self.numbers = torch.arange(len(examples))
+        self.item_seq, _ = examples.histories(self.numbers, int(examples.lengths.max()))
+
+    def raw(self, weights: Matrix, decay: float) -> Tensor:
+        """Scores [V, n_items]."""
+        history = closed_form.histories(self.examples, self.numbers, self.n_items, decay, self.newest)
+        return _times(history, weights)
+
+    def unseen(self, scores: Tensor) -> Tensor:
+        """The same without the items of the history, the target excepted."""
+        own = scores[self.numbers, self.examples.targets]
+        scores = scores.scatter(1, self.item_seq, -torch.inf)
+        scores[:, 0] = -torch.inf
+        scores[self.numbers, self.examples.targets] = own
+        return scores
+
+    def ndcg(self, scores: Tensor) -> float:
+        """NDCG@10 among the items that the user has not had; of a tie the target is last."""
+        scores = self.unseen(scores)
+        own = scores[self.numbers, self.examples.targets][:, None]
+        rank = (scores >= own).sum(1)  # [V], from 1
+        return float(torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0).mean())
+
+    def calibrated(self, raw: Tensor) -> tuple[float, float]:
+        """Floor and temperature under which the targets are most likely."""
+        relative = _relative(raw, self.item_seq)
+
+        def surprise(floor: float, temperature: float) -> float:
+            logits = self.unseen((relative + floor).log()) / temperature
+            return float(torch.nn.functional.cross_entropy(logits, self.examples.targets))
+
+        best = (np.inf, FLOORS[0], 1.0)
+        for floor in FLOORS:  # from coarse to fine: the surprise has one minimum in the temperature
+            low, high = 0, len(TEMPERATURES) - 1
+            while low < high:
+                middle = (low + high) // 2
+                if surprise(floor, TEMPERATURES[middle]) <= surprise(floor, TEMPERATURES[middle + 1]):
+                    high = middle
+                else:
+                    low = middle + 1
+            best = min(best, (surprise(floor, TEMPERATURES[low]), floor, TEMPERATURES[low]))
+        return best[1], best[2]
+
+
+def _newest_examples(examples: Examples, wanted: Tensor) -> Tensor:
+    """Numbers of the newest examples of the wanted users [N]: `_EXAMPLES` at most, as many of each user as that allows."""
+    numbers = torch.nonzero(wanted).squeeze(1)
+    _, user, count = torch.unique_consecutive(examples.users[numbers], return_inverse=True, return_counts=True)
+    age = count.cumsum(0)[user] - 1 - torch.arange(len(numbers))  # 0 for a user's newest example
+    return numbers[torch.argsort(age, stable=True)[:_EXAMPLES].sort().values]
+
+
+def _gram(examples: Examples, n_items: int) -> Matrix:
+    x = closed_form.interactions(examples, n_items)
+    return (x.T @ x).tocsr()
+
+
+def _times(history: Matrix, weights: Matrix) -> Tensor:
+    """H M [B, n_items], dense."""
+    product = history @ weights
+    return torch.from_numpy(product if isinstance(product, np.ndarray) else product.toarray())
+
+
+def _relative(raw: Tensor, item_seq: Tensor) -> Tensor:
+    """Scores above 0, relative to the largest one outside the history [B, n_items]; all 0 where there is none.
+
+    item_seq: [B, L], 0 for PAD.
+    """
+    raw = raw.clamp(min=0)
+    top = raw.scatter(1, item_seq, 0).amax(1, keepdim=True)  # [B, 1]
+    return torch.where(top > 0, raw / top, 0)
