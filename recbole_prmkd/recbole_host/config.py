@@ -71,9 +71,8 @@ def load_config(
     given = keys.checked(view.user, TEACHERS)
     kd = given.get("kd", keys.defaults()["kd"])
     settings = {**keys.defaults(), **keys.preset(kd), **given}
-    protocol = settings["kd_protocol"]
     below = _start_repairs(view)
-    if protocol == "ranking" or (protocol == "auto" and kd != "none"):
+    if keys.ranks_all_alike({**settings, "kd": kd}):
         below = _ranking(view) | below
     if not isinstance(view["use_gpu"], int):
         raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")

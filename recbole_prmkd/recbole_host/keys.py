@@ -47,6 +47,12 @@ def preset(kd: str) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
+def ranks_all_alike(settings: Any) -> bool:
+    """Whether `kd_protocol` is or means `ranking`; settings: of a mapping or a Config, with the defaults."""
+    protocol = settings["kd_protocol"]
+    return bool(protocol == "ranking" or (protocol == "auto" and settings["kd"] != "none"))
+
+
 def kind_of(teacher: str) -> str:
     """What kind of teacher a name in kd_teachers is of: UniSRec for `UniSRec`, and for `UniSRec_text`."""
     return teacher.partition("_")[0]
