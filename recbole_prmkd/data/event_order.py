@@ -146,6 +146,8 @@ def _converting(own: Callable[..., Interaction], use: Callable[[Dataset, Interac
 
 def _warn_of_lost(users: np.ndarray, times: np.ndarray, sorted_by: np.ndarray, token: bool) -> None:
     """Warn of users with two events at different times which RecBole's sorting does not put in that order."""
+    if np.array_equal(sorted_by, times):
+        return
     order = np.lexsort((times, users))
     users, times, sorted_by = users[order], times[order], sorted_by[order]
     same_user, later = users[1:] == users[:-1], times[1:] > times[:-1]

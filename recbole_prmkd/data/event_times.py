@@ -65,9 +65,8 @@ def _nanoseconds(given: pd.Series) -> np.ndarray:
     if with_zone.any() and not with_zone.all():
         text = given[~with_zone].iloc[0]
         raise NoTime(text, "has no time zone, while other dates have one: write the zone (+00:00) in all, or in none")
-    iso = (
-        given[year_first].str.replace(_YEAR_FIRST, _padded, regex=True).str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
-    )
+    iso = given[year_first].str.replace(_YEAR_FIRST, _padded, regex=True)
+    iso = iso.str.replace(r"\s*(?:UTC|GMT)$", "Z", regex=True)
     dates = pd.Series(pd.NaT, index=given.index, dtype="datetime64[ns, UTC]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
