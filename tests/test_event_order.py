@@ -63,7 +63,7 @@ def shuffled(spacing, users=10, length=12, start=NOW * 1000):
     return [events[index] for index in rng.permutation(len(events))], items
 
 
-@pytest.mark.parametrize("model", STUDENTS)
+@pytest.mark.parametrize("model", ["BPR", *(pytest.param(name, marks=pytest.mark.slow) for name in STUDENTS[::2])])
 def test_real_timestamps_decide_the_last_item(model, settings, caplog):
     splits = {}
     for protocol in ("host", "ranking"):
@@ -101,6 +101,14 @@ def test_the_order_that_stock_recbole_loses_is_said_once_and_stays(load, caplog)
     lines = [item for user, item, _ in events if user == "u0"]
     assert sequences(split)["u0"] == lines != items["u0"]
     assert sequences(split)["w"] == own["u0"]
+
+
+def test_a_data_set_that_recbole_saved_is_in_exact_order_too(load, tmp_path):
+    events, items = shuffled(1)
+    for _ in range(2):
+        split = load(events, "SASRec", save_dataset=True, checkpoint_dir=str(tmp_path / "saved"))
+        assert sequences(split) == items
+    assert list((tmp_path / "saved").iterdir())
 
 
 @pytest.mark.parametrize("model", [*STUDENTS, "DIEN"])
