@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_prmkd.data import event_order
-from recbole_prmkd.data.event_times import NoTime, times_of
+from recbole_prmkd.data.event_times import times_of
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import load_config
@@ -233,12 +233,6 @@ def test_dates_in_words_are_read(form, kind, model, load):
     assert sequences(load(events, model, kind)) == items
 
 
-def test_zones_count():
-    texts = ["2020-09-13T12:00:00+02:00", "2020-09-13T11:00:00+00:00", "2020-09-13T05:30-07:00"]
-    assert times_of(pd.Series(texts)).argsort().tolist() == [0, 1, 2]
-    assert times_of(pd.Series(["2020-09-13T12:26:40", None, "1969-12-31"])).tolist()[::2] == [NOW, -86400]
-
-
 @pytest.mark.parametrize("kind", ["float", "token"])
 @pytest.mark.parametrize(
     "text",
@@ -258,19 +252,6 @@ def test_dates_that_would_be_guessed_are_refused(text, kind, load):
     with pytest.raises(UserError, match=r"made\.inter, line 4: '.*' in column 'timestamp' .*1970") as raised:
         load([*events[:2], ("u", "x", text), *events[2:]], kind=kind)
     assert repr(text) in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        (["2020-09-13", "1600000000"], "write all in one way"),
-        (["2020-09-13T10:00", "2020-09-13T10:00Z"], "in all, or in none"),
-        (["2500-01-01"], "1678 to 2261"),
-    ],
-)
-def test_times_in_several_ways_are_refused(texts, said):
-    with pytest.raises(NoTime, match=said):
-        times_of(pd.Series(texts))
 
 
 def test_stock_recbole_refuses_dates_and_says_what_to_write(load):

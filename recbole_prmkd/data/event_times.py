@@ -11,7 +11,7 @@ _SECOND = 10**9  # nanoseconds
 # Any other form of day, month and year does not say which is which, or leaves one to be guessed.
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?!\d)")
 _COMPACT = re.compile(r"\d{8}T\d")
-_DAY, _CLOCK = r"\d{1,2}(?:st|nd|rd|th)?\.?", r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?"
+_DAY, _CLOCK = r"\d{1,2}(?:st|[nr]d|th)?\.?", r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?"
 _ZONE = r"(?:z|utc|gmt|[+-]\d\d(?::?\d\d)?)"
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _TIME = rf"(?:,?\s+{_CLOCK}\s*(?:[ap]m)?\s*{_ZONE}?)?"
