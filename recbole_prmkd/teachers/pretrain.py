@@ -23,6 +23,7 @@ from recbole.utils import init_seed
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_file, prepare_item_text, text_fields
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_pretraining
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import pretraining_properties
@@ -108,7 +109,8 @@ def _pretrain(
     old = _stored(file, made_from, bool(config["kd_rebuild"]))
     if old is not None:
         return old, True
-    trained = _train(teacher, config, data, logs)
+    with recbole_errors(f"pre-train {model} with these settings", config):
+        trained = _train(teacher, config, data, logs)
     card = {**made_from, **trained, "versions": package_versions()}
     pretrained.write(folder, model, pretraining_weights(teacher), card)
     getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
