@@ -211,7 +211,10 @@ def _unseen(trainer: Any, config: Config, split: Split, part: str, metrics: dict
 
 def _kd_result(trainer: Any) -> KDResult | None:
     objective = getattr(trainer, "objective", None)
-    return KDResult(**objective.summary()) if objective is not None and objective.student.family is not None else None
+    if objective is None or objective.student.family is None:
+        return None
+    shares = [epoch.get("teaching", 0.0) for epoch in trainer.history]
+    return KDResult(**objective.summary(), teaching=sum(shares) / len(shares) if shares else None)
 
 
 def output_dir(config: Config) -> Path:

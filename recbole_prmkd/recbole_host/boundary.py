@@ -128,7 +128,7 @@ def _found(doing: str, error: BaseException, config: Config, fault: str | None, 
     if matched and named:
         way_out = matched[0]
     else:
-        named = blamed(error, config.external_config_dict, config.cmd_config_dict, teacher)
+        named = blamed(error, config.external_config_dict, config.cmd_config_dict, config.internal_config_dict, teacher)
     if fault and (not matched or "no lines" in fault):
         return fault
     shown = f" ({', '.join(named)})" if named else ""
@@ -136,29 +136,44 @@ def _found(doing: str, error: BaseException, config: Config, fault: str | None, 
 
 
 def blamed(
-    error: BaseException, given: Mapping[str, Any], typed: Mapping[str, Any], teacher: str | None = None
+    error: BaseException,
+    given: Mapping[str, Any],
+    typed: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    teacher: str | None = None,
 ) -> list[str]:
     """The settings, `key = value`, that an exception of RecBole's most likely comes from.
 
-    Those of which it names the key or quotes the value; else those that the user has typed.
+    Those of which it names the key or quotes the value, and those of another type than their default; else those that
+    the user has typed.
 
     Args:
-        given: the user's settings; typed: those of them on the command line.
+        given: the user's settings; typed: those of them on the command line; defaults: RecBole's.
         teacher: whose step it was: RecBole speaks of `hidden_act` where the user has set `kd_unisrec_hidden_act`.
     """
     words = set(re.findall(r"[\w.@+-]+", f"{error} {_keys_read(error)}"))
-    prefix = f"kd_{teacher}_".lower() if teacher else ""
-    words |= {prefix + word.lower() for word in words}
     own = {key: value for key, value in given.items() if key not in ("model", "dataset", "config_files")}
     if teacher:
+        prefix = f"kd_{teacher}_".lower()
+        words |= {prefix + word.lower() for word in words}
         own = {key: value for key, value in own.items() if key.startswith(prefix)} or own
-    quoted = [
+    likely = [
         key
         for key, value in own.items()
-        if key in words or any(word in words for word in _quotable(value) if len(word) > 1 or key in typed)
+        if key in words
+        or any(word in words for word in _quotable(value) if len(word) > 1 or key in typed)
+        or _is_of_another_type(value, defaults.get(key))
     ]
-    chosen = quoted or [key for key in own if key in typed]
+    chosen = likely or [key for key in own if key in typed]
     return [_shown(key, own[key]) for key in chosen[:_MAX_NAMED]]
+
+
+def _is_of_another_type(value: Any, default: Any) -> bool:
+    """Whether the value cannot stand where the default stood; a whole number can stand for a fraction."""
+    if value is None or default is None:
+        return False
+    numbers = (int, float) if isinstance(default, float) else int
+    return not isinstance(value, numbers if isinstance(default, int | float) else type(default))
 
 
 def _quotable(value: Any) -> list[str]:

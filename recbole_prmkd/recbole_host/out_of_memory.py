@@ -16,6 +16,7 @@ _WORDS = (
     *("not enough memory", "DefaultCPUAllocator", "allocate memory", "out of memory", "ALLOC_FAILED"),
     *("Storage size calculation overflowed", "array is too big", "Maximum allowed dimension"),
 )
+_NAMED = 6  # sizes
 _SAID = 200  # characters of the library's own words
 
 
@@ -42,7 +43,8 @@ def out_of_memory_sentence(doing: str, error: BaseException, config: Config, tea
     else:
         wanted = (*_SIZES, *(_SIZES_OF_KD if config["kd"] not in (None, "none") else ()))
         sizes = {key: value for key, value in settings.items() if key.lower() in wanted}
-    named = ", ".join(f"{key} (now {str(value)[:20]})" for key, value in sizes.items() if value)
+    own_first = sorted((key for key in sizes if sizes[key]), key=lambda key: key not in config.external_config_dict)
+    named = ", ".join(f"{key} (now {str(sizes[key])[:20]})" for key in own_first[:_NAMED])
     said = " ".join(str(error).split()).rstrip(".")[:_SAID]
     words = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"The memory does not suffice to {doing} ({words}): lower {named or 'the sizes in the settings'}"
