@@ -83,7 +83,7 @@ def _sentence(trainer: Any, where: str, what: str, value: float, teacher: str | 
     said = " ".join(ways)
     others = [named for named in _extremes(config, teacher) if named.partition(" ")[0] not in said.split()]
     if others:
-        ways.append(f"choose another value of {' and of '.join(others)}")
+        ways.insert(0, f"choose another value of {' and of '.join(others)}")
     return (
         f"The {what} of {teacher or config['model']} became {value} in {where}, by its {' and '.join(broken)}{shown}: "
         f"{', or '.join(ways)}."
