@@ -35,16 +35,23 @@ def out_of_memory_sentence(doing: str, error: BaseException, config: Config, tea
     Args:
         doing: as in "the memory does not suffice to <doing>".
     """
-    settings = config.final_config_dict
+    settings, defaults = config.final_config_dict, dict(config.internal_config_dict)
     if teacher is not None:
         prefix, own = f"kd_{teacher}_".lower(), teacher_settings(teacher, settings)
         sizes = {prefix + key.lower(): value for key, value in own.items() if key.lower() in _SIZES}
         sizes["eval_batch_size"] = settings["eval_batch_size"]
+        defaults |= {prefix + key.lower(): value for key, value in teacher_settings(teacher, {}).items()}
     else:
         wanted = (*_SIZES, *(_SIZES_OF_KD if config["kd"] not in (None, "none") else ()))
         sizes = {key: value for key, value in settings.items() if key.lower() in wanted}
-    own_first = sorted((key for key in sizes if sizes[key]), key=lambda key: key not in config.external_config_dict)
-    named = ", ".join(f"{key} (now {str(sizes[key])[:20]})" for key in own_first[:_NAMED])
+
+    def growth(key: str) -> float:
+        """How many times its default a size is."""
+        size, default = sizes[key], defaults.get(key)
+        return size / default if isinstance(size, int) and isinstance(default, int) and default else 1.0
+
+    largest_first = sorted((key for key in sizes if sizes[key]), key=growth, reverse=True)
+    named = ", ".join(f"{key} (now {str(sizes[key])[:20]})" for key in largest_first[:_NAMED])
     said = " ".join(str(error).split()).rstrip(".")[:_SAID]
     words = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"The memory does not suffice to {doing} ({words}): lower {named or 'the sizes in the settings'}"
