@@ -68,7 +68,8 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
             raise
         # Returned from, not raised: Ray would train the same again.
         said = " ".join(str(error).split())
-        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+        log = folder / "log"  # has its traceback
+        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said} (traceback: {log})"
         store.write_json(folder / FAILED, {ERROR: message, SETTINGS: settings})
 
 
