@@ -59,14 +59,6 @@ class EventTimes:
 
     def _noting(self, own: Callable[[Dataset], None]) -> Callable[[Dataset], None]:
         def filled(dataset: Dataset) -> None:
-            field = dataset.time_field
-            if field in dataset.inter_feat and dataset.field2type[field] == FeatureType.FLOAT:
-                lost = int((~np.isfinite(dataset.inter_feat[field])).sum())
-                if lost:
-                    getLogger().warning(
-                        f"{lost} of {len(dataset.inter_feat)} interactions have no finite time in {field}: RecBole "
-                        "gives missing ones the mean of all times; write the times, or leave these lines out."
-                    )
             own(dataset)
             self._times = _times(dataset)
 

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 
+from recbole_prmkd.data import odd_numbers
+
 _NAMED = 10  # ids in a message
 # RecBole's filters in its own order, and why an interaction goes.
 _FILTERS: list[tuple[type[Dataset], str, str]] = [
@@ -30,9 +32,10 @@ _FILTERS: list[tuple[type[Dataset], str, str]] = [
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Inside, each data set that RecBole reads and filters warns of what it takes out."""
+    """Inside, each data set that RecBole reads and filters warns of what it takes out, and of odd numbers."""
     with ExitStack() as stack:
         stack.enter_context(replaced(Dataset, "_load_feat", _naming_missing))
+        stack.enter_context(replaced(Dataset, "_load_feat", odd_numbers.counting))
         for owner, name, cause in _FILTERS:
             stack.enter_context(replaced(owner, name, partial(_comparing, cause=cause)))
         yield
@@ -58,6 +61,8 @@ def replaced(owner: Any, name: str, around: Callable[[Any], Any]) -> Iterator[No
 
 def _comparing(own: Callable[[Dataset], None], cause: str) -> Callable[[Dataset], None]:
     def compared(self: Dataset) -> None:
+        if self.inter_feat is None:  # load_col names no column of it
+            return own(self)
         names = [name for name in (self.uid_field, self.iid_field) if name is not None and name in self.inter_feat]
         before = self.inter_feat[names]  # a copy; the filters change the frame in place
         own(self)

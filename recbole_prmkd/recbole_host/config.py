@@ -104,7 +104,9 @@ def _recbole_config(view: HostView, files: Sequence[str], config_dict: Mapping[s
     except (AssertionError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of whatever kind: RecBole reads the settings here, and nothing else
-        said = " ".join([*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}))])
+        said = " ".join(
+            [*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}, view.stock))]
+        )
         lists = "a list is --topk=[5,10] or --metrics=['NDCG','Recall']"
         raise UserError(f"RecBole refuses the settings: {said}; {lists}.") from error
 

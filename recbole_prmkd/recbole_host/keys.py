@@ -159,6 +159,8 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
         for key, value in own.items():
             entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+            if value is None and key != "train_neg_sample_args":  # the files of vectors
+                entry |= {"type": "path", "optional": True}
             table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
         if "epochs" in own:  # one that is fine-tuned
             entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}

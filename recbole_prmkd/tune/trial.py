@@ -22,10 +22,13 @@ from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_distillation
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.out_of_memory import is_out_of_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.storage import store
+from recbole_prmkd.storage.disk import is_fault
 from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.plan import Plan
@@ -65,7 +68,8 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
             raise
         # Returned from, not raised: Ray would train the same again.
         said = " ".join(str(error).split())
-        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+        log = folder / "log"  # has its traceback
+        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said} (traceback: {log})"
         store.write_json(folder / FAILED, {ERROR: message, SETTINGS: settings})
 
 
@@ -80,8 +84,10 @@ def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Ma
     with run_logging(config, folder):
         try:
             prepared = trial_inputs.prepared(config)
-            trainer = make_trainer(config, prepared, folder)
-            train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
+            with recbole_errors(f"train {config['model']} with these settings", config):
+                trainer = make_trainer(config, prepared, folder)
+                report = _reporter(config, folder, settings)
+                train(config, prepared, trainer, saved=False, after_epoch=report, state=state)
         except Exception:
             getLogger().exception("The trial failed.")
             raise
@@ -89,9 +95,10 @@ def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Ma
 
 def _may_pass(error: Exception) -> bool:
     """Whether the same settings may train another time: a machine's fault, not the settings'."""
-    return isinstance(error, OSError | MemoryError | ray.exceptions.RayError) or any(
-        word in str(error) for word in ("CUDA", "allocate memory")
-    )
+    if isinstance(error, UserError):
+        cause = error.__cause__
+        return cause is not None and (is_fault(cause) or is_out_of_memory(cause))
+    return isinstance(error, OSError | ray.exceptions.RayError) or is_out_of_memory(error) or "CUDA" in str(error)
 
 
 def trial_folder(sweep: Path, trial: str) -> Path:
