@@ -74,7 +74,9 @@ def main() -> None:
         help="go on with the sweep in this folder, with --tune_trials=N up to N trials",
     )
     parser.add_argument(
-        "--tune_trust_folder", action="store_true", help="let --tune_resume run what another user's folder holds"
+        "--tune_trust_folder",
+        action="store_true",
+        help="let --tune_resume, or a comparison's sweeps, run what another user's folder holds",
     )
     parser.add_argument(
         "--ray_address", default=None, help="a running Ray cluster, such as auto; left out: this machine"
@@ -144,8 +146,11 @@ def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
     searches = arguments.tune or arguments.tune_resume
     if arguments.tune_trials is not None and not searches:
         raise UserError("--tune_trials is for sweeps: add --tune=hyper/sasrec.yaml, or leave it out.")
-    if arguments.tune_trust_folder and not arguments.tune_resume:
-        raise UserError("--tune_trust_folder is for --tune_resume=FOLDER: add it, or leave --tune_trust_folder out.")
+    if arguments.tune_trust_folder and not (arguments.tune_resume or (arguments.compare and arguments.tune)):
+        raise UserError(
+            "--tune_trust_folder is for --tune_resume=FOLDER, and for --compare with --tune: add one of them, or leave "
+            "--tune_trust_folder out."
+        )
     if searches and not arguments.compare and (arguments.nproc > 1 or arguments.world_size > 0):
         raise UserError("A sweep trains each trial in one process: use max_concurrent in its file, not --nproc.")
     if arguments.ray_address and not searches and not arguments.compare and arguments.nproc > 1:
@@ -175,6 +180,7 @@ def _compare(arguments: argparse.Namespace, files: list[str] | None) -> None:
         ray_address=arguments.ray_address,
         sweep_file=arguments.tune,
         trials=arguments.tune_trials,
+        trust_folder=arguments.tune_trust_folder,
     )
     print(f"Report: {outcome.folder / 'report.html'}")
     if outcome.failed:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import distributed, multiprocessing
 
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.interruption import children_wait_for_signals, end_at_once
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import output_dir, run_recbole_prmkd
@@ -39,6 +40,8 @@ def run_processes(
         group_offset: processes on the machines before this one.
     Returns:
         what the first process here returned.
+    Raises:
+        UserError: that of a process.
     """
     config = load_config(model, dataset, config_file_list, config_dict)
     output = output_dir(config)
@@ -60,10 +63,17 @@ def run_processes(
     given = (arguments, model, dataset, config_file_list, settings, saved, sent)
     with children_wait_for_signals():
         processes = multiprocessing.spawn(_rank, args=given, nprocs=nproc, join=False)
-    returned: dict[str, Any] = {}
-    while not processes.join(timeout=0.5):  # raises what a process raised
-        if received.poll():  # taken while they run: a long result would not fit into the pipe
+    returned: Any = None
+    try:
+        while not processes.join(timeout=0.5):  # raises what a process raised
+            if received.poll():  # taken while they run: a long result would not fit into the pipe
+                returned = received.recv()
+    except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException):
+        if received.poll():
             returned = received.recv()
+        if isinstance(returned, UserError):
+            raise returned from None
+        raise
     return returned or received.recv()
 
 
@@ -72,7 +82,11 @@ def _rank(rank: int, arguments: list[str], *given: Any) -> None:
     end_at_once()
     model, dataset, config_file_list, settings, saved, sent = given
     sys.argv = arguments
-    returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)
+    try:
+        returned = run_recbole_prmkd(model, dataset, config_file_list, {**settings, "local_rank": rank}, saved)
+    except UserError as error:
+        sent.send(error)  # its sentence; what is raised here reaches the first process as a traceback
+        raise
     distributed.destroy_process_group()
     if rank == 0:
         sent.send(returned)

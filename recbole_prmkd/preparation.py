@@ -18,6 +18,7 @@ from recbole_prmkd.data.bounds import check_bounds
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.keys import keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
@@ -95,13 +96,13 @@ def prepare_teachers(
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
     for name in config["kd_teachers"]:
-        with steps(f"teacher {name}") as state:
+        with steps(f"teacher {name}") as state, recbole_errors(f"fit the teacher {name}", config, teacher=name):
             teacher = fit_or_load(name, config, data)
             _warn_of_equal(teacher, teachers)
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
-        with steps(f"knowledge {name}") as state:
+        with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
@@ -125,7 +126,8 @@ def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence
             return item_text_vectors(config, split.dataset)
         data = teacher_data(split, config["kd_teacher_seed"])
         named = [teacher for teacher in teachers if teacher.name == source]
-        teacher = named[0] if named else fit_or_load(source, config, data)
+        with recbole_errors(f"fit the teacher {source}", config, teacher=source):
+            teacher = named[0] if named else fit_or_load(source, config, data)
         state["reused"] = teacher.reused
         return unit_items(teacher)[data.canonical]
 

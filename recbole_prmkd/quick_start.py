@@ -117,7 +117,8 @@ def _run(
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
     best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder)
-    with steps("evaluation"), ranking(config, split, student):
+    testing = recbole_errors(f"test {config['model']} with these settings", config)
+    with steps("evaluation"), testing, ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         if not weights_are_finite(student):
             if distils(config):
@@ -167,10 +168,8 @@ def _fit(
     config: Config, prepared: Prepared, trainer: Any, steps: Steps, saved: bool, folder: Path
 ) -> tuple[float, dict[str, float], float, list[float]]:
     """Train the student, on from what a killed run has left; best score and metrics, seconds, validation scores."""
-    first_epoch = recbole_errors(
-        f"train {config['model']} with these settings", config, passes=lambda: len(trainer.train_loss_dict) > 1
-    )
-    with steps("distillation" if distils(config) else "training"), first_epoch:
+    training = recbole_errors(f"train {config['model']} with these settings", config)
+    with steps("distillation" if distils(config) else "training"), training:
         forget_peak_memory(config["device"])
         # Only a folder that the user has named is found again.
         resumes = bool(config["kd_output_dir"]) and bool(config["single_spec"])
@@ -212,7 +211,10 @@ def _unseen(trainer: Any, config: Config, split: Split, part: str, metrics: dict
 
 def _kd_result(trainer: Any) -> KDResult | None:
     objective = getattr(trainer, "objective", None)
-    return KDResult(**objective.summary()) if objective is not None and objective.student.family is not None else None
+    if objective is None or objective.student.family is None:
+        return None
+    shares = [epoch.get("teaching", 0.0) for epoch in trainer.history]
+    return KDResult(**objective.summary(), teaching=sum(shares) / len(shares) if shares else None)
 
 
 def output_dir(config: Config) -> Path:

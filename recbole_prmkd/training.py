@@ -22,7 +22,7 @@ from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
 from recbole_prmkd.distil.candidates import SOURCES, Exclusions
 from recbole_prmkd.distil.curriculum import Curriculum, all_shown_afterwards
 from recbole_prmkd.distil.objective import Objective
-from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
+from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer, few_teach
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare_on
 from recbole_prmkd.recbole_host import progress
@@ -106,10 +106,10 @@ def train(
                 callback_fn=callback,
             )
         history = getattr(trainer, "history", [])
-        if history and not any(epoch["kd_loss"] for epoch in history):
+        if history and not any(epoch.get("teaching", 0.0) for epoch in history):
             getLogger().warning(
-                "Nothing was distilled: kd_loss was 0 in all epochs, since no teacher covers two candidates of an "
-                "example. Check the teachers' coverage, the masks, and the curriculum (kd_curriculum=none)."
+                "Nothing was distilled: in no epoch an example had two candidates that a teacher covers. Check the "
+                "teachers' coverage, the masks, and the curriculum (kd_curriculum=none)."
             )
         return score, result, time.time() - started
 
@@ -194,6 +194,7 @@ def _objective(
         else None
     )
     objective = Objective(config, cache, split.train, excluded, student, top_items)
+    _warn_of_few_covered(prepared)
     if config["kd_curriculum"] == "none":
         return objective, None
     if config["epochs"] <= config["kd_pacing_length"]:
@@ -202,6 +203,14 @@ def _objective(
             "curriculum has shown all examples for an epoch."
         )
     return objective, Curriculum(config, split.train)
+
+
+def _warn_of_few_covered(prepared: Prepared) -> None:
+    """At the start, what the teacher caches know: an example without a vector of its history teaches nothing."""
+    number = len(prepared.split.train)
+    covered = sum(number - folder.notes["unknown_rows"] for folder in prepared.folders)  # at most, of all teachers
+    if prepared.folders and 2 * covered < number:
+        getLogger().warning(few_teach(f"{covered} of {number} training examples"))
 
 
 def exclusions_of(config: Config, train: Examples, future: Examples, sequential: bool) -> Exclusions:

@@ -136,4 +136,6 @@ def test_a_sweep_that_has_begun_is_resumed_alone(tmp_path, monkeypatch):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").touch()
     work.WORK["tune"](content, tmp_path)
-    assert calls[1] == ((), {"resume": str(tmp_path / "sweep"), "ray_address": None})
+    assert calls[1] == ((), {"resume": str(tmp_path / "sweep"), "ray_address": None, "trust_folder": False})
+    work.WORK["tune"](content | {"trust_folder": True}, tmp_path)
+    assert calls[2][1]["trust_folder"] is True

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd.errors import NotFinite
 from recbole_prmkd.launch import run_processes
 from recbole_prmkd.recbole_host.processes import share_of
 
@@ -111,3 +112,10 @@ def test_shares_cover_the_batch_and_their_weighted_means_are_its_mean():
         1.0,
     )
     assert share_of(positions, {"single_spec": True})[0] is positions
+
+
+def test_the_sentence_of_a_process_is_that_of_the_run(cpu_settings, tmp_path):
+    given = cpu_settings(kd="none", learning_rate=1e30, train_batch_size=32)
+    with pytest.raises(NotFinite, match=r"The loss of SASRec became nan .*lower learning_rate \(now 1e\+30\)"):
+        run_processes("SASRec", "tiny", config_dict=given, nproc=2, port=free_port())
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -16,7 +16,10 @@ from recbole_prmkd.errors import NotFinite
         ({"learning_rate": 1e30}, ["own loss", "lower learning_rate (now 1e+30)"]),
         ({"kd_temperature": 1e308}, ["single precision", "kd_temperature (now 1e+308)"]),
         ({"weight_decay": 1e300}, ["single precision", "weight_decay (now 1e+300)"]),
-        ({"kd_unisrec_learning_rate": 1e30}, ["UniSRec", "lower kd_unisrec_learning_rate"]),
+        ({"kd_unisrec_learning_rate": 1e30}, ["UniSRec", "lower kd_unisrec_learning_rate (now 1e+30)"]),
+        ({"kd_unisrec_learning_rate": 1e308}, ["loss of UniSRec", "lower kd_unisrec_learning_rate (now 1e+308)"]),
+        ({"kd_unisrec_temperature": 1e-300}, ["loss of UniSRec", "epoch 0", "kd_unisrec_temperature (now 1e-300)"]),
+        ({"clip_grad_norm": {"max_norm": float("nan")}}, ["by its own loss", "clip_grad_norm (now {'max_norm': nan})"]),
         ({"kd": "none", "learning_rate": 1e30}, ["own loss: lower learning_rate (now 1e+30)."]),
     ],
 )

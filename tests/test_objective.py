@@ -160,6 +160,7 @@ def test_a_batch_equals_the_functions_on_bools(confidence: str, consistency: str
         {
             "kd_loss": expected.item(),
             "rows_without_knowledge": (target.sum(-1) == 0).float().mean().item(),
+            "teaching": ((mask & known.any(0)).sum(-1) > 1).float().mean().item(),
             "inconsistent": (known & mask & ~marks).sum().item() / (known & mask).sum().item(),
             "agreement": agreed / taught,
             **{f"weight_T{k}": share for k, share in enumerate(shares.tolist())},

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray import tune
 
+from recbole_prmkd import UserError
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.tune.outcome import trials_of
 from recbole_prmkd.tune.plan import Plan
@@ -78,7 +79,7 @@ def test_what_the_settings_cause_is_a_result_and_not_trained_again(error, trial,
     assert "Traceback" in log and str(error) in log
     result = SimpleNamespace(path=str(tmp_path / "ray" / "7"), metrics=None, config={**VALUES}, error=None)
     (line,) = trials_of([result], trial.plan, trial.plan.config(), tmp_path)
-    assert line["status"] == "failed" and line["error"] == f"{type(error).__name__}: {error}"
+    assert line["status"] == "failed" and line["error"].startswith(f"{type(error).__name__}: {error} (traceback: ")
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), RuntimeError("CUDA out of memory"), MemoryError()])
@@ -87,8 +88,9 @@ def test_a_fault_of_the_machine_is_left_to_ray(error, trial, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr("recbole_prmkd.tune.trial.train", train)
-    with pytest.raises(type(error)):
+    with pytest.raises(OSError if isinstance(error, OSError) else UserError) as caught:
         trial()
+    assert isinstance(error, OSError) or "memory does not suffice to train NeuMF" in str(caught.value)
     assert failure(trial_folder(tmp_path, "7")) is None
 
 
@@ -103,3 +105,10 @@ def test_a_line_has_the_best_and_the_last_score(trial, tmp_path):
 def test_a_trial_shorter_than_a_validation_step_is_validated_at_its_end(trial):
     trial.plan.settings.update(eval_step=10)
     assert [report["epoch"] for report in trial()] == [1]
+
+
+def test_what_recbole_raises_in_a_trial_is_a_sentence(trial, tmp_path):
+    trial.plan.settings.update(eval_step=[1])
+    assert trial() == []
+    said = failure(trial_folder(tmp_path, "7"))["error"]
+    assert said.startswith("RecBole cannot ") and "eval_step = [1]" in said and "\n" not in said

@@ -13,6 +13,7 @@ import pandas as pd
 
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import Cell, Grid
+from recbole_prmkd.compare.job import damaged
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_seed
 from recbole_prmkd.results.run_folder import RANKS, read_result
@@ -71,9 +72,14 @@ def gather(grid: Grid, folder: Path) -> Gathered:
     runs, missing = {}, []
     for cell in grid.cells():
         try:
-            runs[cell] = read_result(cell.folder(folder))
+            run = read_result(cell.folder(folder))
         except UserError:
             missing.append(cell)
+        else:
+            if damaged(cell.folder(folder)):
+                missing.append(cell)
+            else:
+                runs[cell] = run
     files = {(dataset, model): folder / dataset / model / COSTS for dataset in grid.datasets for model in grid.models}
     costs = {student: stored for student, file in files.items() if (stored := read_costs(file)) is not None}
     cells = pd.DataFrame([*_cell_rows(runs, folder, costs), *_teacher_rows(grid, runs, costs)])

@@ -25,10 +25,11 @@ from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.json_files import read_object, write_sealed
+from recbole_prmkd.storage.locks import is_unused
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 
 SCHEMA = "recbole_prmkd/compare/1"
-FILE, LOCK = "comparison.json", ".running"
+FILE = "comparison.json"
 FIRST_SEED, SEEDS, MOST_SEEDS = 2020, 5, 100  # RecBole's own default seed is 2020
 GREATEST_SEED = 2**32 - 1  # numpy's
 BASELINE = "none"
@@ -165,7 +166,7 @@ def in_folder(grid: Grid, folder: Path) -> Grid:
         UserError: it holds something else, or a comparison with other settings or data.
     """
     if not (folder / FILE).is_file():
-        if folder.is_dir() and {file.name for file in folder.iterdir()} - {LOCK}:
+        if folder.is_dir() and not is_unused(folder):
             raise UserError(f"{folder} holds files but no comparison: name a new folder with --kd_output_dir.")
         return grid
     stored = read_grid(folder)

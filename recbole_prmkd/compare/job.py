@@ -1,6 +1,7 @@
 """One job of a comparison. A process of its own does it (`work`): no run meets another's memory or random state.
 
-`job.json` in its folder says what to do and holds all settings; the process's output goes to `job.log` beside it.
+`job.json` in its folder says what to do and holds all settings; the process's output goes to `job.log` beside it. Once
+a cell has ended, `job.json` also holds the checksums of its files, so that a damaged one is not taken for a result.
 """
 
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from recbole_prmkd.storage.json_files import read_json
 FILE, LOG = "job.json", "job.log"
 JOBS = "_jobs"  # folder of sweeps, preparations and measurements, inside the comparison's
 PARENT = "RECBOLE_PRMKD_COMPARISON"  # environment variable: id of the process that started this one
+_FILES, _KINDS = "files", (".pth", ".npz")  # in job.json; kinds of files beside the result
 _MAX_ERROR = 400  # characters
 
 
@@ -47,16 +50,43 @@ class Job:
     def write(self) -> None:
         """Write job.json, for the process that is to do the job, and remove a result that another job has left."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.written():
+        if not self.written() or damaged(self.folder):
             (self.folder / RESULT).unlink(missing_ok=True)
         store.write_json(self.folder / FILE, self.as_json())
 
     def written(self) -> bool:
         """Whether the folder's job.json is this job's already."""
-        try:
-            return read_json(self.folder / FILE) == self.as_json()
-        except (OSError, ValueError):
-            return False
+        content = _content(self.folder)
+        content.pop(_FILES, None)
+        return content == self.as_json()
+
+    def note_files(self) -> None:
+        """Add the checksums of the files that the ended job has left, unless they are noted already."""
+        content = _content(self.folder)
+        if _FILES not in content:
+            left = [file for file in sorted(self.folder.iterdir()) if file.name == RESULT or file.suffix in _KINDS]
+            noted = {file.name: store.file_digest(file) for file in left}
+            store.write_json(self.folder / FILE, {**content, _FILES: noted})
+
+
+def damaged(folder: Path) -> bool:
+    """Whether a file of the ended job in this folder is not what it left; files that were removed do not matter."""
+    noted = _content(folder).get(_FILES, {})
+    for name, checksum in noted.items() if isinstance(noted, dict) else [(FILE, None)]:
+        file = folder / Path(name).name
+        if file.is_file() and store.file_digest(file) != checksum:
+            getLogger().warning(f"{file} is not used, since it is damaged: the same comparison trains this cell again.")
+            return True
+    return False
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What the folder's job.json holds; empty where it cannot be read."""
+    try:
+        content = read_json(folder / FILE)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def start_in(folder: Path, threads: int, gpu: str | None) -> subprocess.Popen[bytes]:

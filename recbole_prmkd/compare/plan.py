@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid
-from recbole_prmkd.compare.job import JOBS, Job
+from recbole_prmkd.compare.job import JOBS, Job, damaged
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import defaults, preset
 from recbole_prmkd.results.run_folder import read_result
@@ -28,7 +28,7 @@ def cell_job(grid: Grid, cell: Cell, folder: Path) -> Job:
 def result_of(job: Job) -> RunResult | None:
     """The result of this very job, with these settings; None where it has not ended."""
     try:
-        return read_result(job.folder) if job.written() else None
+        return read_result(job.folder) if job.written() and not damaged(job.folder) else None
     except UserError:
         return None
 
@@ -110,7 +110,7 @@ def _checkpoint(grid: Grid, dataset: str, model: str, kd: str, folder: Path) -> 
             name = read_result(cell).student.checkpoint
         except UserError:
             continue
-        if name and (cell / name).is_file():
+        if name and (cell / name).is_file() and not damaged(cell):
             return cell / name
     return None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recbole_prmkd.compare.grid import LOCK, check_grid, default_folder, in_folder, make_grid, open_folder
+from recbole_prmkd.compare.grid import check_grid, default_folder, in_folder, make_grid, open_folder
 from recbole_prmkd.compare.job import LOG
 from recbole_prmkd.compare.page import write_report
 from recbole_prmkd.compare.plan import cell_job, check_finished, cost_jobs, preparations, result_of
@@ -25,6 +25,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import user_setting
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.run_folder import RESULT
+from recbole_prmkd.storage.locks import LOCK
 from recbole_prmkd.tune.cluster import check_address, cluster
 
 
@@ -47,6 +48,7 @@ def run_comparison(
     ray_address: str | None = None,
     sweep_file: str | None = None,
     trials: int | None = None,
+    trust_folder: bool = False,
 ) -> Outcome:
     """Train and test every cell of the grid, measure what serving costs, write the report.
 
@@ -57,6 +59,7 @@ def run_comparison(
         jobs: processes at a time; None: one for each GPU, or as many as the cores allow.
         ray_address: of a Ray cluster to run the cells on; None: processes on this machine.
         sweep_file, trials: search settings for each data set, student and KD method alike first; see `tuning`.
+        trust_folder: go on with sweeps of another user; whoever can write to their folders can have code run.
     Raises:
         UserError: bad input, in one sentence, before anything is written.
     """
@@ -89,7 +92,7 @@ def run_comparison(
     with cluster(ray_address) if ray_address else nullcontext(), one_at_a_time(folder):
         whole = open_folder(grid, folder)
         print(f"Comparison of {len(grid.cells())} cells in {folder}", file=sys.stderr, flush=True)
-        sweeps = sweep_jobs(grid, folder, ray_address)  # one at a time: each runs its trials side by side
+        sweeps = sweep_jobs(grid, folder, ray_address, trust_folder)  # one at a time: each runs its trials side by side
         failed = run_jobs(sweeps, workers_here(1, gpus), "tune", title="sweeps") if sweeps else {}
         grid = with_winners(grid, folder)
         cells = [cell_job(grid, cell, folder) for cell in grid.cells() if is_tuned(grid, cell)]
@@ -97,6 +100,9 @@ def run_comparison(
         begun = {cell.dataset for cell in whole.cells() if (cell.folder(folder) / RESULT).is_file()}
         todo = [*preparations(grid, left, folder, begun), *left]
         failed |= run_jobs(todo, workers(jobs), "train", finished=len(cells) - len(left)) if todo else {}
+        for job in cells:
+            if result_of(job) is not None:
+                job.note_files()
         costs = cost_jobs(with_winners(whole, folder), folder)  # one at a time, so that none disturbs another
         failed |= run_jobs(costs, workers(1), "cost", title="serving cost") if costs else {}
     by_name = {job.folder: job.name for job in (*sweeps, *todo, *costs)}

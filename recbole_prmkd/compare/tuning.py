@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from recbole.utils import argument_list as host
 
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid
@@ -18,7 +17,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import HostView, host_view
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
-from recbole_prmkd.tune.outcome import WINNER
+from recbole_prmkd.tune.outcome import read_winner
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings, read_sweep
 from recbole_prmkd.tune.space import read_space
@@ -73,14 +72,15 @@ def space_of(grid: Grid, cell: Cell, view: HostView | None = None) -> dict[str, 
     return {key: entry for key, entry in own.items() if (cell.kd != BASELINE if key.startswith("kd_") else key in keys)}
 
 
-def sweep_jobs(grid: Grid, folder: Path, ray_address: str | None = None) -> list[Job]:
-    """The sweeps that have no winner yet."""
+def sweep_jobs(grid: Grid, folder: Path, ray_address: str | None = None, trust_folder: bool = False) -> list[Job]:
+    """The sweeps that have no winner yet; trust_folder: go on with those of another user."""
     jobs = []
     for cell in _first_cells(grid):
-        if not _winner(cell, folder).is_file():
+        if _winner(grid, cell, folder) is None:
             sweep = SweepSettings.model_validate({**(grid.tune or {}), "space": space_of(grid, cell)})
-            more = {"sweep": sweep.model_dump(mode="json", exclude_none=True), "ray_address": ray_address}
-            name, own = f"sweep of {cell.model} on {cell.dataset}, {cell.kd}", _winner(cell, folder).parent.parent
+            more: dict[str, Any] = {"ray_address": ray_address, "trust_folder": trust_folder}
+            more["sweep"] = sweep.model_dump(mode="json", exclude_none=True)
+            name, own = f"sweep of {cell.model} on {cell.dataset}, {cell.kd}", _job_folder(cell, folder)
             settings = {**grid.settings_of(cell, tuned=False), "kd_save_ranks": False}
             jobs.append(Job(name, own, "tune", cell.model, cell.dataset, settings, more))
     return jobs
@@ -95,9 +95,8 @@ def with_winners(grid: Grid, folder: Path) -> Grid:
     """The grid with the settings that its sweeps have found; a sweep that failed gives none."""
     found = {}
     for cell in _first_cells(grid):
-        if (file := _winner(cell, folder)).is_file():
-            best = yaml.safe_load(file.read_text(encoding="utf-8"))
-            found[cell.dataset, cell.model, cell.kd] = {key: best[key] for key in space_of(grid, cell)}
+        if (best := _winner(grid, cell, folder)) is not None:
+            found[cell.dataset, cell.model, cell.kd] = best
     return replace(grid, tuned=found)
 
 
@@ -106,8 +105,14 @@ def _first_cells(grid: Grid) -> list[Cell]:
     return [cell for cell in grid.cells() if grid.tune and cell.seed == grid.seeds[0] and cell.kd != ENSEMBLE]
 
 
-def _winner(cell: Cell, folder: Path) -> Path:
-    return folder / JOBS / f"tune-{cell.dataset}-{cell.model}-{cell.kd}" / SWEEP / WINNER
+def _winner(grid: Grid, cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """The best values of what is searched; None where the sweep has not found them."""
+    best, keys = read_winner(_job_folder(cell, folder) / SWEEP), space_of(grid, cell).keys()
+    return {key: best[key] for key in keys} if best is not None and keys <= best.keys() else None
+
+
+def _job_folder(cell: Cell, folder: Path) -> Path:
+    return folder / JOBS / f"tune-{cell.dataset}-{cell.model}-{cell.kd}"
 
 
 def _view(grid: Grid, cell: Cell) -> HostView:

@@ -91,7 +91,7 @@ def _tune(content: Mapping[str, Any], folder: Path) -> None:
     """The sweep of one student and KD method, or what is left of it."""
     sweep, file, address = folder / SWEEP, folder / SWEEP_FILE, content["ray_address"]
     if (sweep / PLAN).is_file():
-        run_sweep(resume=str(sweep), ray_address=address)
+        run_sweep(resume=str(sweep), ray_address=address, trust_folder=content.get("trust_folder", False))
         return
     file.write_text(yaml.safe_dump(content["sweep"], sort_keys=False), encoding="utf-8")
     settings = {**content["settings"], "kd_output_dir": str(sweep)}

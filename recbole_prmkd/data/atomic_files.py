@@ -12,6 +12,7 @@ from recbole_prmkd.storage import store
 _READ = {".inter", ".item", ".user", ".kg", ".link", ".net", ".text", ".item2index", ".feat1CLS"}
 _ATOMIC = {".inter", ".item", ".user", ".kg", ".link", ".net"}
 _KINDS = [kind.value for kind in FeatureType]
+_TIME = "time"  # for the type of the column of times
 # What pandas reads as missing.
 _MISSING = {"", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 
@@ -30,19 +31,35 @@ def columns(file: Path, separator: str | None, encoding: str | None) -> dict[str
     return {name: kind for name, _, kind in (column.partition(":") for column in header)}
 
 
-def fault_of(folder: Path, dataset: str, separator: str | None, encoding: str | None) -> str | None:
-    """The first fault in the data set's atomic files, interactions first; None where there is none."""
+def fault_of(
+    folder: Path,
+    dataset: str,
+    separator: str | None,
+    encoding: str | None,
+    time: str | None = None,
+    reads_dates: bool = False,
+) -> str | None:
+    """The first fault in the data set's atomic files, interactions first; None where there is none.
+
+    Args:
+        time, reads_dates: see `fault`.
+    """
     files = [file for file in _files(folder, dataset) if file.suffix in _ATOMIC]
     for file in sorted(files, key=lambda file: (file.suffix != ".inter", file.name)):
-        if found := fault(file, separator, encoding):
+        if found := fault(file, separator, encoding, time if file.suffix == ".inter" else None, reads_dates):
             return found
     return None
 
 
-def fault(file: Path, separator: str | None, encoding: str | None) -> str | None:
+def fault(
+    file: Path, separator: str | None, encoding: str | None, time: str | None = None, reads_dates: bool = False
+) -> str | None:
     """The first thing in an atomic file that RecBole cannot read, with its line, and the way out; None where none.
 
     Read after RecBole has failed: it names no line, and no file.
+
+    Args:
+        time: name of the column of times. reads_dates: whether it may hold dates in words, checked elsewhere.
     """
     separator, encoding = separator or "\t", encoding or "utf-8"
     kinds: list[str] = []
@@ -58,7 +75,7 @@ def fault(file: Path, separator: str | None, encoding: str | None) -> str | None
                 if said:
                     return f"{file}, line {number}: {said}"
                 if number == 1:
-                    kinds = [cell.partition(":")[2] for cell in cells]
+                    kinds = [_kind(cell, time, reads_dates) for cell in cells]
     except UnicodeError:
         return (
             f"{file}, line {_undecodable(file, encoding)}: it is not in {encoding}; name its encoding with --encoding"
@@ -75,6 +92,14 @@ def _undecodable(file: Path, encoding: str) -> int:
             except UnicodeError:
                 return number
     return 1
+
+
+def _kind(column: str, time: str | None, reads_dates: bool) -> str:
+    """What a column of this header must hold: its type, or `time`, or nothing in particular."""
+    name, _, kind = column.partition(":")
+    if name != time or kind != "float":
+        return kind
+    return "" if reads_dates else _TIME
 
 
 def _header_fault(cells: list[str]) -> str | None:
@@ -97,6 +122,11 @@ def _line_fault(cells: list[str], kinds: list[str]) -> str | None:
     if len(cells) > len(kinds):
         return f"it has {len(cells)} cells, its header {len(kinds)}: check the separators"
     for cell, kind in zip(cells, kinds, strict=False):
+        if kind == _TIME and not _is_number(cell):
+            return (
+                f"{cell!r} is in the column of times, whose type is float: write the number of seconds since 1970 "
+                "there, or use --kd_protocol=ranking, which reads dates such as 2020-09-13T12:26:40"
+            )
         if kind.startswith("float") and not all(map(_is_number, cell.split(" ") if kind == "float_seq" else [cell])):
             return f"{cell!r} is in a column of type {kind}: write a number there, or give the column the type token"
     return None

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 from recbole.data.dataset import Dataset, KnowledgeBasedDataset
 
+from recbole_prmkd.data import odd_numbers
+
 _NAMED = 10  # ids in a message
 # RecBole's filters in its own order, and why an interaction goes.
 _FILTERS: list[tuple[type[Dataset], str, str]] = [
@@ -30,11 +32,12 @@ _FILTERS: list[tuple[type[Dataset], str, str]] = [
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Inside, each data set that RecBole reads and filters warns of what it takes out."""
+    """Inside, each data set that RecBole reads and filters warns of what it takes out, and of odd numbers."""
     with ExitStack() as stack:
-        stack.enter_context(_replaced(Dataset, "_load_feat", _naming_missing))
+        stack.enter_context(replaced(Dataset, "_load_feat", _naming_missing))
+        stack.enter_context(replaced(Dataset, "_load_feat", odd_numbers.counting))
         for owner, name, cause in _FILTERS:
-            stack.enter_context(_replaced(owner, name, partial(_comparing, cause=cause)))
+            stack.enter_context(replaced(owner, name, partial(_comparing, cause=cause)))
         yield
 
 
@@ -46,7 +49,8 @@ def first_ten(ids: Iterable[Any]) -> str:
 
 
 @contextmanager
-def _replaced(owner: type, name: str, around: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, around: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside, `around(own)` takes the place of the owner's own method or function."""
     own = owner.__dict__[name]
     setattr(owner, name, around(own))
     try:
@@ -57,6 +61,8 @@ def _replaced(owner: type, name: str, around: Callable[[Any], Any]) -> Iterator[
 
 def _comparing(own: Callable[[Dataset], None], cause: str) -> Callable[[Dataset], None]:
     def compared(self: Dataset) -> None:
+        if self.inter_feat is None:  # load_col names no column of it
+            return own(self)
         names = [name for name in (self.uid_field, self.iid_field) if name is not None and name in self.inter_feat]
         before = self.inter_feat[names]  # a copy; the filters change the frame in place
         own(self)
@@ -82,7 +88,7 @@ def _naming_missing(own: Callable[..., Any]) -> Callable[..., Any]:
         ids = [name for name in (self.uid_field, self.iid_field) if frame is not None and name in frame]
         missing = frame[ids].isnull() if ids else pd.DataFrame()
         if missing.to_numpy().any():
-            raw = _as_written(self, filepath, ids)
+            raw = as_written(self, filepath, ids)
             tokens = [token for name in ids for token in raw[name][missing[name].to_numpy()].unique()]
             then = "as padding" if self.benchmark_filename_list else "and leaves out what has them"
             getLogger().warning(
@@ -94,7 +100,7 @@ def _naming_missing(own: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def _as_written(dataset: Dataset, filepath: Any, ids: list[str]) -> pd.DataFrame:
+def as_written(dataset: Dataset, filepath: Any, ids: list[str]) -> pd.DataFrame:
     """These columns of the file by RecBole's reader, but nothing taken as missing."""
     frame = pd.read_csv(
         filepath,

@@ -38,9 +38,12 @@ def snapshot(part: Dataset) -> Dataset:
     return part.copy(Interaction(dict(part.inter_feat.interaction)))
 
 
-def make_parts(train: Dataset, valid: Dataset | None, test: Dataset | None) -> Parts:
-    """The examples of the parts; None: an empty one."""
-    examples, sequences = _train_examples(train)
+def make_parts(train: Dataset, valid: Dataset | None, test: Dataset | None, *, times: Tensor | None = None) -> Parts:
+    """The examples of the parts; None: an empty one.
+
+    times: exact ones of pre-split training interactions, [N], which decide their order where no histories do.
+    """
+    examples, sequences = _train_examples(train, times)
     nobody = sequences.examples(examples.users[:0], examples.targets[:0])
     validation = _evaluation_examples(valid, sequences) if valid else nobody
     sequences_then = sequences.followed_by(validation.users, validation.targets)
@@ -85,11 +88,11 @@ class _Sequences:
         return Examples(users, targets, start, start + before + rank, whole.items), whole
 
 
-def _train_examples(train: Dataset) -> tuple[Examples, _Sequences]:
+def _train_examples(train: Dataset, times: Tensor | None) -> tuple[Examples, _Sequences]:
     """RecBole's training examples in RecBole's order, and the users' training sequences."""
     users, targets = train.inter_feat[train.uid_field], train.inter_feat[train.iid_field]
     given = _given_histories(train)
-    order = _in_time_order(train, users, given)
+    order = _in_time_order(train, users, given, times)
     if given is None:
         return _Sequences(users[:0], targets[:0]).followed_one_by_one(users, targets, order)
     # A sequential data set: a user's first example holds the items before it, every example adds its target.
@@ -102,7 +105,7 @@ def _train_examples(train: Dataset) -> tuple[Examples, _Sequences]:
     return (examples if _agree(examples, given) else _as_given(users, targets, given)), sequences
 
 
-def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None) -> Tensor:
+def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] | None, times: Tensor | None) -> Tensor:
     """Example numbers by user, each user's in time order.
 
     RecBole keeps them so, except in pre-split files, which it reads as they are. There the timestamps decide, or the
@@ -110,7 +113,9 @@ def _in_time_order(train: Dataset, users: Tensor, given: tuple[Tensor, Tensor] |
     """
     first: Tensor | None = given[1] if given is not None else None
     if train.config["benchmark_filename"] and given is None:
-        if train.time_field in train.inter_feat:
+        if times is not None:
+            first = times
+        elif train.time_field in train.inter_feat:
             first = train.inter_feat[train.time_field]
         else:
             getLogger().warning(

@@ -18,6 +18,7 @@ from recbole.data.dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 
 from recbole_prmkd.data import atomic_files, lost_lines
+from recbole_prmkd.data.event_order import EventTimes
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.parts import Parts, cut_histories, make_parts, snapshot
 from recbole_prmkd.errors import UserError
@@ -82,23 +83,25 @@ def load_split(config: Config) -> Split:
         UserError: the files or settings cannot be read, or there is nothing to train on.
     """
     folder, layout = Path(config["data_path"]), (config["field_separator"], config["encoding"])
+    times = EventTimes(config)
     reading = recbole_errors(
         f"read {config['dataset']} with these settings",
         config,
-        lambda: atomic_files.fault_of(folder, config["dataset"], *layout),
+        lambda: atomic_files.fault_of(folder, config["dataset"], *layout, config["TIME_FIELD"], times.exact),
     )
-    with reading, _counting_loaded_lines() as loaded, lost_lines.reported(), named_as_base(config):
+    with reading, times.kept(), _counting_loaded_lines() as loaded, lost_lines.reported(), named_as_base(config):
         dataset = create_dataset(config)
         getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
     if len(config["benchmark_filename"] or []) == 2:
         _add_empty_part(config, dataset)
-    with recbole_errors(f"split {config['dataset']} with these settings", config), named_as_base(config):
+    splitting = recbole_errors(f"split {config['dataset']} with these settings", config)
+    with splitting, times.kept(), named_as_base(config):
         loaders = data_preparation(config, dataset)
     if config["save_dataloaders"]:
         for loader in loaders:
             _restart_generator(config, loader)
-    split = _split(dataset, *loaders)
+    split = _split(dataset, *loaders, times=times.of_pre_split(_size(loaders[0])))
     train, valid, test = split.sizes
     if train == 0:
         raise UserError("The training split is empty: lower the filters, or change the split in eval_args.")
@@ -119,7 +122,9 @@ def split_of_loaders(train_data: Any, valid_data: Any = None) -> Iterator[Split]
         del train_data._dataset.inter_feat.interaction[EXAMPLE]
 
 
-def _split(dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any) -> Split:
+def _split(
+    dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any, *, times: torch.Tensor | None = None
+) -> Split:
     loaders = (train_data, valid_data, test_data)
     as_read = [snapshot(loader._dataset) if _size(loader) else None for loader in loaders]
     train = train_data._dataset.inter_feat
@@ -131,7 +136,7 @@ def _split(dataset: Dataset, train_data: Any, valid_data: Any, test_data: Any) -
         train_data=train_data,
         valid_data=valid_data,
         test_data=test_data,
-        make_parts=lambda: make_parts(*as_read),
+        make_parts=lambda: make_parts(*as_read, times=times),
         item_tokens=[str(token) for token in dataset.field2id_token[dataset.iid_field][1:]],
         user_tokens=[str(token) for token in dataset.field2id_token[dataset.uid_field][1:]],
     )

@@ -28,7 +28,8 @@ class Curriculum:
     def __init__(self, config: Config, train: Examples) -> None:
         self.config, self.train = config, train
         self.popularity = mean_popularity(train)  # [N]
-        self.difficulty = difficulty(train.lengths, self.popularity, config["kd_curriculum_mix"])  # [N]
+        level = difficulty(train.lengths, self.popularity, config["kd_curriculum_mix"])  # [N]
+        self.difficulty = self._without_history_last(level, train.lengths)
 
     def schedule(self, train_data: Any, epoch: int) -> float:
         """Let the loader show this epoch's examples to both losses; returns their share of all examples."""
@@ -55,7 +56,12 @@ class Curriculum:
         by_user = by_length[torch.argsort(train.users[by_length], stable=True)]
         users, number = torch.unique(train.users, return_counts=True)
         newest = by_user[number.cumsum(0) - 1]  # [U] the example with the longest history
-        return users, difficulty(train.lengths[newest], self.popularity[newest], self.config["kd_curriculum_mix"])
+        level = difficulty(train.lengths[newest], self.popularity[newest], self.config["kd_curriculum_mix"])
+        return users, self._without_history_last(level, train.lengths[newest])
+
+    def _without_history_last(self, level: Tensor, lengths: Tensor) -> Tensor:
+        """No teacher covers an example without history, so those that have one come first (our choice)."""
+        return torch.where(lengths > 0, level, -1.0 if self.config["kd_curriculum"] == "hard" else 2.0)
 
 
 def interactions(train_data: Any) -> Any:

@@ -289,6 +289,7 @@ class Objective:
         values = {
             "kd_loss": loss,
             "rows_without_knowledge": without,
+            "teaching": (fused.covered.sum(1) > 1).double().mean(),  # a target over one candidate says nothing
             "inconsistent": fused.inconsistent.double().sum() / fused.marks.double().sum().clamp(min=1),
             "agreement": fused.agreement.double().mean() / covered,
         }
@@ -306,13 +307,6 @@ class Objective:
         period = f" It is computed every {self.every} batches, times that number." if self.every > 1 else ""
         getLogger().info(str(self))
         getLogger().info(f"kd_loss on {number} examples of the first batch, {width} candidates each.{period}")
-        taught = int((fused.covered.sum(1) > 1).sum())  # a target over one candidate says nothing
-        if 2 * taught < number:
-            getLogger().warning(
-                f"Only {taught} of {number} examples of the first batch teach: for the others no teacher covers two "
-                "candidates. Check the teachers' coverage (histories, texts) and the masks kd_history_mask and "
-                "kd_false_negative_mask."
-            )
 
     def __str__(self) -> str:
         config = self.config

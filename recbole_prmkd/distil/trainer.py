@@ -131,6 +131,8 @@ class PRMKDTrainer(Trainer):
         decided = {"kd_weight": self.objective.weight, "kd_every": self.objective.every, "share": self._shown}
         numbers = {**self.objective.epoch_means(), **decided}
         self.history.append({"epoch": epoch_idx, **numbers})
+        if len(self.history) == 1 and (taught := numbers.get("teaching", 0.0)) < 0.5:
+            self.logger.warning(few_teach(f"{100 * taught:.0f} % of the examples of the first epoch"))
         for name, value in numbers.items():
             self.tensorboard.add_scalar(f"Distillation/{name}", value, epoch_idx)
         self.logger.info(f"epoch {epoch_idx} distillation [{_in_words(numbers)}]")
@@ -146,6 +148,14 @@ def distillation_trainer(host: type) -> type[PRMKDTrainer]:
         return PRMKDTrainer
     bases = (PRMKDTrainer, host) if issubclass(host, _OWN_LOOP) else (host, PRMKDTrainer)
     return type(f"PRMKD{host.__name__}", bases, {})
+
+
+def few_teach(few: str) -> str:
+    """The warning of a training in which less than half of the examples teach; few: how many do."""
+    return (
+        f"Only {few} teach: for the others no teacher covers two candidates. Check the teachers' coverage (histories, "
+        "texts) and the masks kd_history_mask and kd_false_negative_mask."
+    )
 
 
 def _in_words(values: dict[str, float]) -> str:

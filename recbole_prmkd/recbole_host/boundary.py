@@ -1,8 +1,8 @@
-"""The boundary around what RecBole does before training and in the first epoch: its exceptions become one sentence.
+"""The boundary around a run: what RecBole raises because of the user's settings or files becomes one sentence.
 
 A traceback of RecBole's says where its code gave up, not which setting or file was wrong. Here the sentence names the
 settings that the exception speaks of; the traceback goes to a log file. An exception from any other code is a
-programming error, and passes.
+programming error. It passes, with a note that names the log.
 """
 
 import re
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import recbole
-import torch
 from recbole.config import Config
+from recbole.utils import get_model
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.out_of_memory import is_out_of_memory, out_of_memory_sentence
+from recbole_prmkd.storage.disk import is_fault
 
 _RECBOLE = Path(recbole.__file__).parent
 _OURS = Path(__file__).parents[1]
@@ -50,36 +52,61 @@ _WAYS_OUT = {
 
 
 @contextmanager
+def whole_run(config: Config) -> Iterator[None]:
+    """Around all that a run does; its steps name themselves with `recbole_errors`.
+
+    Raises:
+        UserError: what RecBole raised, or memory did not suffice. Other exceptions pass, with the place of a log.
+    """
+    try:
+        with recbole_errors(f"run {config['model']} on {config['dataset']} with these settings", config):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"recbole_prmkd: This is a mistake in a program, not in the settings{_logged(error)}.")
+        raise
+
+
+@contextmanager
 def recbole_errors(
-    doing: str,
-    config: Config,
-    fault: Callable[[], str | None] = lambda: None,
-    passes: Callable[[], bool] = lambda: False,
+    doing: str, config: Config, fault: Callable[[], str | None] = lambda: None, teacher: str | None = None
 ) -> Iterator[None]:
-    """Turns RecBole's exceptions into a UserError, and lets all others pass.
+    """Turns RecBole's exceptions, and those of too little memory, into a UserError, and lets all others pass.
 
     Args:
         doing: what RecBole is to do, as in "RecBole cannot <doing>".
+        config: the run's.
         fault: looks for what is wrong in the files that were read.
-        passes: whether it is too late for bad input by now.
+        teacher: whose step it is, so that its keys are named.
     Raises:
         UserError: with RecBole's words, the settings, and the file that holds the traceback.
     """
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
-        if passes() or not _from_recbole(error):
+        if is_out_of_memory(error):
+            sentence = out_of_memory_sentence(doing, error, config, teacher)
+        elif is_fault(error) or not _from_recbole(error, config["model"]):
             raise
-        raise UserError(f"{_found(doing, error, config, fault())}{_logged(error)}.") from error
+        else:
+            sentence = _found(doing, error, config, fault(), teacher)
+        raise UserError(f"{sentence}{_logged(error)}.") from error
 
 
-def _from_recbole(error: BaseException) -> bool:
+def _from_recbole(error: BaseException, model: str) -> bool:
     """Whether RecBole's code, or a library that it called, raised this: no code of ours or the user's came after it."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    last_own = max((index for index, file in enumerate(files) if _is_own(file)), default=-1)
-    return any(Path(file).is_relative_to(_RECBOLE) for file in files[last_own + 1 :])
+    package = get_model(model).__module__.partition(".")[0]  # of the user's model, which may be an installed one
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [
+        _is_own(frame.f_code.co_filename)
+        or package == frame.f_globals.get("__name__", "").partition(".")[0] != "recbole"
+        for frame in frames
+    ]
+    last_own = max((index for index, is_own in enumerate(own) if is_own), default=-1)
+    return any(Path(frame.f_code.co_filename).is_relative_to(_RECBOLE) for frame in frames[last_own + 1 :])
 
 
 def _is_own(file: str) -> bool:
@@ -89,7 +116,7 @@ def _is_own(file: str) -> bool:
     return Path(file).is_relative_to(_OURS) or not any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
 
 
-def _found(doing: str, error: BaseException, config: Config, fault: str | None) -> str:
+def _found(doing: str, error: BaseException, config: Config, fault: str | None, teacher: str | None) -> str:
     """The fault in the files, or RecBole's words with the way out and the settings to look at."""
     said = " ".join(str(error).split()).rstrip(".")
     matched = next((ways for words, ways in _WAYS_OUT.items() if words in said), None)
@@ -101,30 +128,52 @@ def _found(doing: str, error: BaseException, config: Config, fault: str | None) 
     if matched and named:
         way_out = matched[0]
     else:
-        named = blamed(error, config.external_config_dict, config.cmd_config_dict)
+        named = blamed(error, config.external_config_dict, config.cmd_config_dict, config.internal_config_dict, teacher)
     if fault and (not matched or "no lines" in fault):
         return fault
     shown = f" ({', '.join(named)})" if named else ""
     return f"RecBole cannot {doing}, {type(error).__name__}: {said[:_MAX_SAID]}; {way_out}{shown}"
 
 
-def blamed(error: BaseException, given: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
+def blamed(
+    error: BaseException,
+    given: Mapping[str, Any],
+    typed: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    teacher: str | None = None,
+) -> list[str]:
     """The settings, `key = value`, that an exception of RecBole's most likely comes from.
 
-    Those of which it names the key or quotes the value; else those that the user has typed.
+    Those of which it names the key or quotes the value, and those of another type than their default; else those that
+    the user has typed.
 
     Args:
-        given: the user's settings; typed: those of them on the command line.
+        given: the user's settings; typed: those of them on the command line; defaults: RecBole's.
+        teacher: whose step it was: RecBole speaks of `hidden_act` where the user has set `kd_unisrec_hidden_act`.
     """
     words = set(re.findall(r"[\w.@+-]+", f"{error} {_keys_read(error)}"))
     own = {key: value for key, value in given.items() if key not in ("model", "dataset", "config_files")}
-    quoted = [
+    if teacher:
+        prefix = f"kd_{teacher}_".lower()
+        words |= {prefix + word.lower() for word in words}
+        own = {key: value for key, value in own.items() if key.startswith(prefix)} or own
+    likely = [
         key
         for key, value in own.items()
-        if key in words or any(word in words for word in _quotable(value) if len(word) > 1 or key in typed)
+        if key in words
+        or any(word in words for word in _quotable(value) if len(word) > 1 or key in typed)
+        or _is_of_another_type(value, defaults.get(key))
     ]
-    chosen = quoted or [key for key in own if key in typed]
+    chosen = likely or [key for key in own if key in typed]
     return [_shown(key, own[key]) for key in chosen[:_MAX_NAMED]]
+
+
+def _is_of_another_type(value: Any, default: Any) -> bool:
+    """Whether the value cannot stand where the default stood; a whole number can stand for a fraction."""
+    if value is None or default is None:
+        return False
+    numbers = (int, float) if isinstance(default, float) else int
+    return not isinstance(value, numbers if isinstance(default, int | float) else type(default))
 
 
 def _quotable(value: Any) -> list[str]:
@@ -137,8 +186,9 @@ def _quotable(value: Any) -> list[str]:
 
 
 def _keys_read(error: BaseException) -> str:
-    """The keys that RecBole's code reads in the lines that failed, as in config["key"]."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(_RECBOLE))]
+    """The keys that RecBole's code, or a teacher's, reads in the lines that failed, as in config["key"]."""
+    places = (str(_RECBOLE), str(_OURS / "teachers"))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(places)]
     return " ".join(key for frame in frames for key in re.findall(r"""config\w*\[["'](\w+)["']\]""", frame.line or ""))
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.vectors import Vectors, check_vectors
-
-_LEAST_FREE = 200 * 1024**2  # bytes
 
 
 def check_run(config: Config, output: Path) -> None:
@@ -258,6 +255,3 @@ def _check_writable(folder: Path) -> None:
     existing = next((path for path in (folder, *folder.resolve().parents) if path.exists()), Path("/"))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"Cannot write to {folder}: {existing} is no folder that you may write to; name another one.")
-    free = shutil.disk_usage(existing).free
-    if free < _LEAST_FREE:
-        raise UserError(f"Only {free / 1024**2:.0f} MB are free for {folder}: free some space or name another folder.")

@@ -71,9 +71,8 @@ def load_config(
     given = keys.checked(view.user, TEACHERS)
     kd = given.get("kd", keys.defaults()["kd"])
     settings = {**keys.defaults(), **keys.preset(kd), **given}
-    protocol = settings["kd_protocol"]
     below = _start_repairs(view)
-    if protocol == "ranking" or (protocol == "auto" and kd != "none"):
+    if keys.ranks_all_alike({**settings, "kd": kd}):
         below = _ranking(view) | below
     if not isinstance(view["use_gpu"], int):
         raise UserError(f"use_gpu is {view['use_gpu']!r}: write --use_gpu=True or --use_gpu=False.")
@@ -105,7 +104,9 @@ def _recbole_config(view: HostView, files: Sequence[str], config_dict: Mapping[s
     except (AssertionError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of whatever kind: RecBole reads the settings here, and nothing else
-        said = " ".join([*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}))])
+        said = " ".join(
+            [*str(error).rstrip(".").split(), *(f"({shown})" for shown in blamed(error, view.user, {}, view.stock))]
+        )
         lists = "a list is --topk=[5,10] or --metrics=['NDCG','Recall']"
         raise UserError(f"RecBole refuses the settings: {said}; {lists}.") from error
 

@@ -47,6 +47,12 @@ def preset(kd: str) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
+def ranks_all_alike(settings: Any) -> bool:
+    """Whether `kd_protocol` is or means `ranking`; settings: of a mapping or a Config, with the defaults."""
+    protocol = settings["kd_protocol"]
+    return bool(protocol == "ranking" or (protocol == "auto" and settings["kd"] != "none"))
+
+
 def kind_of(teacher: str) -> str:
     """What kind of teacher a name in kd_teachers is of: UniSRec for `UniSRec`, and for `UniSRec_text`."""
     return teacher.partition("_")[0]
@@ -153,6 +159,8 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
         for key, value in own.items():
             entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+            if value is None and key != "train_neg_sample_args":  # the files of vectors
+                entry |= {"type": "path", "optional": True}
             table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
         if "epochs" in own:  # one that is fine-tuned
             entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}

@@ -20,6 +20,7 @@ from recbole.utils import init_logger
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.boundary import whole_run
 from recbole_prmkd.recbole_host.finite import watch_loss
 from recbole_prmkd.recbole_host.processes import any_device, evaluate_once
 from recbole_prmkd.storage.disk import is_fault, working, writing
@@ -30,7 +31,7 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
     """RecBole's logger for the length of a run, its file inside `folder`; earlier handlers come back afterwards.
 
     Raises:
-        UserError: a disk fails during the run, wherever that is noticed.
+        UserError: a disk fails during the run, wherever that is noticed; memory does not suffice; RecBole gives up.
     """
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
@@ -45,7 +46,7 @@ def run_logging(config: Config, folder: Path) -> Iterator[None]:
                 os.chdir(here)
         for handler in root.handlers:
             _say_faults_once(handler)
-        with _quiet_threads(), working():
+        with _quiet_threads(), whole_run(config), working():
             yield
     finally:
         for handler in root.handlers:

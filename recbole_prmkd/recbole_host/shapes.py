@@ -39,7 +39,10 @@ _SHAPES: dict[str, tuple[tuple[tuple[type, ...], str], str]] = {
     **dict.fromkeys(
         ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "LABEL_FIELD"), (_NAME, "user_id")
     ),
+    **dict.fromkeys(("ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD"), (_NAME, "item_length")),
+    **dict.fromkeys(("LIST_SUFFIX", "NEG_PREFIX"), (_NAME, "_list or neg_")),
 }
+_MOST_WORKERS = 1024
 _COUNTS = ("user_inter_num_interval", "item_inter_num_interval")
 
 
@@ -62,6 +65,11 @@ def check_settings(user: Mapping[str, Any], stock: Mapping[str, Any]) -> None:
     seed = user.get("seed", 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed!r} is not a whole number from 0 to 4294967295: write one.")
+    worker = user.get("worker") or 0
+    if isinstance(worker, int) and worker > _MOST_WORKERS:
+        raise UserError(
+            f"worker = {worker} is a number of processes: write 0, or at most the number of the CPU's cores."
+        )
     # RecBole's KD_DAGFM hands this name to `eval`.
     if not str(user.get("teacher") or "x").isidentifier():
         raise UserError(f"teacher = {user['teacher']!r} is not the name of a class of RecBole's, such as CrossNet.")

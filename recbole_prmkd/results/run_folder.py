@@ -55,10 +55,10 @@ def _work_in(path: Path, work: Path) -> Iterator[Path]:
         work.mkdir(exist_ok=True)
     try:
         yield work
-    except NotFinite as error:
-        raise NotFinite(f"{error} What it had written before is in {work}.") from error
     except BaseException as error:
         trained = any(work.glob("*.pth")) or any(work.glob(f"{PROGRESS}*"))
+        if trained and isinstance(error, NotFinite):
+            raise NotFinite(f"{error} What it had written before is in {work}.") from error
         begun = any(work.rglob(_CURVES_FILES)) and not isinstance(error, UserError)  # a trainer begins with them
         if not trained and not begun:
             remove(work)

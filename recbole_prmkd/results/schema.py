@@ -36,6 +36,11 @@ class KDResult(_Part):
     temperature: float = Field(description="of the student's scores, in force")
     rows: int | None = Field(description="examples of a batch that kd_loss is computed on, at most; None: all")
     period: int = Field(description="kd_loss is computed every so many batches")
+    teaching: float | None = Field(
+        default=None,
+        description="share of the examples with a kd_loss that had two candidates or more that a teacher covers, mean "
+        "over the epochs; None in results of earlier versions",
+    )
 
 
 class StudentResult(_Measured):

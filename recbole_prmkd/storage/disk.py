@@ -6,13 +6,18 @@ Python and numpy raise OSError, safetensors an error of its own, and torch a Run
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from recbole_prmkd.errors import UserError
+
+PART = ".part-"  # start of the names of what is being written
+STALE_SECONDS = 24 * 3600  # of what killed processes left half-written
 
 # What a disk answers, not a mistake in a program: these are no error of ours wherever they are raised.
 _OF_A_DISK = {
@@ -83,8 +88,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    part = path.with_name(f".part-{path.name}-{os.getpid()}")
+    part = path.with_name(f"{PART}{path.name}-{os.getpid()}")
     with writing(path):
+        remove_stale(path.parent, f"{PART}{escape(path.name)}-*", STALE_SECONDS)
         try:
             yield part
             os.replace(part, path)
@@ -101,6 +107,14 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, pattern: str, seconds: float) -> None:
+    """Remove what killed processes left in the folder under these names, if nobody has touched it for so long."""
+    for left in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # another process has just renamed it
+            if time.time() - left.stat().st_mtime > seconds:
+                remove(left)
 
 
 def _words(error: BaseException) -> str:

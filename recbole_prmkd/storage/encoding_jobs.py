@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import json_files, store
-from recbole_prmkd.storage.disk import writing
+from recbole_prmkd.storage.disk import remove_stale, writing
 
 _ARRAY, _PROGRESS, _LOCK = "vectors.npy", "progress.json", "lock"
 COUNT_SECONDS = 5.0  # from one count of the finished batches to the next
-_STALE_SECONDS = 7 * 24 * 3600
+_STALE_SECONDS = 7 * 24 * 3600  # of a job that nobody has resumed
 
 
 Encode = Callable[[Tensor], np.ndarray]  # numbers of a batch's entries [B] -> their vectors [B, D]
@@ -221,7 +221,7 @@ def resumable(
             folder = folder.with_name(f"{folder.name}-{os.getpid()}")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-        _remove_stale(root)
+        remove_stale(root, ".pass-*", _STALE_SECONDS)
         work = EncodingJob(folder, number, dtype, label, unit)
         if rebuild:
             work.forget()
@@ -294,14 +294,6 @@ def _locked(folder: Path) -> int | None:
                 os.utime(folder)  # in use, so not stale
                 return lock
         os.close(lock)  # the lock of a folder that its owner has removed
-
-
-def _remove_stale(root: Path) -> None:
-    """Folders that killed jobs left and nobody resumed for a week."""
-    for folder in root.glob(".pass-*"):
-        with suppress(FileNotFoundError):
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checksum(vectors: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.storage.disk import writing
+from recbole_prmkd.storage.disk import PART, writing
 
 LOCK = ".running"
 
@@ -49,6 +49,11 @@ def alone(folder: Path, name: str = LOCK) -> Iterator[None]:
         if not there:
             with suppress(OSError):  # something is in it
                 folder.rmdir()
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether nothing lies in the folder but a lock and what a killed process left half-written."""
+    return all(file.name == LOCK or file.name.startswith(PART) for file in folder.iterdir())
 
 
 def _holder(file: Path) -> str:

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_prmkd.storage.disk import remove, writing
+from recbole_prmkd.storage.disk import PART, STALE_SECONDS, remove, remove_stale, writing
 from recbole_prmkd.storage.json_files import as_json, read_json, read_sealed, write_json, write_sealed
 
 __all__ = ["StoredFolder", "as_json", "check_room", "digest", "file_digest", "find", "identity", "save", "write_json"]
@@ -35,7 +34,6 @@ __all__ = ["StoredFolder", "as_json", "check_room", "digest", "file_digest", "fi
 SCHEMA = 2  # 1 had no checksum of the manifest
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers")
-_STALE_SECONDS = 24 * 3600
 _READABLE = 48  # characters of a value that the log shows; digests are longer
 
 Files = Mapping[str, "np.ndarray | Mapping[str, torch.Tensor]"]
@@ -149,11 +147,11 @@ def save(
         ValueError: the identity holds no versions.
     """
     path = _path(root, kind, identity)
-    part = root / f".part-{path.name}-{os.getpid()}"
+    part = root / f"{PART}{path.name}-{os.getpid()}"
     with writing(path):
         try:
             root.mkdir(parents=True, exist_ok=True)
-            _remove_stale_parts(root)
+            remove_stale(root, f"{PART}*", STALE_SECONDS)
             remove(part)
             part.mkdir()
             written = {name: _write(part, name, content) for name, content in files.items()}
@@ -207,14 +205,6 @@ def _swap_in(part: Path, path: Path, identity: Mapping[str, Any]) -> None:
             raise
     finally:
         remove(old)
-
-
-def _remove_stale_parts(root: Path) -> None:
-    """What killed runs left: unfinished folders that nobody has touched for a day."""
-    for part in root.glob(".part-*"):
-        with suppress(FileNotFoundError):  # another process has just renamed it
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                remove(part)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from recbole.utils import calculate_valid_score, get_trainer, init_seed
 from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
-from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.finite import watch_loss
+from recbole_prmkd.errors import NotFinite, UserError
+from recbole_prmkd.recbole_host.finite import overflow_explained, watch_loss, weights_are_finite, weights_sentence
 from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
@@ -80,7 +80,11 @@ _SHARED_WITH_STUDENT = {"enable_amp": False, "metric_decimal_place": 4}
 
 
 def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
-    """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen."""
+    """The named teacher for this split, fine-tuned now or loaded, in evaluation mode and frozen.
+
+    Raises:
+        UserError: there is nothing that it could learn from. NotFinite: its loss or weights became NaN or infinite.
+    """
     config, kind = teacher_config(name, run), kind_of(name)
     root = Path(run["kd_teacher_dir"]) / run["dataset"]
     if teacher_class(name).learns and len(data.fit) == 0:
@@ -187,10 +191,13 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
             TrainDataLoader(config, dataset, None, shuffle=True) if reason else WindowLoader(config, dataset, data.fit)
         )
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
-        watch_loss(trainer, f"kd_{name.lower()}_learning_rate")
-        trainer.fit(train, holdout, show_progress=config["show_progress"])
+        watch_loss(trainer, name)
+        with overflow_explained(config, name):
+            trainer.fit(train, holdout, show_progress=config["show_progress"])
         # The best epoch's weights, read back as RecBole does before a test.
         score = _valid_score(trainer, holdout, best=True)
+        if not weights_are_finite(model):
+            raise NotFinite(weights_sentence(trainer, name))
     return time.time() - started, score
 
 

@@ -22,9 +22,11 @@ from recbole.utils import init_seed
 
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_file, prepare_item_text, text_fields
-from recbole_prmkd.errors import UserError
+from recbole_prmkd.errors import NotFinite, UserError
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_pretraining
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.recbole_host.finite import overflow_explained, weights_are_finite, weights_sentence
 from recbole_prmkd.recbole_host.keys import pretraining_properties
 from recbole_prmkd.recbole_host.run_files import quiet_trainer, run_logging
 from recbole_prmkd.results.provenance import package_versions
@@ -108,7 +110,8 @@ def _pretrain(
     old = _stored(file, made_from, bool(config["kd_rebuild"]))
     if old is not None:
         return old, True
-    trained = _train(teacher, config, data, logs)
+    with recbole_errors(f"pre-train {model} with these settings", config):
+        trained = _train(teacher, config, data, logs)
     card = {**made_from, **trained, "versions": package_versions()}
     pretrained.write(folder, model, pretraining_weights(teacher), card)
     getLogger().info(f"Pre-trained {model}: {file}, in-batch accuracy {trained['in_batch_accuracy']:.4f}.")
@@ -136,11 +139,14 @@ def _train(teacher: Teacher, config: Config, data: JoinedData, logs: Path) -> di
         f"training {before:.4f} on {sum(len(batch[config['ITEM_ID_FIELD']]) for batch in valid)} held-out examples."
     )
     started = time.time()
-    trainer.fit(train, valid, show_progress=config["show_progress"])
+    with overflow_explained(config):
+        trainer.fit(train, valid, show_progress=config["show_progress"])
     seconds = time.time() - started
     if Path(trainer.saved_model_file).is_file():  # not after 0 epochs
         trainer.resume_checkpoint(trainer.saved_model_file)
         Path(trainer.saved_model_file).unlink()
+    if not weights_are_finite(teacher):
+        raise NotFinite(weights_sentence(trainer))
     return {
         "seconds": seconds,
         "epochs": len(trainer.train_loss_dict),

@@ -1,5 +1,6 @@
 """What a sweep leaves: trials.csv, one line a trial; best.yaml, a config file that trains the winner again; figures."""
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from logging import getLogger
@@ -16,8 +17,8 @@ from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.results.names import for_csv, printable
-from recbole_prmkd.storage.disk import remove
-from recbole_prmkd.tune.plan import Plan
+from recbole_prmkd.storage.disk import remove, replacing
+from recbole_prmkd.tune.plan import Plan, resume_option
 from recbole_prmkd.tune.search import ray_domain
 from recbole_prmkd.tune.settings import Pbt
 from recbole_prmkd.tune.space import Domain, as_option
@@ -28,6 +29,7 @@ TRIALS, WINNER = "trials.csv", "best.yaml"
 IMPORTANCE, PARALLEL = "importance.svg", "parallel_coordinates.svg"
 ID, STATUS, EPOCH, SECONDS, ERROR = "id", "status", "best epoch", "seconds", "error"  # columns beside the settings
 Line = dict[str, Any]  # of trials.csv
+_CHECKSUM = b" Checksum of the other lines, for comparisons:"
 
 
 def score_name(base: Config) -> str:
@@ -70,7 +72,9 @@ def check_ended(trials: Sequence[Any], planned: int, folder: Path) -> None:
     """
     ended = sum(trial.is_finished() for trial in trials)
     if ended < max(planned, len(trials)):
-        raise UserError(f"The sweep was interrupted after {ended} of {planned} trials: --tune_resume={folder} goes on.")
+        raise UserError(
+            f"The sweep was interrupted after {ended} of {planned} trials: {resume_option(folder)} goes on."
+        )
 
 
 def winner_of(trials: Sequence[Line], base: Config) -> Line:
@@ -103,11 +107,37 @@ def write_winner(winner: Line, plan: Plan, base: Config, folder: Path) -> Path:
     if isinstance(plan.sweep.scheduler, Pbt):
         notes.append("Its settings changed during training (PBT); these are the last, so a run with them differs.")
     path = folder / WINNER
-    text = "".join(f"# {printable(note)}\n" for note in notes) + yaml.safe_dump(
-        content, sort_keys=False, allow_unicode=True
-    )
-    path.write_text(text, encoding="utf-8")
+    text = "".join(f"# {printable(note)}\n" for note in notes)
+    text += yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    with replacing(path) as part:
+        part.write_bytes(_with_checksum(text.encode()))
     return path
+
+
+def read_winner(folder: Path) -> dict[str, Any] | None:
+    """What `best.yaml` holds; None where there is none, or it is not what `write_winner` wrote.
+
+    One of an earlier version has no checksum and is read as it is.
+    """
+    try:
+        written = (folder / WINNER).read_bytes()
+        text = b"".join(line for line in written.splitlines(keepends=True) if _CHECKSUM not in line)
+        if text != written and _with_checksum(text) != written:
+            raise ValueError("its checksum differs")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no settings")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        getLogger().warning(f"{folder / WINNER} is not used: {error}; the sweep writes it anew.")
+        return None
+    return content
+
+
+def _with_checksum(text: bytes) -> bytes:
+    """The text after a comment with its checksum."""
+    return b"#%s %s\n" % (_CHECKSUM, hashlib.sha256(text).hexdigest().encode()) + text
 
 
 def draw_sweep(trials: Sequence[Line], domains: Sequence[Domain], score: str, bigger: bool, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from recbole_prmkd.recbole_host.config import host_view, load_config, with_absol
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.json_files import read_json, read_object, write_sealed
-from recbole_prmkd.storage.locks import LOCK
+from recbole_prmkd.storage.locks import is_unused
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings
 from recbole_prmkd.tune.space import Domain
@@ -119,10 +120,15 @@ def make_plan(
     return plan.model_copy(update={"data": plan.data_digest()})
 
 
+def resume_option(folder: Path) -> str:
+    """The option that goes on with the sweep in this folder, as a shell reads it."""
+    return f"--tune_resume={shlex.quote(str(folder))}"
+
+
 def check_free(folder: Path) -> None:
     """Reject a folder that holds something, for a new sweep."""
-    if folder.exists() and not (folder.is_dir() and not {file.name for file in folder.iterdir()} - {LOCK}):
-        resume = f"go on with --tune_resume={folder}, or name" if (folder / FILE).is_file() else "name"
+    if folder.exists() and not (folder.is_dir() and is_unused(folder)):
+        resume = f"go on with {resume_option(folder)}, or name" if (folder / FILE).is_file() else "name"
         raise UserError(f"{folder} is there already: {resume} another --kd_output_dir.")
 
 

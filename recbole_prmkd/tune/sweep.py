@@ -54,6 +54,7 @@ from recbole_prmkd.tune.plan import (
     differing,
     make_plan,
     read_plan,
+    resume_option,
     with_trials,
     write_plan,
 )
@@ -107,15 +108,15 @@ def run_sweep(
     with cluster(ray_address), alone(folder):
         check_room(plan.sweep.resources.cpu, plan.sweep.resources.gpu)
         write_plan(plan, folder)
-        say_reuse(f"--tune_resume={folder} goes on; finished trials are kept, others go on after their last epoch")
+        say_reuse(f"{resume_option(folder)} goes on; finished trials are kept, others go on after their last epoch")
         with run_logging(base, folder):
             with spread(plan.sweep.resources.gpu) if ray_address else nullcontext():
                 trial_inputs = _make_inputs(plan, base)
             ended = _run_trials(plan, base, trial_inputs, folder)
             write_trials(ended, folder)
             winner, score = winner_of(ended, base), score_name(base)
-            best = write_winner(winner, plan, base, folder)
             draw_sweep(ended, plan.domains, score, base["valid_metric_bigger"], folder)
+            best = write_winner(winner, plan, base, folder)  # last: a comparison takes it for the sweep's end
             settings = {domain.key: winner[domain.key] for domain in plan.domains}
             getLogger().info(set_color("winner", "yellow") + f": trial {winner[ID]}, {settings}")
     tested = _test(best, folder / WINNER_RUN, plan)
@@ -181,7 +182,7 @@ def _resumed(
     if wrong:
         raise UserError(
             f"The sweep in {folder} goes on with its own settings, which {', '.join(f'--{key}' for key in wrong)} "
-            f"cannot change: use --tune_resume={folder} alone, or start a new sweep."
+            f"cannot change: use {resume_option(folder)} alone, or start a new sweep."
         )
     _check_run(plan, folder)
     if plan.data_digest() != plan.data:

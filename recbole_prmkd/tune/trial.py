@@ -7,7 +7,6 @@ tried again; a machine's fault is raised, so that Ray tries again. Both files ho
 trial the student and settings of another, which is a new training.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,16 +21,20 @@ from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import progress
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_distillation
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.out_of_memory import is_out_of_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.storage import store
-from recbole_prmkd.storage.json_files import read_object, write_sealed
+from recbole_prmkd.storage.disk import is_fault
+from recbole_prmkd.storage.json_files import read_object, read_sealed, write_sealed
 from recbole_prmkd.training import make_trainer, train
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.trial_inputs import TrialInputs
 
 FINISHED, FAILED = "finished.json", "failed.json"
+_NOTE = "checksum.json"  # of a checkpoint
 # What each report holds beside the validation metric under its own name and the epoch's numbers of distillation.
 BEST, BEST_EPOCH, EPOCH = "best_score", "best_epoch", "epoch"
 SETTINGS, ERROR = "settings", "error"  # in these files alone
@@ -65,8 +68,9 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
             raise
         # Returned from, not raised: Ray would train the same again.
         said = " ".join(str(error).split())
-        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-        store.write_json(folder / FAILED, {ERROR: message, SETTINGS: settings})
+        log = folder / "log"  # has its traceback
+        message = said if isinstance(error, UserError) else f"{type(error).__name__}: {said} (traceback: {log})"
+        write_sealed(folder / FAILED, {ERROR: message, SETTINGS: settings})
 
 
 def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Mapping[str, Any]) -> None:
@@ -76,22 +80,37 @@ def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Ma
     checkpoint, state = tune.get_checkpoint(), None
     if checkpoint is not None:
         with checkpoint.as_directory() as kept:
-            state = progress.load(Path(kept))
+            state = _state(Path(kept))
     with run_logging(config, folder):
         try:
             prepared = trial_inputs.prepared(config)
-            trainer = make_trainer(config, prepared, folder)
-            train(config, prepared, trainer, saved=False, after_epoch=_reporter(config, folder, settings), state=state)
+            with recbole_errors(f"train {config['model']} with these settings", config):
+                trainer = make_trainer(config, prepared, folder)
+                report = _reporter(config, folder, settings)
+                train(config, prepared, trainer, saved=False, after_epoch=report, state=state)
         except Exception:
             getLogger().exception("The trial failed.")
             raise
 
 
+def _state(kept: Path) -> dict[str, Any] | None:
+    """The state in a checkpoint; None where it is damaged, so that the trial starts anew."""
+    note = kept / _NOTE
+    try:
+        if note.exists() and read_sealed(note) != {progress.FILE: store.file_digest(kept / progress.FILE)}:
+            raise ValueError(f"the checksum of {progress.FILE} differs")
+    except (OSError, ValueError) as error:
+        getLogger().warning(f"{kept} is not used: {error}; the trial starts anew.")
+        return None
+    return progress.load(kept)
+
+
 def _may_pass(error: Exception) -> bool:
     """Whether the same settings may train another time: a machine's fault, not the settings'."""
-    return isinstance(error, OSError | MemoryError | ray.exceptions.RayError) or any(
-        word in str(error) for word in ("CUDA", "allocate memory")
-    )
+    if isinstance(error, UserError):
+        cause = error.__cause__
+        return cause is not None and (is_fault(cause) or is_out_of_memory(cause))
+    return isinstance(error, OSError | ray.exceptions.RayError) or is_out_of_memory(error) or "CUDA" in str(error)
 
 
 def trial_folder(sweep: Path, trial: str) -> Path:
@@ -101,17 +120,21 @@ def trial_folder(sweep: Path, trial: str) -> Path:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """Settings and numbers of the trial that has trained to its end in this folder; None where none has."""
-    file = folder / FINISHED
-    try:
-        return read_object(file)
-    except (OSError, ValueError):  # none, or a damaged one: it trains again
-        return None
+    return _ended(folder / FINISHED)
 
 
 def failure(folder: Path) -> dict[str, Any] | None:
     """Settings and error of the trial that these settings failed in this folder; None where none has."""
-    file = folder / FAILED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return _ended(folder / FAILED)
+
+
+def _ended(file: Path) -> dict[str, Any] | None:
+    """What one of these files holds; None where there is none, or a damaged one, so that the trial trains again."""
+    try:
+        content = read_object(file)
+    except (OSError, ValueError):
+        return None
+    return content if SETTINGS in content else None
 
 
 def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -130,6 +153,7 @@ def _reporter(config: Config, folder: Path, settings: Mapping[str, Any]) -> Any:
             write_sealed(folder / FINISHED, {**metrics, SETTINGS: settings})
         with tempfile.TemporaryDirectory() as kept:
             progress.save(progress.captured(trainer, train_data, epoch), Path(kept))
+            write_sealed(Path(kept) / _NOTE, {progress.FILE: store.file_digest(Path(kept) / progress.FILE)})
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(kept))
 
     return report
