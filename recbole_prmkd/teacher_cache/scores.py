@@ -1,7 +1,7 @@
 """The teacher cache: what the teachers say of a training split, made once, from which scores of any candidates follow.
 
-A teacher that compares vectors leaves its vectors (`vectors`). One that scores otherwise leaves its largest scores of each
-training example (`stored_scores`). `TeacherCache` asks both in one way.
+A teacher that compares vectors leaves its vectors (`vectors`). One that scores otherwise leaves its largest scores of
+each training example (`stored_scores`). `TeacherCache` asks both in one way.
 """
 
 import time

@@ -1,8 +1,8 @@
 """Linear models of items in closed form: sparse matrices in, item-item weights out.
 
-    EASE (arXiv 1905.03375, eq. 8)   B = I - P diag(P)^-1, P = (X'X + lambda I)^-1       X [users, n_items], 0 or 1
-    transitions (SLIT, WWW'21)       R = (H'H + lambda I)^-1 H'Y                         H [N, n_items] decayed histories
-                                                                                         Y [N, n_items] targets
+    EASE (arXiv 1905.03375, eq. 8)   B = I - P diag(P)^-1, P = (X'X + lambda I)^-1   X [users, n_items], 0 or 1
+    transitions (SLIT, WWW'21)       R = (H'H + lambda I)^-1 H'Y                     H [N, n_items] decayed histories
+                                                                                     Y [N, n_items] targets
 
 A score is a decayed history times B + mix R. Few items are solved densely. Of many, each target has its own small ridge
 regression on the `NEIGHBOURS` items that it occurs with most often, relative to how frequent they are (fsSLIM,
@@ -118,7 +118,7 @@ def _local_ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float
 def _neighbours(
     gram: sparse.csr_array, right: sparse.csr_array, penalty: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Column numbers [b], their neighbours [b, K], which of these count, and their values in `right`, block by block."""
+    """Blocks of columns [b], their neighbours [b, K], which of these count, and their values in `right`."""
     norm = np.sqrt(gram.diagonal() + penalty)
     by_column = right.tocsc()
     for first in range(0, gram.shape[0], _COLUMNS):

@@ -5,7 +5,7 @@
 
 Penalties, decay and mix are those that rank best for users whom the model has not seen: the first of `folds` parts of
 the users. Floor and temperature are those under which these users' next items are most likely, so that the soft targets
-of teachers of different kinds stand on one scale. Which models are added follows SLIST (WWW'21); the rest is our choice.
+of teachers of different kinds stand on one scale. The sum of both models follows SLIST (WWW'21); the rest is our choice.
 
 A student is taught by M of the other parts' users alone (`training_scores`), since M of all users knows the targets of
 its training examples.
@@ -258,7 +258,7 @@ class _Judge:
 
 
 def _newest_examples(examples: Examples, wanted: Tensor) -> Tensor:
-    """Numbers of the newest examples of the wanted users [N]: `_EXAMPLES` at most, as many of each user as that allows."""
+    """Numbers of the wanted users' newest examples: `_EXAMPLES` at most, as many of each user as that allows."""
     numbers = torch.nonzero(wanted).squeeze(1)
     _, user, count = torch.unique_consecutive(examples.users[numbers], return_inverse=True, return_counts=True)
     age = count.cumsum(0)[user] - 1 - torch.arange(len(numbers))  # 0 for a user's newest example
