@@ -87,7 +87,7 @@ def test_run_reports_what_it_does_not_cover(files, settings):
     given = {"kd_vectors_items": named["items"], "kd_vectors_users": named["users"]}
     run = run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=["UniSRec", "Vectors"], **given))
     teacher = run["result"]["teachers"]["Vectors"]
-    assert teacher["unknown_items"] == 1 and teacher["unknown_rows"] > 0 and teacher["seconds"] == 0
+    assert teacher["unknown_items"] == 1 and teacher["unknown_rows"] > 0 and teacher["seconds"] < 1
     assert 0 <= teacher["test"]["ndcg@10"] <= 1
     assert all(np.isfinite(epoch["kd_loss"]) for epoch in run["result"]["distillation"])
 

@@ -1,8 +1,8 @@
 """The teacher cache of a teacher that scores all items at once: the largest scores of each training example.
 
 Per example [N] the M items with the largest scores, by ascending canonical id, and these scores; for all other items
-one score, under which they have together the probability that the teacher gives them. So the soft targets of stored items
-are exact, and nothing grows with users x items. NaN: the teacher does not cover the example. Our choice.
+one score, under which they have together the probability that the teacher gives them. So the soft targets of stored
+items are exact, and nothing grows with users x items. NaN: the teacher does not cover the example. Our choice.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -5,7 +5,7 @@
 
 Penalties, decay and mix are those that rank best for users whom the model has not seen: the first of `folds` parts of
 the users. Floor and temperature are those under which these users' next items are most likely, so that the soft targets
-of teachers of different kinds stand on one scale. The sum of both models follows SLIST (WWW'21); the rest is our choice.
+of teachers of different kinds stand on one scale. The sum of both models is SLIST's (WWW'21); the rest is our choice.
 
 A student is taught by M of the other parts' users alone (`training_scores`), since M of all users knows the targets of
 its training examples.
