@@ -113,3 +113,22 @@ def test_a_programming_error_shows_itself_with_the_place_of_a_log(settings):
         run_recbole_prmkd(_Broken, "tiny", config_dict=settings(kd="none"))
     (note,) = caught.value.__notes__
     assert "a mistake in the user's code" in log_in(note)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", None),
+        ("n_exps", float("nan")),
+        ("hidden_dropout_prob", 1.5),
+        ("word_drop_ratio", [1]),
+        ("enable_amp", 1.5),
+        ("layer_norm_eps", []),
+    ],
+)
+def test_settings_of_a_teacher_that_is_the_model(key, value, settings, tmp_path):
+    """They have no kd_ before their names, but the same types and ranges."""
+    given = settings(**{key: value, "train_stage": "pretrain", "kd_output_dir": str(tmp_path / "out")})
+    with pytest.raises(UserError, match=f"^{key} = ") as caught:
+        pretrain("UniSRec", ["tiny"], config_dict=given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
