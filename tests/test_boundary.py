@@ -57,6 +57,11 @@ def test_the_best_checkpoint_of_a_test(sentence, monkeypatch):
     assert sentence(left=True).startswith("RecBole cannot test SASRec with these settings")
 
 
+def test_a_test_of_what_was_not_trained(sentence):
+    """DeepFM has no labels here, which its loaders find out; RecBole has saved weights by then."""
+    assert sentence("DeepFM", epochs=0).startswith("RecBole cannot test DeepFM with these settings, KeyError")
+
+
 def test_a_teachers_fit(sentence):
     said = sentence(kd="mean", kd_unisrec_hidden_act="foo")
     assert "cannot fit the teacher UniSRec" in said and "(kd_unisrec_hidden_act = 'foo')" in said
