@@ -20,6 +20,7 @@ from conftest import TINY, TINY_TEACHER, write_tiny
 # Times and memory, and what hangs on them; the checkout, in which one may work meanwhile.
 _FREE = {
     "commit",
+    "files",
     "seconds",
     "train_seconds",
     "peak_memory_mb",
