@@ -9,7 +9,8 @@ is seeded after it, so a cold and a warm run give the same student.
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from logging import getLogger
 from pathlib import Path
@@ -117,8 +118,7 @@ def _run(
             trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
         student = trainer.model
     best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder)
-    testing = recbole_errors(f"test {config['model']} with these settings", config)
-    with steps("evaluation"), testing, ranking(config, split, student):
+    with steps("evaluation"), _testing(config, trainer), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         if not weights_are_finite(student):
             if distils(config):
@@ -152,6 +152,18 @@ def _run(
     )
     returned = _returned(config, best_score, best_valid, test)
     return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []), ranks)
+
+
+@contextmanager
+def _testing(config: Config, trainer: Any) -> Iterator[None]:
+    """The boundary of the test; after 0 epochs the weights that RecBole has saved are none to keep."""
+    try:
+        with recbole_errors(f"test {config['model']} with these settings", config):
+            yield
+    except UserError:
+        if not trainer.train_loss_dict:
+            remove(Path(trainer.saved_model_file))
+        raise
 
 
 def _served(config: Config, prepared: Prepared, steps: Steps) -> tuple[dict[str, Any], RunResult]:

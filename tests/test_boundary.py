@@ -57,6 +57,11 @@ def test_the_best_checkpoint_of_a_test(sentence, monkeypatch):
     assert sentence(left=True).startswith("RecBole cannot test SASRec with these settings")
 
 
+def test_a_test_of_what_was_not_trained(sentence):
+    """DeepFM has no labels here, which its loaders find out; RecBole has saved weights by then."""
+    assert sentence("DeepFM", epochs=0).startswith("RecBole cannot test DeepFM with these settings, KeyError")
+
+
 def test_a_teachers_fit(sentence):
     said = sentence(kd="mean", kd_unisrec_hidden_act="foo")
     assert "cannot fit the teacher UniSRec" in said and "(kd_unisrec_hidden_act = 'foo')" in said
@@ -113,3 +118,22 @@ def test_a_programming_error_shows_itself_with_the_place_of_a_log(settings):
         run_recbole_prmkd(_Broken, "tiny", config_dict=settings(kd="none"))
     (note,) = caught.value.__notes__
     assert "a mistake in the user's code" in log_in(note)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", None),
+        ("n_exps", float("nan")),
+        ("hidden_dropout_prob", 1.5),
+        ("word_drop_ratio", [1]),
+        ("enable_amp", 1.5),
+        ("layer_norm_eps", []),
+    ],
+)
+def test_settings_of_a_teacher_that_is_the_model(key, value, settings, tmp_path):
+    """They have no kd_ before their names, but the same types and ranges."""
+    given = settings(**{key: value, "train_stage": "pretrain", "kd_output_dir": str(tmp_path / "out")})
+    with pytest.raises(UserError, match=f"^{key} = ") as caught:
+        pretrain("UniSRec", ["tiny"], config_dict=given)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()

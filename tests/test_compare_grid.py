@@ -384,3 +384,15 @@ def test_gpus_that_are_chosen(named, wanted):
 
 def test_cell_folders(tmp_path):
     assert Cell("d", "m", "none", 3).folder(tmp_path) == tmp_path / "d" / "m" / "none" / "3"
+
+
+def test_a_comparison_that_was_killed_as_it_began_is_begun_again(tmp_path):
+    """A half-written file is nothing that a comparison would lose."""
+    grid = Grid(("a",), ("BPR",), ("none",), (1,), {})
+    (tmp_path / ".part-comparison.json-7").write_text('{"schema"')
+    (tmp_path / ".running").touch()
+    assert open_folder(grid, tmp_path) == grid
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds files but no comparison"):
+        open_folder(grid, tmp_path / "other")

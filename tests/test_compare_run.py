@@ -107,7 +107,8 @@ def test_a_comparison_and_its_way_on(compare, tmp_path):
     cells[0].unlink()
     (cells[0].parent / "unfinished").touch()
     done = compare()
-    assert done.returncode == 1 and "BPR on tiny, mean, seed 2020: Cannot write to" in done.stderr
+    assert done.returncode == 1 and "BPR on tiny, mean, seed 2020: " in done.stderr
+    assert "unfinished is no folder" in done.stderr
     assert "job.log" in done.stderr and "Without a result (1)" in (out / "report.html").read_text()
     (cells[0].parent / "unfinished").unlink()
     done = compare("--seeds=2020,2021")

@@ -20,6 +20,7 @@ from conftest import TINY, TINY_TEACHER, write_tiny
 # Times and memory, and what hangs on them; the checkout, in which one may work meanwhile.
 _FREE = {
     "commit",
+    "files",
     "seconds",
     "train_seconds",
     "peak_memory_mb",
@@ -91,7 +92,7 @@ class Command:
             (base / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
             options = [*options, f"--tune={base / 'sweep.yaml'}"]
         self.options = [*options, f"--config_files={base / 'config.yaml'}"]
-        self.whole, self.points = None, []
+        self.whole, self.points, self.trial_points, self.steps = None, [], [], []
 
     def run(self, **given):
         (self.base / "said").unlink(missing_ok=True)
@@ -107,6 +108,8 @@ class Command:
         self.clear()
         assert self.run(counted=True) == 0, self.said()
         self.whole, self.points = kept(self.work), kill_points.points(self.work)
+        self.trial_points = kill_points.points(self.work, trial=True)
+        self.steps = Path(f"{self.work}.steps").read_text().splitlines()
 
     def fault(self, **point):
         """What is wrong after a kill at this point and the same command again; None if nothing."""
@@ -178,9 +181,59 @@ SWEEP = {"space": {"learning_rate": {"uniform": [0.001, 0.1]}}, "trials": 2, "ma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["run", "pretrain", "compare"])
 def test_killed_at_every_step(name, command):
     given = command(name)
     faults = [fault for point in given.points if (fault := given.fault(kill=point)) is not None]
     print(f"{name}: {len(given.points)} points")
     assert not faults, "\n".join(faults)
+
+
+SAMPLE = {"run": 5, "pretrain": 3, "compare": 2}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_killed_at_a_few_steps(name, command):
+    """A fixed sample, and of a pre-training the moment between its two files."""
+    given = command(name)
+    few = np.random.default_rng(1).choice(len(given.points), SAMPLE[name], replace=False)
+    points = [given.points[number] for number in few]
+    if name == "pretrain":
+        moved = re.compile(r"replace\t.*/unfinished-\w+/UniSRec\.")
+        moves = [number for number, step in enumerate(given.steps) if moved.match(step)]
+        assert len(moves) == 2
+        points += [(number, "before") for number in moves]
+    faults = [fault for point in points if (fault := given.fault(kill=point)) is not None]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["kill", "trial_kill"])
+def test_a_sweep_killed_at_some_steps(whose, command):
+    """Ray takes long to start: every 20th point of the driver, and 4 points of a trial, which Ray then trains again."""
+    given = command("sweep")
+    points = given.points[::20] if whose == "kill" else given.trial_points[::4][:4]
+    faults = [fault for point in points if (fault := given.fault(**{whose: point})) is not None]
+    assert not faults, "\n".join(faults)
+
+
+# Every kind of file that the commands leave, by the start of its path: what tests its bytes, or why none is needed.
+KINDS = {
+    r"(cache|teachers)/tiny/[^/]+/(manifest\.json|.*\.npy|.*\.safetensors)": "test_store",
+    r"(cache|teachers)/tiny/\.pass-": "test_encoding_jobs",
+    r"out/UniSRec\.(json|safetensors)": "test_pretrained_card",
+    r"out/(comparison|sweep)\.json": "test_json_files, test_stored_files",
+    r"out/tiny/BPR/cost\.json": "test_stored_files",
+    r"out/tiny/BPR/\w+/\d+/(job\.json|result\.json|.*\.pth|test_ranks\.npz)": "test_stored_files",
+    r"out/best\.yaml": "test_stored_files",
+    r"out/(winner/)?(result\.json|\w+\.pth|test_ranks\.npz|distillation\.svg)": "the user's; a name alone is read",
+    r"out/_jobs/.*/job\.json": "written before each use",
+    r"out/.*\.(csv|svg|html|tex)": "written, never read",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_file_is_of_a_kind_that_is_tested(name, command):
+    unknown = [file for file in command(name).whole if not any(re.match(kind, file) for kind in KINDS)]
+    assert not unknown

@@ -9,7 +9,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from recbole_prmkd import UserError
 from recbole_prmkd.tune.distinct import random_settings
-from recbole_prmkd.tune.plan import Plan, check_owner, with_trials
+from recbole_prmkd.tune.plan import Plan, check_free, check_owner, with_trials
 from recbole_prmkd.tune.search import ray_domain, tune_config
 from recbole_prmkd.tune.settings import SweepSettings
 
@@ -115,3 +115,13 @@ def test_another_users_sweep_goes_on_only_if_trusted(tmp_path, monkeypatch):
     check_owner(tmp_path, trusted=True)
     with pytest.raises(UserError, match=r"belongs to another user.*add --tune_trust_folder"):
         check_owner(tmp_path, trusted=False)
+
+
+def test_a_folder_of_a_sweep_that_was_killed_as_it_began_is_free(tmp_path):
+    folder = tmp_path / "my sweeps; all"
+    folder.mkdir()
+    (folder / ".part-sweep.json-7").write_text("{")
+    check_free(folder)
+    (folder / "sweep.json").write_text("{}")
+    with pytest.raises(UserError, match=r"go on with --tune_resume='[^']*/my sweeps; all', or name another"):
+        check_free(folder)

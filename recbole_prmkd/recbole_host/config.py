@@ -69,6 +69,8 @@ def load_config(
     view = host_view(model, dataset, config_file_list, config_dict)
     check_settings(view.user, view.stock)
     given = keys.checked(view.user, TEACHERS)
+    if view.model in TEACHERS:
+        keys.check_own(view.model, view.user)
     kd = given.get("kd", keys.defaults()["kd"])
     settings = {**keys.defaults(), **keys.preset(kd), **given}
     below = _start_repairs(view)

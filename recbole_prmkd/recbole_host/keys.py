@@ -158,14 +158,35 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
         own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
         for key, value in own.items():
-            entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
-            if value is None and key != "train_neg_sample_args":  # the files of vectors
-                entry |= {"type": "path", "optional": True}
-            table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
+            table[f"kd_{teacher}_{key}".lower()] = _entry_of_teacher(key, value, ranges)
         if "epochs" in own:  # one that is fine-tuned
-            entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry
     return table
+
+
+def check_own(teacher: str, settings: Mapping[str, Any]) -> None:
+    """Check the settings of a teacher that is itself the model: to pre-train, or in a student's place.
+
+    Raises:
+        UserError: wrong type, or out of range.
+    """
+    folder = properties_dir()
+    files = [folder / part / f"{teacher}.yaml" for part in ("model", "pretrain")]
+    ranges = read_yaml(folder / "ranges.yaml")
+    for key, value in {
+        key: value for file in files if file.is_file() for key, value in read_yaml(file).items()
+    }.items():
+        if key in settings and key != "learning_rate":  # which RecBole checks, and which may be 0
+            _value(key, settings[key], _entry_of_teacher(key, value, ranges))
+
+
+def _entry_of_teacher(key: str, value: Any, ranges: Mapping[str, str]) -> dict[str, Any]:
+    """What a key of a teacher's file may be; value: its default there."""
+    entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+    if value is None and key != "train_neg_sample_args":  # the files of vectors
+        entry |= {"type": "path", "optional": True}
+    return entry | ({"range": ranges[key]} if key in ranges else {})
 
 
 def _type_name(value: Any) -> str:

@@ -29,6 +29,7 @@ _SHAPES: dict[str, tuple[tuple[tuple[type, ...], str], str]] = {
     **dict.fromkeys(
         ("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"), (_LIST, "['friend_id']")
     ),
+    **dict.fromkeys(("enable_amp", "enable_scaler"), (((bool,), "{example}"), "True or False")),
     "valid_metric": (_NAME, "NDCG@10"),
     "state": (_NAME, "INFO"),
     "learner": (_NAME, "adam"),

@@ -1,7 +1,7 @@
 """A run's folder: result.json, the student's checkpoint, figures and logs; all or nothing.
 
-Everything is written in `unfinished/` inside the output folder and moved out at the end, result.json last. One run at a
-time has the folder.
+Everything is written in `unfinished/` inside the output folder and moved out at the end, result.json last (of a
+pre-training the weights). One run at a time has the folder.
 """
 
 import os
@@ -40,16 +40,16 @@ def output_folder(
     until the new one is complete, then goes with its files; what else is there stays.
 
     Args:
-        files, folders: what the run may move into `path`.
+        files, folders: what the run may move into `path`; the first file last, without which the others are nothing.
     Raises:
         UserError: the folder cannot be written, another run works in it, or something else has one of the names.
     """
     with alone(path, LOCK + name.removeprefix(UNFINISHED)):
-        _check_names(path, files, folders)
-        yield from _work_in(path, path / name)
+        _check_names(path, files, (*folders, name))
+        yield from _work_in(path, path / name, files[0])
 
 
-def _work_in(path: Path, work: Path) -> Iterator[Path]:
+def _work_in(path: Path, work: Path, last: str) -> Iterator[Path]:
     with writing(work):
         _clear(work)
         work.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ def _work_in(path: Path, work: Path) -> Iterator[Path]:
             remove(work)
         raise
     try:
-        _move_out(work, path)
+        _move_out(work, path, last)
         work.rmdir()
     except OSError as error:
         raise UserError(
@@ -121,10 +121,10 @@ def _check_names(path: Path, files: Sequence[str], folders: Sequence[str]) -> No
             raise UserError(f"{path / name} is no folder, but the run writes a folder of that name: move it away.")
 
 
-def _move_out(work: Path, path: Path) -> None:
+def _move_out(work: Path, path: Path, last: str) -> None:
     if (work / RESULT).exists() and (path / RESULT).exists():
         _remove_old(path)  # from here to the last line there is no result to trust
-    for item in sorted(work.iterdir(), key=lambda item: item.name == RESULT):
+    for item in sorted(work.iterdir(), key=lambda item: item.name == last):
         _move(item, path / item.name)
 
 
