@@ -17,13 +17,15 @@ from recbole_prmkd.data.text import text_fields
 from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.host_properties import is_host
+from recbole_prmkd.recbole_host.keys import kind_of, teacher_settings
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import checkpoint_of
+from recbole_prmkd.teachers.recbole_data import check_host
 from recbole_prmkd.teachers.vectors import Vectors, check_vectors
 
 
@@ -225,6 +227,8 @@ def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
     check_images(config)
     for teacher in teachers:
         _check_teacher_keys(teacher, config)
+        if is_host(kind_of(teacher)):
+            check_host(teacher, config)
         checkpoint_of(teacher, config)
         if teacher_class(teacher) is Vectors:
             check_vectors(teacher, config)
@@ -233,7 +237,7 @@ def _check_teachers(config: Config, teachers: Sequence[str]) -> None:
 def _check_teacher_keys(teacher: str, config: Config) -> None:
     """What a teacher's keys must be together, or what RecBole would find out too late."""
     own, prefix = teacher_settings(teacher, config.final_config_dict), f"kd_{teacher.lower()}_"
-    if "n_heads" in own and own["hidden_size"] % own["n_heads"]:
+    if "n_heads" in own and own.get("hidden_size", 0) % own["n_heads"]:
         raise UserError(
             f"{prefix}hidden_size {own['hidden_size']} is no multiple of {prefix}n_heads {own['n_heads']}: change one."
         )

@@ -13,7 +13,10 @@ from typing import Any
 import yaml
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.host_properties import host_properties, hosts, is_host
 
+# Real numbers of which RecBole's default is a whole one, such as DCN's reg_weight.
+REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
 
@@ -63,11 +66,12 @@ def keys_of_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str,
 
     kd_<kind>_<key> is a key of the teacher `<Kind>`, kd_<kind>_<word>_<key> of the further one `<Kind>_<word>`.
     """
-    proper = {kind.lower(): kind for kind in kinds}
+    given = list(settings)
+    proper = {kind.lower(): kind for kind in [*kinds, *_hosts_in(given)]}
     own = _teacher_keys(tuple(proper.values()))
     pattern = re.compile(rf"(kd_({'|'.join(proper)})_)([a-z0-9]+)_(\w+)")
     found = {}
-    for key in settings:
+    for key in given:
         if key in own:
             found[key] = proper[key.split("_")[1]], key
         elif (match := pattern.fullmatch(key)) and match[1] + match[4] in own:
@@ -75,9 +79,26 @@ def keys_of_teachers(settings: Iterable[str], kinds: Iterable[str]) -> dict[str,
     return found
 
 
+def _hosts_in(settings: Iterable[str]) -> list[str]:
+    """The models of RecBole that keys such as kd_lightgcn_n_layers are of."""
+    words = {key.split("_")[1] for key in settings if key.startswith("kd_") and key not in key_table()}
+    return [hosts()[word] for word in sorted(words & hosts().keys())]
+
+
+@cache
+def _properties(kind: str) -> dict[str, Any]:
+    """A kind's own keys with their defaults; of a model of RecBole, its properties and those of training."""
+    folder = properties_dir() / "model"
+    return (
+        read_yaml(folder / "RecBole.yaml") | host_properties(kind)
+        if is_host(kind)
+        else read_yaml(folder / f"{kind}.yaml")
+    )
+
+
 def teacher_settings(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's own properties with the user's `kd_<teacher>_<key>` put in."""
-    merged = read_yaml(properties_dir() / "model" / f"{kind_of(teacher)}.yaml")
+    merged = dict(_properties(kind_of(teacher)))
     for key in merged:
         given = f"kd_{teacher}_{key}".lower()
         if given in settings:
@@ -110,7 +131,9 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         UserError: unknown key (names the nearest key), wrong type, out of range, unknown teacher.
     """
     names = list(teachers)
-    allowed = {**key_table(), **_teacher_keys(tuple(names))}
+    named = as_list(settings.get("kd_teachers")) or []
+    kinds = dict.fromkeys([*names, *_hosts_in(settings), *filter(is_host, map(kind_of, named))])
+    allowed = {**key_table(), **_teacher_keys(tuple(kinds))}
     for key, (teacher, of_kind) in keys_of_teachers(settings, names).items():
         _check_name(teacher, names, f"of {key}")
         allowed[key] = allowed[of_kind]
@@ -140,8 +163,11 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
 def _check_name(teacher: str, kinds: Sequence[str], where: str) -> None:
     """Refuse a teacher whose kind is unknown, or whose keys would be those of another teacher too."""
     kind, _, word = teacher.partition("_")
-    if kind not in kinds:
-        raise UserError(f"Unknown teacher {teacher!r} {where}: {nearest(teacher, kinds)}.")
+    if kind not in kinds and not is_host(kind):
+        known = list(kinds)
+        if difflib.get_close_matches(teacher, [*kinds, *hosts().values()], n=1, cutoff=0.5):
+            known += hosts().values()
+        raise UserError(f"Unknown teacher {teacher!r} {where}: {nearest(teacher, known)}.")
     own = teacher_settings(kind, {})
     if teacher != kind and (not re.fullmatch("[a-z0-9]+", word) or any(f"{word}_{key}" in own for key in own)):
         raise UserError(
@@ -156,9 +182,9 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     ranges = read_yaml(properties_dir() / "ranges.yaml")
     for teacher in teachers:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
-        own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
+        own, entry_of = _properties(teacher), _entry_of_host if is_host(teacher) else _entry_of_teacher
         for key, value in own.items():
-            table[f"kd_{teacher}_{key}".lower()] = _entry_of_teacher(key, value, ranges)
+            table[f"kd_{teacher}_{key}".lower()] = entry_of(key, value, ranges)
         if "epochs" in own:  # one that is fine-tuned
             entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry
@@ -187,6 +213,15 @@ def _entry_of_teacher(key: str, value: Any, ranges: Mapping[str, str]) -> dict[s
     if value is None and key != "train_neg_sample_args":  # the files of vectors
         entry |= {"type": "path", "optional": True}
     return entry | ({"range": ranges[key]} if key in ranges else {})
+
+
+def _entry_of_host(key: str, value: Any, ranges: Mapping[str, str]) -> dict[str, Any]:
+    """What a key of a model of RecBole may be: what its default is; a weight or ratio is a number, whole or not."""
+    if value is None or key == "train_neg_sample_args":
+        return {"default": value, "type": "any"}
+    kind = "float" if type(value) is int and REAL.search(key) else _type_name(value)
+    numeric = kind in ("int", "float") and key in ranges
+    return {"default": value, "type": kind} | ({"range": ranges[key]} if numeric else {})
 
 
 def _type_name(value: Any) -> str:

@@ -19,19 +19,19 @@ from recbole_prmkd.errors import UserError
 Names = set[tuple[str, str]]
 
 
-def read_own(file: Path, config: Config, model: AbstractRecommender) -> dict[str, Any]:
-    """The content of the file, its tensors on the config's device.
+def read_own(file: Path, config: Config, model: AbstractRecommender, what: str = "student") -> dict[str, Any]:
+    """The content of the file, its tensors on the config's device; what: as messages call the model.
 
     Raises:
         UserError: it cannot be read, or it mentions something else.
     """
     try:
-        return _load(file, config["device"], _mentioned(config, model))
+        return _load(file, config["device"], _mentioned(config, model), what)
     except UserError:
         raise
     except Exception as error:  # a damaged or a forged pickle can raise anything
         words = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {words}): train the student again.") from error
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {words}): train the {what} again.") from error
 
 
 def _mentioned(config: Config, model: AbstractRecommender) -> Names:
@@ -47,11 +47,11 @@ def _mentioned(config: Config, model: AbstractRecommender) -> Names:
     torch.save(content, stream, pickle_protocol=4)
     stream.seek(0)
     names: Names = set()
-    _load(stream, "cpu", names, note=True)
+    _load(stream, "cpu", names, "model", note=True)
     return names
 
 
-def _load(source: Path | BytesIO, device: Any, names: Names, note: bool = False) -> Any:
+def _load(source: Path | BytesIO, device: Any, names: Names, what: str, note: bool = False) -> Any:
     """note: add the names to the set, where the bytes are this process's own, in place of refusing others."""
 
     class Listed(pickle.Unpickler):
@@ -60,8 +60,8 @@ def _load(source: Path | BytesIO, device: Any, names: Names, note: bool = False)
                 names.add((module, name))
             elif (module, name) not in names:
                 raise UserError(
-                    f"{source} is rejected because it refers to {module}.{name}, which no checkpoint of this student "
-                    "does: train the student again."
+                    f"{source} is rejected because it refers to {module}.{name}, which no checkpoint of this {what} "
+                    f"does: train the {what} again."
                 )
             return super().find_class(module, name)
 

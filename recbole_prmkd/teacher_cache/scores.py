@@ -17,7 +17,6 @@ from torch import Tensor
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache import stored_scores, vectors
-from recbole_prmkd.teachers import teacher_class
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
@@ -76,9 +75,9 @@ class TeacherCache:
         return scores
 
 
-def form_of(teacher: str) -> Any:
-    """The module that makes and reads this teacher's part: `vectors` or `stored_scores`."""
-    return stored_scores if teacher_class(teacher).scores_all_items else vectors
+def form_of(scores_all_items: bool) -> Any:
+    """The module that makes and reads a teacher's part: `vectors` or `stored_scores`."""
+    return stored_scores if scores_all_items else vectors
 
 
 def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tuple[store.StoredFolder, bool]:
@@ -86,7 +85,7 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tup
 
     The identity records teacher weights and side information, item numbering, examples, and how histories were cut.
     """
-    form = form_of(teacher.name)
+    form = form_of(teacher.model.scores_all_items)
     root = Path(run["kd_cache_dir"]) / run["dataset"]
     identity = store.identity(
         code=f"{teacher.model.code_version} cache {form.VERSION}",
@@ -106,10 +105,10 @@ def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tup
 
 
 def opened(
-    name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], run: Config
+    name: str, form: Any, temperature: float, holdout: float, array: Callable[[str], np.ndarray], run: Config
 ) -> CachedTeacher:
-    """A teacher's part from its stored arrays, `array(part)` for each of `form_of(name).PARTS`."""
-    return form_of(name).opened(name, temperature, holdout, array, run["device"])
+    """A teacher's part from its stored arrays, `array(part)` for each of `form.PARTS`; form: what `form_of` gives."""
+    return form.opened(name, temperature, holdout, array, run["device"])
 
 
 def open_cache(
@@ -120,7 +119,14 @@ def open_cache(
 ) -> TeacherCache:
     """The cache of all teachers, mapped from disk."""
     parts = [
-        opened(teacher.name, teacher.model.temperature, teacher.holdout, folder.array, run)
+        opened(
+            teacher.name,
+            form_of(teacher.model.scores_all_items),
+            teacher.model.temperature,
+            teacher.holdout,
+            folder.array,
+            run,
+        )
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
     return cache_of(parts, data.canonical, run)

@@ -1,9 +1,10 @@
-"""The teacher cache of a teacher whose score is the cosine of two vectors.
+"""The teacher cache of a teacher whose score is the cosine, or else the product, of two vectors.
 
 Two arrays in half precision, memory-mapped: unit item vectors [n_items, D] in canonical item order, and unit vectors of
 the training examples' histories [N, D] in the student's order. Scores of any candidates are their product, so that
 nothing grows with users x items and any in-batch candidates are exact. A zero vector means that the teacher does not
-cover that example or item.
+cover that example or item. Of a teacher whose score is the product (`Teacher.cosine` is false) both arrays are in
+single precision, and no vector is scaled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +41,8 @@ class CachedVectors:
     name: str
     temperature: float
     holdout: float
-    items: Tensor  # [n_items, D] float16
-    histories: np.ndarray  # [N, D] float16, memory-mapped
+    items: Tensor  # [n_items, D] float16, or float32
+    histories: np.ndarray  # [N, D] of the same kind, memory-mapped
 
     @classmethod
     def of(
@@ -61,7 +62,7 @@ class CachedVectors:
         return (self.items == 0).all(dim=1)  # [n_items]
 
     def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        """Cosines of the examples' histories with the candidates; NaN where one of the two is not covered.
+        """Products of the examples' histories with the candidates; NaN where one of the two is not covered.
 
         Args:
             examples: [B] example numbers.
@@ -83,6 +84,8 @@ class CachedVectors:
 def identity(teacher: FittedTeacher, data: TeacherData, run: Config) -> dict[str, Any]:
     """What the arrays depend on beside the teacher, the items and the examples."""
     entries = {"context": teacher.config["kd_window_context"], **encoding_jobs.precision_entry(run)}
+    if not teacher.model.cosine:
+        entries["score"] = "product"
     if teacher.model.reads_examples:
         entries["users"] = store.digest([data.train.users])
     return entries
@@ -95,7 +98,7 @@ def made(
     """Inside, the arrays to store, and how many training examples and items are not covered."""
     label, number = f"{teacher.name} histories", len(data.train)
     with encoding_jobs.resumable(
-        root, kind, identity, number, label=label, unit="example", dtype=np.float16, rebuild=rebuild
+        root, kind, identity, number, label=label, unit="example", dtype=_dtype(teacher.model), rebuild=rebuild
     ) as work:
         items, histories = _encode(teacher, data.train, work)
         yield (
@@ -115,7 +118,7 @@ def _encode(teacher: FittedTeacher, train: Examples, work: encoding_jobs.Encodin
         items = model.encode_items()  # [n_items, D]
     histories = encode_examples(model, config, train, items, work)
     table = _covered(model, items)
-    return table, histories if histories.shape[1] else np.zeros((len(train), table.shape[1]), dtype=np.float16)
+    return table, histories if histories.shape[1] else np.zeros((len(train), table.shape[1]), table.dtype)
 
 
 @torch.no_grad()
@@ -142,7 +145,7 @@ def encode_examples(
     def encode_batch(index: Tensor) -> np.ndarray:
         batch = batch_of(index)
         with shared_prefixes(model) if shared else nullcontext(), encoding_jobs.autocast(config):
-            vectors = _unit(model.encode_batch(batch.to(config["device"]), items))  # [R, D]
+            vectors = _stored(model, model.encode_batch(batch.to(config["device"]), items))  # [R, D]
         # Of equal histories only the first is in the batch; the examples after it get its vector.
         position = torch.isin(index, batch[EXAMPLE]).cumsum(0) - 1  # [len(index)]
         return vectors[position.numpy()]
@@ -195,16 +198,20 @@ def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches
 
 def _covered(model: Teacher, items: Tensor) -> np.ndarray:
     """Item vectors for the cache, zero where the teacher does not cover the item."""
-    table = _unit(items).astype(np.float16)
+    table = _stored(model, items).astype(_dtype(model))
     table[~model.covered_items().numpy()] = 0
     return table
 
 
-def _unit(vectors: Tensor) -> np.ndarray:
-    """Unit vectors; a non-finite vector becomes zero, that is not covered."""
-    unit = functional.normalize(vectors.float(), dim=-1)
-    unit[~torch.isfinite(unit).all(dim=-1)] = 0
-    return unit.cpu().numpy()
+def _stored(model: Teacher, vectors: Tensor) -> np.ndarray:
+    """The vectors as they are stored, unit ones for cosines; a non-finite vector becomes zero, that is not covered."""
+    stored = functional.normalize(vectors.float(), dim=-1) if model.cosine else vectors.float().clone()
+    stored[~torch.isfinite(stored).all(dim=-1)] = 0
+    return stored.cpu().numpy()
+
+
+def _dtype(model: Teacher) -> type:
+    return np.float16 if model.cosine else np.float32
 
 
 def _not_covered(vectors: np.ndarray) -> int:

@@ -7,6 +7,8 @@
 - `mlm`: the masked language model of Recformer's pre-training;
 - `unim2rec`: text and image vectors, fused;
 - `closed_form`, `linear`: a linear collaborative model, fitted in seconds;
+- `recbole_model`, `recbole_data`, `recbole_checkpoint`, `products`: any model of RecBole, by its name;
+- `calibration`: the temperature of a teacher's soft targets;
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
@@ -15,7 +17,7 @@
 - `bucketing`: sequences of similar length together;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
-A name is an entry of `TEACHERS`, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.
+A name is an entry of `TEACHERS` or a model of RecBole, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.
 
 To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`, and add its
 outputs to `tests/test_output_versions.py`.
@@ -24,6 +26,7 @@ outputs to `tests/test_output_versions.py`.
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.linear import Linear
+from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
 from recbole_prmkd.teachers.unisrec import UniSRec
@@ -40,7 +43,7 @@ TEACHERS: dict[str, type[Teacher]] = {
 
 def teacher_class(name: str) -> type[Teacher]:
     """The class of a teacher by its name in `kd_teachers`."""
-    return TEACHERS[kind_of(name)]
+    return TEACHERS.get(kind_of(name), RecBoleTeacher)
 
 
 __all__ = ["TEACHERS", "Teacher", "teacher_class"]

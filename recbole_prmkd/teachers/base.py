@@ -7,7 +7,7 @@ one file `properties/model/<Name>.yaml`. Training, evaluation, the teacher cache
 from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.config import Config
@@ -54,6 +54,8 @@ class Teacher(SequentialRecommender):
     reads_examples: bool = False
     # Whether a history's "vector" [B, n_items] is its scores of all items; then `training_scores` gives what to store.
     scores_all_items: bool = False
+    # Whether its score is a cosine; otherwise, where it does not score all items at once, the product of two vectors.
+    cosine: bool = True
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
@@ -101,6 +103,10 @@ class Teacher(SequentialRecommender):
     def scores(self, histories: Tensor, items: Tensor) -> Tensor:
         """Score of each history with each item, here their cosine: [B, D], [C, D] -> [B, C]."""
         return cosines(histories, items)
+
+    def depends_on(self) -> dict[str, Any]:
+        """What its weights depend on beside settings, examples and side information; the base class has no such."""
+        return {}
 
     def solve(self, data: "TeacherData") -> None:
         """Fit in closed form what gradients do not train; the base class has no such thing."""

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split
+from recbole_prmkd.recbole_host.host_properties import is_host
 from recbole_prmkd.recbole_host.keys import key_table, kind_of, teacher_seed, teacher_settings
 from recbole_prmkd.recbole_host.run_files import no_command_line
+from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 
 # What a teacher shares with the student's run, beside the data arguments and every kd_ key.
 _SHARED = (
@@ -63,7 +65,9 @@ class TeacherData:
 
     def dataset(self, config: Config, examples: Examples) -> "ExamplesDataset":
         """These examples as a RecBole data set."""
-        return ExamplesDataset(config, examples, self.item_tokens, self.user_tokens)
+        dataset = ExamplesDataset(config, examples, self.item_tokens, self.user_tokens)
+        dataset.source = self
+        return dataset
 
 
 def teacher_data(split: Split, seed: int) -> TeacherData:
@@ -114,8 +118,13 @@ def teacher_config(name: str, run: Config) -> Config:
         "threshold": None,
         "seed": teacher_seed(name, run.final_config_dict),
     }
+    model: Any = kind_of(name)
+    if is_host(model):  # the model inside has a configuration of its own
+        model, own = RecBoleTeacher, {}
     with no_command_line():
-        config = Config(model=kind_of(name), dataset=run["dataset"], config_dict={**shared, **own, **fixed})
+        config = Config(model=model, dataset=run["dataset"], config_dict={**shared, **own, **fixed})
+    if not own:
+        _add_host(name, config, run)
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = run[key]
     # Teachers see examples, not a data set to count popularity or coverage in.
@@ -126,6 +135,15 @@ def teacher_config(name: str, run: Config) -> Config:
         config["metrics"] = [*config["metrics"], metric]
     config["topk"] = sorted({*config["topk"], *([int(cutoff)] if cutoff else [])})
     return config
+
+
+def _add_host(name: str, config: Config, run: Config) -> None:
+    """What a model of RecBole as a teacher reads of the run."""
+    own = teacher_settings(name, run.final_config_dict)
+    for key, value in own.items():
+        config[key] = value
+    config["teacher"], config["teacher_kind"] = name, kind_of(name)
+    config["student_eval_args"], config["student_load_col"] = run["eval_args"], run["load_col"]
 
 
 def _counts_data(metric: str) -> bool:
@@ -178,7 +196,10 @@ class ExamplesDataset(SequentialDataset):
     """Examples as a RecBole sequential data set: what its loaders and a teacher ask of one, and no files.
 
     domains: configuration and item tokens of each data set that it was joined from, in the order of item ids.
+    source: all examples of the run that these are some of, for teachers that are fitted to a data set of their own.
     """
+
+    source: TeacherData | None = None
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
 from recbole_prmkd.teachers.pretrained import checkpoint_of
+from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 
 # Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
 VERSION = "1.0"
@@ -159,6 +160,7 @@ def _identity(
         items=store.digest(data.item_tokens),
         rows=data.fit.digest(),
         holdout=data.holdout.digest(),
+        **model.depends_on(),
         **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
     )
 
@@ -179,7 +181,8 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
     if not model.learns:
         started = time.time()
         model.solve(data)
-        return time.time() - started, _score(model, config, data)
+        score = model.holdout if isinstance(model, RecBoleTeacher) else _score(model, config, data)
+        return time.time() - started, score
     dataset = data.dataset(config, data.fit)
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)
@@ -272,6 +275,7 @@ def _metrics(
         metrics=[config["metrics"], config["topk"], config["metric_decimal_place"]],
         valid=data.valid.digest(),
         test=data.test.digest(),
+        **({"users": store.digest([data.valid.users, data.test.users])} if isinstance(model, RecBoleTeacher) else {}),
     )
     stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:

@@ -10,11 +10,12 @@ from recbole.utils import argument_list as host
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import keys
 from recbole_prmkd.recbole_host.config import HostView
+from recbole_prmkd.recbole_host.host_properties import hosts
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.tune.space import Domain
 
 _TEACHERS = re.compile(
-    rf"kd_({'|'.join(map(str.lower, TEACHERS))})_|kd_(text|image|item_images|teacher_seed)"
+    rf"kd_({'|'.join(map(str.lower, [*TEACHERS, *hosts()]))})_|kd_(text|image|item_images|teacher_seed)"
     r"|kd_(window_context|encode_precision)$"
 )
 _DATA = {
@@ -24,8 +25,6 @@ _DATA = {
 _METRIC = {"metrics", "topk", "valid_metric", "valid_metric_bigger", "metric_decimal_place", "eval_step"}
 _RUN = {"model", "gpu_id", "use_gpu", "worker", "state", "show_progress", "reproducibility", "device", "checkpoint_dir"}
 _RUN |= {"kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_rebuild"}
-# Real numbers of which RecBole's default is a whole one, such as DCN's reg_weight.
-_REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
 
 
 def check_space(domains: Sequence[Domain], view: HostView) -> None:
@@ -74,7 +73,7 @@ def _check_value(key: str, value: Any, default: Any) -> None:
         except UserError as error:
             raise UserError(f"The search space of {key} is not legal: {error}") from error
     elif default is not None and value is not None:
-        kind = float if type(default) is int and _REAL.search(key) else type(default)
+        kind = float if type(default) is int and keys.REAL.search(key) else type(default)
         try:
             TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:

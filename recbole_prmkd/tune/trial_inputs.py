@@ -29,9 +29,10 @@ from recbole_prmkd.teachers.item_start import source_of
 
 @dataclass(frozen=True)
 class GivenTeacher:
-    """One teacher's cache. folder: where it is stored; arrays: its parts in the object store, if they are there."""
+    """One teacher's cache. scores_all_items: in which form; folder: where it is stored; arrays: its parts in the object store, if they are there."""
 
     name: str
+    scores_all_items: bool
     temperature: float
     holdout: float
     folder: Path
@@ -63,7 +64,10 @@ class TrialInputs:
         if wanted:
             canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
             given = [self.teachers[name] for name in wanted]
-            parts = [opened(each.name, each.temperature, each.holdout, each.array, config) for each in given]
+            parts = [
+                opened(each.name, form_of(each.scores_all_items), each.temperature, each.holdout, each.array, config)
+                for each in given
+            ]
             cache = cache_of(parts, canonical, config)
         start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
@@ -76,12 +80,13 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
     given = [
         GivenTeacher(
             teacher.name,
+            teacher.model.scores_all_items,
             teacher.model.temperature,
             teacher.holdout,
             folder.path,
             {
                 part: ray.put(np.asarray(folder.array(part)))
-                for part in (form_of(teacher.name).PARTS if several else ())
+                for part in (form_of(teacher.model.scores_all_items).PARTS if several else ())
             },
         )
         for teacher, folder in zip(prepared.teachers, prepared.folders, strict=True)
