@@ -198,7 +198,7 @@ def _by_length(train: Examples, config: Config, reads_examples: bool) -> Batches
 
 def _covered(model: Teacher, items: Tensor) -> np.ndarray:
     """Item vectors for the cache, zero where the teacher does not cover the item."""
-    table = _stored(model, items).astype(_dtype(model))
+    table: np.ndarray = _stored(model, items).astype(_dtype(model))
     table[~model.covered_items().numpy()] = 0
     return table
 

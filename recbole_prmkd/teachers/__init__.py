@@ -17,7 +17,8 @@
 - `bucketing`: sequences of similar length together;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 
-A name is an entry of `TEACHERS` or a model of RecBole, or `<entry>_<word>` for a further teacher of that kind, with settings of its own.
+A name is an entry of `TEACHERS` or a model of RecBole, or `<entry>_<word>` for a further teacher of that
+kind, with settings of its own.
 
 To add one: subclass `base.Teacher`, add an entry to `TEACHERS`, write `properties/model/<Name>.yaml`, and add its
 outputs to `tests/test_output_versions.py`.

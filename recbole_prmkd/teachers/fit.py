@@ -181,8 +181,8 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
     if not model.learns:
         started = time.time()
         model.solve(data)
-        score = model.holdout if isinstance(model, RecBoleTeacher) else _score(model, config, data)
-        return time.time() - started, score
+        seconds = time.time() - started
+        return seconds, model.holdout if isinstance(model, RecBoleTeacher) else _score(model, config, data)
     dataset = data.dataset(config, data.fit)
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)

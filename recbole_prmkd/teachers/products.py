@@ -1,9 +1,9 @@
 """Whether a RecBole model's scores of all items are the product of two vectors, and which vectors these are."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor
@@ -32,12 +32,9 @@ def bias_of(model: AbstractRecommender, batch: Interaction, n_items: int) -> tup
 
 
 def first_product(model: AbstractRecommender, batch: Interaction, n_items: int) -> tuple[Tensor, Tensor]:
-    """The vectors of the batch [B, D] or [B, 1, D], and those of all items [n_items, D]; the product is not computed."""
-    with _Products(n_items, stop=True) as products:
-        try:
-            model.full_sort_predict(batch)
-        except _Found:
-            pass
+    """The vectors of the batch [B, D] or [B, 1, D], and all items' [n_items, D]; the product is not computed."""
+    with _Products(n_items, stop=True) as products, suppress(_Found):
+        model.full_sort_predict(batch)
     return products.found[0]
 
 

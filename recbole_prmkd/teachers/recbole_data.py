@@ -213,7 +213,8 @@ def check_host(teacher: str, run: Config) -> None:
     """Refuse a model that cannot be a teacher.
 
     Raises:
-        UserError: it is trained in stages, RecBole reads its data by a class of its own, or a package or file is missing.
+        UserError: it is trained in stages, RecBole reads its data by a class of its own, or a package, a file or a column
+            is missing.
     """
     kind = kind_of(teacher)
     traits = traits_of(get_model(kind))[0]
@@ -222,4 +223,12 @@ def check_host(teacher: str, run: Config) -> None:
         raise UserError(f"{kind} {why}, so it cannot be a teacher: name another model in kd_teachers.")
     if traits.package and importlib.util.find_spec(traits.package) is None:
         raise UserError(f"The teacher {teacher} needs the package {traits.package}, which is not installed.")
-    side_files(kind, teacher_settings(teacher, run.final_config_dict), teacher, run)
+    own = teacher_settings(teacher, run.final_config_dict)
+    files = side_files(kind, own, teacher, run)
+    there = atomic_files.columns(files["item"], run["field_separator"], run["encoding"]) if "item" in files else ()
+    missing = [name for name in own.get("selected_features", ()) if name not in there]
+    if missing:
+        raise UserError(
+            f"The teacher {teacher} reads {', '.join(missing)} of each item, which {run['dataset']}.item lacks: name "
+            f"columns that it has with --kd_{teacher.lower()}_selected_features."
+        )

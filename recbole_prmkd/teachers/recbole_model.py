@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
+from recbole.data.transform import construct_transform
 from recbole.utils import ModelType, get_model
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class RecBoleTeacher(Teacher):
         assert dataset.source is not None, "a model of RecBole is fitted to the data of a run"
         self.config, self.data, self.kind = config, dataset.source, config["teacher_kind"]
         self.register_buffer("tau", torch.ones((), dtype=torch.float64))
-        self.holdout: float | None = None
+        self.holdout = 0.0
         self.own = {key: config[key] for key in teacher_settings(self.kind, {})}
         self.files = recbole_data.side_files(self.kind, self.own, config["teacher"], config)
         self._build(self.data.holdout, None)
@@ -91,6 +92,7 @@ class RecBoleTeacher(Teacher):
         if self.host_config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             self.host_data._aug_presets()
             self.host_data.inter_feat = self._interaction(data.fit)
+        construct_transform(self.host_config)  # names columns that the model asks for, as RecBole's loaders do
         self.host = get_model(self.kind)(self.host_config, self.host_data).to(config["device"])
         self.to_logits = to_logits(self.host, traits_of(type(self.host))[0])
         self._form: tuple[bool, Tensor | None] | None = None

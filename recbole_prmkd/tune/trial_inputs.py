@@ -29,7 +29,10 @@ from recbole_prmkd.teachers.item_start import source_of
 
 @dataclass(frozen=True)
 class GivenTeacher:
-    """One teacher's cache. scores_all_items: in which form; folder: where it is stored; arrays: its parts in the object store, if they are there."""
+    """One teacher's cache.
+
+    scores_all_items: its form; folder: where it is stored; arrays: its parts in the object store, if they are there.
+    """
 
     name: str
     scores_all_items: bool
