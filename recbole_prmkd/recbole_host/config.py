@@ -28,6 +28,7 @@ from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
 from recbole_prmkd.recbole_host.shapes import check_settings
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.auto import AUTO, MINUTES, choose_teachers
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _PATHS = re.compile(
@@ -136,6 +137,12 @@ def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
         config[key] = value
     if config["kd_teacher_seed"] is None:
         config["kd_teacher_seed"] = config["seed"]
+    if config["kd"] != "none" and config["kd_teachers"] == [AUTO]:
+        config["kd_teachers"], config.why_teachers = choose_teachers(config)
+        if config["kd_teacher_minutes"] == AUTO:
+            config["kd_teacher_minutes"] = MINUTES
+    if config["kd_teacher_minutes"] == AUTO:
+        config["kd_teacher_minutes"] = None
     if config["kd"] == "single":
         config["kd_teachers"] = config["kd_teachers"][:1]
     return config

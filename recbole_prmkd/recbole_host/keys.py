@@ -121,7 +121,8 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         if key not in allowed:
             raise UserError(f"Unknown key {key!r}: {nearest(key, allowed)}.")
         result[key] = _value(key, value, allowed[key])
-    for teacher in result.get("kd_teachers", []):
+    chosen = result.get("kd_teachers", [])
+    for teacher in chosen if chosen != ["auto"] else []:
         _check_name(teacher, names, "in kd_teachers")
     start = result.get("kd_item_init", "none")
     if start not in ("none", "auto", "text"):

@@ -8,8 +8,8 @@ when to stop.
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -159,6 +159,7 @@ def _identity(
         items=store.digest(data.item_tokens),
         rows=data.fit.digest(),
         holdout=data.holdout.digest(),
+        **({"minutes": config["kd_teacher_minutes"]} if model.learns and config["kd_teacher_minutes"] else {}),
         **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
     )
 
@@ -192,13 +193,34 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
         )
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
         watch_loss(trainer, name)
-        with overflow_explained(config, name):
-            trainer.fit(train, holdout, show_progress=config["show_progress"])
+        with overflow_explained(config, name), suppress(_TimeIsUp):
+            callback = _clock(name, config["kd_teacher_minutes"])
+            trainer.fit(train, holdout, show_progress=config["show_progress"], callback_fn=callback)
         # The best epoch's weights, read back as RecBole does before a test.
         score = _valid_score(trainer, holdout, best=True)
         if not weights_are_finite(model):
             raise NotFinite(weights_sentence(trainer, name))
     return time.time() - started, score
+
+
+class _TimeIsUp(Exception):
+    """Ends a training whose best weights are saved already."""
+
+
+def _clock(name: str, minutes: float | None) -> Callable[[int, float], None] | None:
+    """What ends the training after the epoch in which the time is up; None without a limit."""
+    if minutes is None:
+        return None
+    stop = time.monotonic() + 60 * minutes
+
+    def after_epoch(epoch: int, score: float) -> None:
+        if time.monotonic() > stop:
+            getLogger().info(
+                f"{name} stops after epoch {epoch}: kd_teacher_minutes is {minutes:g}; more may be better."
+            )
+            raise _TimeIsUp
+
+    return after_epoch
 
 
 def _score(model: Teacher, config: Config, data: TeacherData) -> float:
