@@ -321,9 +321,10 @@ def _ranking(view: HostView) -> dict[str, Any]:
             }
             kept = {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"], view["TIME_FIELD"], *asked}
             below["load_col"] = {**loaded, "inter": [field for field in loaded["inter"] if field in kept]}
+        read = (below.get("load_col") or loaded or {}).get("inter") or []
         extra = [
             field
-            for field in (below.get("load_col") or loaded or {}).get("inter", [])
+            for field in ([] if read == "*" else read)  # "*": all columns, as without load_col
             if field not in {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"]}
         ]
         below["unused_col"] = {"inter": extra}

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.keys import key_table, kind_of, teacher_seed, teacher_settings
 from recbole_prmkd.recbole_host.run_files import no_command_line
 
@@ -114,7 +115,7 @@ def teacher_config(name: str, run: Config) -> Config:
         "threshold": None,
         "seed": teacher_seed(name, run.final_config_dict),
     }
-    with no_command_line():
+    with no_command_line(), recbole_errors(f"read the settings of the teacher {name}", run):
         config = Config(model=kind_of(name), dataset=run["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = run[key]

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.config_files import read_yaml
 from recbole_prmkd.tune.space import Domain, read_lines, read_space
 
 
@@ -127,15 +127,13 @@ def read_sweep(path: Path, trials: int | None = None) -> SweepSettings:
         UserError: the file cannot be read, or one of its keys is wrong; the key is named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        # RecBole's YAML reader, to which 1e-4 is a number.
-        loader = Config.__new__(Config)._build_yaml_loader()
-        yaml_file = path.suffix in {".yaml", ".yml"}
-        content = yaml.load(text, Loader=loader) if yaml_file else {"space": read_lines(text, path)}
+        if path.suffix in {".yaml", ".yml"}:
+            # RecBole's YAML reader, to which 1e-4 is a number.
+            content = read_yaml(path, Config.__new__(Config)._build_yaml_loader())
+        else:
+            content = {"space": read_lines(path.read_text(encoding="utf-8"), path)}
     except (OSError, UnicodeError) as error:
         raise UserError(f"There is no sweep file {str(path)!r} to read: check --tune.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write `space:` and below it one line per key.")
     try:
