@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import distributed, multiprocessing
 
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.interruption import children_wait_for_signals, end_at_once
 from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.quick_start import output_dir, run_recbole_prmkd
@@ -39,7 +40,11 @@ def run_processes(
         group_offset: processes on the machines before this one.
     Returns:
         what the first process here returned.
+    Raises:
+        UserError: the port is none, or what `run_recbole_prmkd` says.
     """
+    if not (str(port).isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--port={port} is no port: give a number from 1 to 65535 that is free on the first machine.")
     config = load_config(model, dataset, config_file_list, config_dict)
     output = output_dir(config)
     check_run(config, output)

@@ -19,7 +19,10 @@ PICKLE = b"cos\nsystem\n(S'touch P'\ntR."  # so does this where it is loaded
 def _spelt_out(value: Any) -> Any:
     """A value of the file with its placeholders replaced."""
     if isinstance(value, str):
-        return value.replace("CODE", CODE).replace("LONG", "x" * 3000).replace("DIGITS", "9" * 400)
+        placeholders = {"CODE": CODE, "LONG": "x" * 3000, "DIGITS": "9" * 400, "SURROGATE": "a\udce9"}
+        for name, text in placeholders.items():
+            value = value.replace(name, text)
+        return value
     if isinstance(value, list):
         return [_spelt_out(part) for part in value]
     if isinstance(value, dict):

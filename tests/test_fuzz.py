@@ -70,7 +70,7 @@ def write_good() -> None:
 
 def run(settings: dict[Any, Any], *options: str, **contract: Any) -> None:
     """A command of these options with these settings in its first config file."""
-    Path("c.yaml").write_text(yaml.dump({**SMALL, **settings}, allow_unicode=True), encoding="utf-8")
+    Path("c.yaml").write_text(yaml.dump({**SMALL, **settings}))
     named = [] if any(option.startswith("--config_files") for option in options) else ["--config_files=c.yaml"]
     note(ends([*named, *options], **contract) or "ended well")
 

@@ -62,7 +62,7 @@ def check(model, write, more):
         for part in ("best_valid_result", "test_result"):
             np.testing.assert_equal(plain(ours[part]), plain(stock[part]), part)
         assert ours["best_valid_score"] == stock["best_valid_score"]
-        checkpoint = next((folder / "stock").glob("*.pth"), None)
+        checkpoint = next((folder / "stock").glob(f"{model}-*.pth"), None)
         if checkpoint is None:  # neither validated nor tested
             return "equal, nothing saved"
         theirs = torch.load(checkpoint, weights_only=False, map_location="cpu")["state_dict"]

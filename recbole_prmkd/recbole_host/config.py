@@ -26,7 +26,7 @@ from recbole_prmkd.recbole_host.boundary import blamed
 from recbole_prmkd.recbole_host.config_files import check_config_file
 from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
-from recbole_prmkd.recbole_host.shapes import check_settings
+from recbole_prmkd.recbole_host.shapes import check_plain, check_settings
 from recbole_prmkd.teachers import TEACHERS
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -148,6 +148,7 @@ def host_view(
     host = _read_settings(config_file_list, config_dict)
     name = model or host.external_config_dict.get("model")
     data = dataset or host.external_config_dict.get("dataset")
+    check_plain({**host.external_config_dict, "model": name, "dataset": data})
     if not name or not data:
         raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
     if not isinstance(name, str | type) or not isinstance(data, str):

@@ -156,7 +156,7 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
             entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
             table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
         if "epochs" in own:  # one that is fine-tuned
-            entry = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            entry = {"default": None, "type": "int", "range": "[0,4294967295]", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry
     return table
 

@@ -14,9 +14,11 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config_files import read_yaml
 from recbole_prmkd.tune.space import Domain, read_lines, read_space
 
+_MOST = 10**6  # trials, and validations: more are a slip, and further numbers would not fit into Ray's
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(_Part):
@@ -42,7 +44,7 @@ class Asha(_Part):
     `reduction` go on."""
 
     name: Literal["asha"]
-    grace: int = Field(default=3, ge=1)
+    grace: int = Field(default=3, ge=1, le=_MOST)
     reduction: float = Field(default=3, gt=1)
 
 
@@ -50,8 +52,8 @@ class Median(_Part):
     """Stops a trial whose best score is below the median of the others' at the same time."""
 
     name: Literal["median"]
-    grace: int = Field(default=3, ge=1)
-    others: int = Field(default=3, ge=1)
+    grace: int = Field(default=3, ge=1, le=_MOST)
+    others: int = Field(default=3, ge=1, le=_MOST)
 
 
 class Pbt(_Part):
@@ -59,7 +61,7 @@ class Pbt(_Part):
     best, with settings changed a little."""
 
     name: Literal["pbt"]
-    interval: int = Field(default=3, ge=1)
+    interval: int = Field(default=3, ge=1, le=_MOST)
     share: float = Field(default=0.25, ge=0, le=0.5)
     resample: float = Field(default=0.25, ge=0, le=1)
 
@@ -76,11 +78,11 @@ class SweepSettings(_Part):
     space: dict[str, Any] = Field(min_length=1)
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Scheduler = NoScheduler()
-    trials: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=2020, ge=0)
+    trials: int | None = Field(default=None, ge=1, le=_MOST)
+    seed: int = Field(default=2020, ge=0, lt=2**32)
     resources: Resources = Resources()
-    max_concurrent: int | None = Field(default=None, ge=1)
-    max_failures: int = Field(default=2, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1, le=_MOST)
+    max_failures: int = Field(default=2, ge=0, le=_MOST)
     repeat: bool | None = None
 
     @model_validator(mode="after")
