@@ -14,6 +14,7 @@ import yaml
 
 from recbole_prmkd.errors import UserError
 
+_FILES = {"items", "users", "rows"}  # of Vectors
 _MANY = 40  # words that a sentence does not list
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
@@ -153,7 +154,8 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         table[f"kd_{teacher}_checkpoint".lower()] = {"default": None, "type": "path", "optional": True}
         own = read_yaml(properties_dir() / "model" / f"{teacher}.yaml")
         for key, value in own.items():
-            entry: dict[str, Any] = {"default": value, "type": _type_name(value)}
+            kind = "path" if key in _FILES else _type_name(value)
+            entry: dict[str, Any] = {"default": value, "type": kind, "optional": key in _FILES}
             table[f"kd_{teacher}_{key}".lower()] = entry | ({"range": ranges[key]} if key in ranges else {})
         if "epochs" in own:  # one that is fine-tuned
             entry = {"default": None, "type": "int", "range": "[0,4294967295]", "optional": True}

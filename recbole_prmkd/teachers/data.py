@@ -119,6 +119,9 @@ def teacher_config(name: str, run: Config) -> Config:
         config = Config(model=kind_of(name), dataset=run["dataset"], config_dict={**shared, **own, **fixed})
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = run[key]
+    for key, value in own.items():
+        if isinstance(value, str):  # a file may be called 1e3
+            config[key] = value
     # Teachers see examples, not a data set to count popularity or coverage in.
     config["metrics"] = [name for name in config["metrics"] if not _counts_data(name)]
     # The metric that a teacher stops on is computed whatever the student reports.
