@@ -138,6 +138,7 @@ def test_values_that_cannot_be_used(option, words, sentence):
         (b"a: 2001-99-99", ["month"]),
         (b"a: " + b"[" * 5000, ["recursion"]),
         (b"5: 6", ["5"]),
+        (b"a: &x [*x]", ["recursion"]),
         (b"state: !!python/name:os.system", ["!!python"]),
     ],
 )

@@ -36,7 +36,9 @@ def read_yaml(file: Path, loader: Any) -> Any:
         UserError: it is no YAML in UTF-8; names file and line.
     """
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        _is_plain(content)  # a RecursionError where a value holds itself
+        return content
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{file}, line {line}: it is not in UTF-8: save it in that encoding.") from error
