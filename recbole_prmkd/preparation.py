@@ -69,7 +69,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
-    check_bounds(config, split.dataset.item_num)
+    check_bounds(config, split.dataset.item_num, *split.sizes[1:])
     return prepare_on(config, split, steps)
 
 

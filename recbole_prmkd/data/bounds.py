@@ -10,15 +10,18 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
 
 
-def check_bounds(config: Config, item_num: int) -> None:
+def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -> None:
     """Refuse a cut-off that is longer than the list of all items, the teachers' own cut-offs too.
 
     Args:
         item_num: number of items with PAD, which RecBole ranks too.
+        valid, test: numbers of validation and test examples; stock RecBole takes any cut-off where it ranks neither.
     Raises:
         UserError: names the key, its value and the number of items.
     """
-    ranked = config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
+    validates = valid and 0 < config["eval_step"] <= config["epochs"]
+    uses = test or validates or config["kd"] != "none"  # teachers are ranked too
+    ranked = uses and config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
     if ranked and max(config["topk"]) > item_num:
         raise _too_long("topk", config["topk"], item_num)
     for teacher in _teachers(config):

@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def check_run(config: Config, output: Path) -> None:
         UserError: with one sentence.
     """
     _check_data(config)
-    _check_metrics(config)
+    if (
+        config["kd"] != "none" or 0 < config["eval_step"] <= config["epochs"]
+    ):  # else stock RecBole reads no valid_metric
+        _check_metrics(config)
     package = _traits(config).package
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
@@ -93,10 +97,7 @@ def _check_data(config: Config) -> None:
                 raise UserError(
                     f"{file} has no column {config[key]!r} (it has {', '.join(columns)}): name it with --{key}=..."
                 )
-        loaded = (config["load_col"] or {}).get("inter")
-        for field in loaded or []:
-            if field not in columns:
-                raise UserError(f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}.")
+        loaded = _loaded(file, columns, config)
         if config["benchmark_filename"]:
             histories = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
             if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and histories not in columns:
@@ -108,6 +109,20 @@ def _check_data(config: Config) -> None:
             raise UserError(
                 f"load_col leaves out {config['TIME_FIELD']!r}, by which interactions are ordered: add it to its inter."
             )
+
+
+def _loaded(file: Path, columns: Mapping[str, str], config: Config) -> list[str] | None:
+    """The columns of interactions that `load_col` names; None: all."""
+    loaded = (config["load_col"] or {}).get("inter")
+    if loaded == "*":
+        return None
+    for field in loaded or []:
+        if field not in columns:
+            said = f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}."
+            if config["kd"] != "none":
+                raise UserError(said)
+            getLogger().warning(said)  # stock RecBole reads the others
+    return loaded
 
 
 def _columns(file: Path, config: Config) -> dict[str, str]:

@@ -14,6 +14,7 @@ import yaml
 
 from recbole_prmkd.errors import UserError
 
+_MANY = 40  # words that a sentence does not list
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
 
@@ -161,7 +162,7 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         for key, value in own.items():
             table[f"kd_{teacher}_{key}".lower()] = _entry_of_teacher(key, value, ranges)
         if "epochs" in own:  # one that is fine-tuned
-            entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,4294967295]", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry
     return table
 
@@ -198,10 +199,12 @@ def _type_name(value: Any) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """What to say of an unknown word: the allowed one that it resembles, or all of them."""
-    words = sorted(allowed)
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(words)}"
+    """What to say of an unknown word: the allowed one that it resembles in any case, or all of them if they are few."""
+    words = {each.lower(): each for each in sorted(allowed)}
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {words[near[0]]!r}?"
+    return f"use one of {', '.join(words.values())}" if len(words) < _MANY else "properties/kd.yaml lists the keys"
 
 
 def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
