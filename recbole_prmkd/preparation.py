@@ -19,7 +19,7 @@ from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.boundary import recbole_errors
-from recbole_prmkd.recbole_host.keys import keys_of_teachers
+from recbole_prmkd.recbole_host.keys import has_teachers, keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
@@ -78,7 +78,7 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
     cache = None
-    if config["kd"] != "none":
+    if has_teachers(config):
         teachers, folders, cache = prepare_teachers(config, split, steps)
     vectors = start_vectors(config, split, steps, teachers) if source_of(config) != "none" else None
     return Prepared(split, cache, teachers, folders, vectors)
@@ -138,7 +138,7 @@ def _warn_of_unnamed(config: Config) -> None:
     if config["kd"] == "single":  # takes the first teacher that the user has named
         return
     named = [*config["kd_teachers"], config["kd_item_init"]]
-    model = config["model"] if config["kd"] == "none" else None
+    model = config["model"] if not has_teachers(config) else None
     for key, (teacher, _) in keys_of_teachers(config.parameters["Distillation"], TEACHERS).items():
         own = key.removeprefix(f"kd_{teacher.lower()}_")
         if teacher == model and own != "checkpoint":

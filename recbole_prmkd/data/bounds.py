@@ -7,7 +7,7 @@ from recbole.evaluator.register import metric_information
 from recbole.utils import EvaluatorType
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.keys import has_teachers, teacher_settings
 
 
 def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -> None:
@@ -33,7 +33,7 @@ def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -
 
 def _teachers(config: Config) -> list[str]:
     """The teachers that are fine-tuned: those of kd_loss, and one that items start from."""
-    named = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    named = list(config["kd_teachers"]) if has_teachers(config) else []
     start = config["kd_item_init"]
     return named if start in ("none", "auto", "text") else [*named, start]
 

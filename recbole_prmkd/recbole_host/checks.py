@@ -18,7 +18,7 @@ from recbole_prmkd.data.text import text_fields
 from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.keys import has_teachers, teacher_settings
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -48,7 +48,7 @@ def check_run(config: Config, output: Path) -> None:
     for folder in (Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         if not is_read_only(folder):  # else what it holds may be all that is needed; what it lacks is refused later
             _check_writable(folder)
-    if config["kd"] != "none":
+    if has_teachers(config):
         check_distillation(config)
     check_teachers(config)
     if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
@@ -57,7 +57,7 @@ def check_run(config: Config, output: Path) -> None:
 
 def check_teachers(config: Config) -> None:
     """Refuse teachers, or item vectors to start from, that cannot be prepared with these settings and files."""
-    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    teachers = list(config["kd_teachers"]) if has_teachers(config) else []
     start = source_of(config)
     if start not in ("none", "text"):
         teachers.append(start)
@@ -119,7 +119,7 @@ def _loaded(file: Path, columns: Mapping[str, str], config: Config) -> list[str]
     for field in loaded or []:
         if field not in columns:
             said = f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}."
-            if config["kd"] != "none":
+            if has_teachers(config):
                 raise UserError(said)
             getLogger().warning(said)  # stock RecBole reads the others
     return loaded

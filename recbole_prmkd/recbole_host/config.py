@@ -137,7 +137,7 @@ def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
         config[key] = value
     if config["kd_teacher_seed"] is None:
         config["kd_teacher_seed"] = config["seed"]
-    if config["kd"] != "none" and config["kd_teachers"] == [AUTO]:
+    if keys.has_teachers(config) and config["kd_teachers"] == [AUTO]:
         config["kd_teachers"], config.why_teachers = choose_teachers(config)
         if config["kd_teacher_minutes"] == AUTO:
             config["kd_teacher_minutes"] = MINUTES

@@ -48,6 +48,11 @@ def preset(kd: str) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
+def has_teachers(settings: Any) -> bool:
+    """Whether this `kd` asks for teachers; settings: a mapping or a Config, with the defaults."""
+    return settings["kd"] not in ("none", "warm_start")
+
+
 def ranks_all_alike(settings: Any) -> bool:
     """Whether `kd_protocol` is or means `ranking`; settings: of a mapping or a Config, with the defaults."""
     protocol = settings["kd_protocol"]

@@ -27,6 +27,7 @@ from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import user_setting, user_settings
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.storage.locks import alone
@@ -196,7 +197,7 @@ def _resumed(
 def for_all_trials(plan: Plan) -> Config:
     """The configuration that prepares for every trial: all teachers that any of them may ask for."""
     configs = plan.configs("kd", "kd_teachers")
-    distilled = [config for config in configs if config["kd"] != "none"]
+    distilled = [config for config in configs if has_teachers(config)]
     base = (distilled or configs)[0]
     base["kd_teachers"] = list(dict.fromkeys(name for config in distilled or [base] for name in config["kd_teachers"]))
     return base

@@ -21,6 +21,7 @@ from recbole.utils import init_seed
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.scores import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
@@ -58,7 +59,7 @@ class TrialInputs:
     def prepared(self, config: Config) -> Prepared:
         """A trial's own copy of the data, and the teacher cache that its settings ask for."""
         split = unpacked(ray.get(self.split), config)
-        wanted = config["kd_teachers"] if config["kd"] != "none" else []
+        wanted = config["kd_teachers"] if has_teachers(config) else []
         cache = None
         if wanted:
             canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
