@@ -27,6 +27,7 @@ from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.teachers.holdout import Ranked, kept, popularity, report
 from recbole_prmkd.teachers.item_start import source_of
 
 
@@ -104,12 +105,26 @@ def prepare_teachers(
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
+    teachers = _checked(config, teachers, popularity(data))
+    for teacher in teachers:
+        name = teacher.name
         with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
     _warn_of_left_out_metrics(config, teachers)
     return teachers, folders, open_cache(teachers, folders, data, config)
+
+
+def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> list[FittedTeacher]:
+    """The teachers that teach, after the check that `kd_teacher_check` names."""
+    check, names = config["kd_teacher_check"], [teacher.name for teacher in teachers]
+    if check == "off":
+        return teachers
+    ranked = {teacher.name: teacher.ranked for teacher in teachers}
+    report(names, ranked, least, check)
+    of_use = kept(names, ranked, least, check)
+    return [teacher for teacher in teachers if teacher.name in of_use]
 
 
 def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:

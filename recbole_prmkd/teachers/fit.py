@@ -36,6 +36,7 @@ from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
+from recbole_prmkd.teachers.holdout import Ranked, rank_or_load
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 
 # Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
@@ -50,7 +51,7 @@ class FittedTeacher:
 
     digest: hash of its weights and side information. checkpoint: the file it started from, if any.
     seconds, peak_memory_mb: of fine-tuning, as first measured.
-    metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
+    ranked: on the holdout. metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
     covered_test: [N] which test examples it covers; covered: its metrics on these, `test` and `test_unseen`.
     cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
@@ -65,6 +66,7 @@ class FittedTeacher:
     holdout: float
     peak_memory_mb: float | None
     metrics: dict[str, dict[str, float]]
+    ranked: Ranked
     covered_test: Tensor
     covered: dict[str, dict[str, float]]
     cuts: dict[str, int] = field(default_factory=dict)
@@ -120,6 +122,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics={part: metrics[part] for part in _PARTS},
+        ranked=rank_or_load(model, config, data, root, kind, digest),
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         cuts=model.cuts(data.train),

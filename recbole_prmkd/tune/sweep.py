@@ -225,6 +225,8 @@ def _make_inputs(plan: Plan, base: Config) -> TrialInputs:
         getLogger().info(f"Search space: {domain}")
     init_seed(base["seed"], base["reproducibility"])
     base["kd_item_init"] = "none"
+    if base["kd_teacher_check"] == "drop":
+        base["kd_teacher_check"] = "warn"  # each trial leaves out its own
     prepared = prepare(base, steps)
     if prepared.split.sizes[1] == 0:
         raise UserError(

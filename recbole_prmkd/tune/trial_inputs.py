@@ -25,16 +25,20 @@ from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.scores import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.holdout import Ranked, kept, popularity
 from recbole_prmkd.teachers.item_start import source_of
 
 
 @dataclass(frozen=True)
 class GivenTeacher:
-    """One teacher's cache. folder: where it is stored; arrays: its parts in the object store, if they are there."""
+    """One teacher's cache. ranked: on the holdout; folder: where it is stored; arrays: its parts in the object store,
+    if they are there.
+    """
 
     name: str
     temperature: float
     holdout: float
+    ranked: Ranked
     folder: Path
     arrays: Mapping[str, Any]
 
@@ -62,10 +66,12 @@ class TrialInputs:
         wanted = config["kd_teachers"] if has_teachers(config) else []
         cache = None
         if wanted:
-            canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
-            given = [self.teachers[name] for name in wanted]
+            data = teacher_data(split, config["kd_teacher_seed"])
+            ranked = {name: self.teachers[name].ranked for name in wanted}
+            priors = kept(wanted, ranked, popularity(data), config["kd_teacher_check"])
+            given = [self.teachers[name] for name in priors]
             parts = [opened(each.name, each.temperature, each.holdout, each.array, config) for each in given]
-            cache = cache_of(parts, canonical, config)
+            cache = cache_of(parts, data.canonical, config, list(priors.values()))
         start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
@@ -79,6 +85,7 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
             teacher.name,
             teacher.model.temperature,
             teacher.holdout,
+            teacher.ranked,
             folder.path,
             {
                 part: ray.put(np.asarray(folder.array(part)))
@@ -97,8 +104,8 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
 def packed(split: Split) -> bytes:
     """The split as bytes: the data sets that RecBole made, and the examples; loaders are made anew by each trial."""
     loaders = (split.train_data, split.valid_data, split.test_data)
-    kept = (split.parts, split.item_tokens, split.user_tokens)
-    return pickle.dumps((split.dataset, [loader._dataset for loader in loaders], kept))
+    others = (split.parts, split.item_tokens, split.user_tokens)
+    return pickle.dumps((split.dataset, [loader._dataset for loader in loaders], others))
 
 
 def unpacked(content: bytes, config: Config) -> Split:
