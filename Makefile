@@ -3,15 +3,18 @@
 # make docs   build the documentation into build/site (open build/site/index.html)
 PYTHON ?= python3
 VENV ?= .venv
+EXAMPLES ?= 200
+SEED ?=
 BIN = $(VENV)/bin
 PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks
 RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
-.PHONY: help demo docs test test-slow lint format bench reproduce clean
+.PHONY: help demo docs test test-slow test-fuzz lint format bench reproduce clean
 .DEFAULT_GOAL := help
 
 help:
 	@head -3 Makefile | sed 's/^# //'
+	@echo "make test-fuzz   try new wrong inputs, EXAMPLES=200 of each kind"
 	@echo "make test-slow | bench | reproduce | lint | format | clean"
 
 $(VENV)/.installed: setup.py constraints.txt
@@ -43,6 +46,10 @@ test: lint docs
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# `make test` has a small fixed part of it. SEED=... repeats a run.
+test-fuzz: $(VENV)/.installed
+	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py $(if $(SEED),--hypothesis-seed=$(SEED))
 
 # Speed of encoding and of PyGLightGCN, cost of distillation, as ratios inside one run. Another data set:
 # make bench DATA="--dataset=... --data_path=..."

@@ -41,8 +41,10 @@ def run_processes(
     Returns:
         what the first process here returned.
     Raises:
-        UserError: that of a process.
+        UserError: the port is none, or that of a process.
     """
+    if not (str(port).isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--port={port} is no port: give a number from 1 to 65535 that is free on the first machine.")
     config = load_config(model, dataset, config_file_list, config_dict)
     output = output_dir(config)
     check_run(config, output)

@@ -19,7 +19,7 @@ from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.boundary import recbole_errors
-from recbole_prmkd.recbole_host.keys import keys_of_teachers
+from recbole_prmkd.recbole_host.keys import has_teachers, keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
 from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
@@ -27,6 +27,7 @@ from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
+from recbole_prmkd.teachers.holdout import Ranked, kept, popularity, report
 from recbole_prmkd.teachers.item_start import source_of
 
 
@@ -69,7 +70,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     _warn_of_unnamed(config)
     with steps("data"):
         split = load_split(config)
-    check_bounds(config, split.dataset.item_num)
+    check_bounds(config, split.dataset.item_num, *split.sizes[1:])
     return prepare_on(config, split, steps)
 
 
@@ -78,7 +79,7 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     teachers: list[FittedTeacher] = []
     folders: list[StoredFolder] = []
     cache = None
-    if config["kd"] != "none":
+    if has_teachers(config):
         teachers, folders, cache = prepare_teachers(config, split, steps)
     vectors = start_vectors(config, split, steps, teachers) if source_of(config) != "none" else None
     return Prepared(split, cache, teachers, folders, vectors)
@@ -88,6 +89,8 @@ def prepare_teachers(
     config: Config, split: Split, steps: Steps
 ) -> tuple[list[FittedTeacher], list[StoredFolder], TeacherCache]:
     """Item text, teachers and teacher cache; each taken from disk where it still matches."""
+    for reason in getattr(config, "why_teachers", []):
+        getLogger().info(f"kd_teachers=auto takes {reason}")
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:
         with steps("text") as state:
@@ -102,12 +105,26 @@ def prepare_teachers(
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
+    teachers = _checked(config, teachers, popularity(data))
+    for teacher in teachers:
+        name = teacher.name
         with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
             stored, state["reused"] = build_or_load(teacher, data, config)
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
     _warn_of_left_out_metrics(config, teachers)
     return teachers, folders, open_cache(teachers, folders, data, config)
+
+
+def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> list[FittedTeacher]:
+    """The teachers that teach, after the check that `kd_teacher_check` names."""
+    check, names = config["kd_teacher_check"], [teacher.name for teacher in teachers]
+    if check == "off":
+        return teachers
+    ranked = {teacher.name: teacher.ranked for teacher in teachers}
+    report(names, ranked, least, check)
+    of_use = kept(names, ranked, least, check)
+    return [teacher for teacher in teachers if teacher.name in of_use]
 
 
 def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:
@@ -136,7 +153,7 @@ def _warn_of_unnamed(config: Config) -> None:
     if config["kd"] == "single":  # takes the first teacher that the user has named
         return
     named = [*config["kd_teachers"], config["kd_item_init"]]
-    model = config["model"] if config["kd"] == "none" else None
+    model = config["model"] if not has_teachers(config) else None
     for key, (teacher, _) in keys_of_teachers(config.parameters["Distillation"], TEACHERS).items():
         own = key.removeprefix(f"kd_{teacher.lower()}_")
         if teacher == model and own != "checkpoint":

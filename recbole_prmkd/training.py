@@ -29,6 +29,7 @@ from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.checks import check_distillation, check_teachers
 from recbole_prmkd.recbole_host.config import complete
 from recbole_prmkd.recbole_host.finite import overflow_explained
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import same_samples
@@ -60,7 +61,7 @@ def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
     getLogger().info(student)
     _log_flops(student, config, split)
     host = host_trainer(config, model_class)
-    return quiet_trainer(host if config["kd"] == "none" else distillation_trainer(host), config, student, folder)
+    return quiet_trainer(distillation_trainer(host) if has_teachers(config) else host, config, student, folder)
 
 
 def train(
@@ -134,7 +135,7 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
         UserError: the config names no `kd` that distils, or asks for what cannot be distilled.
     """
     config = complete(trainer.config)
-    if config["kd"] in ("none", ENSEMBLE):
+    if not has_teachers(config) or config["kd"] == ENSEMBLE:
         raise UserError(
             f"PRMKDTrainer distils, but kd is {config['kd']}: set kd in the config (kd: prmkd), or use RecBole's own "
             "trainer."
@@ -160,7 +161,7 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
 
 def distils(config: Config) -> bool:
     """Whether kd_loss is in use."""
-    return config["kd"] != "none" and config["kd_weight"] > 0
+    return has_teachers(config) and config["kd_weight"] > 0
 
 
 @contextmanager

@@ -105,6 +105,7 @@ def settings(tiny_path, made, tmp_path):
         return {
             **TINY,
             **TINY_TEACHER,
+            "kd_teachers": ["UniSRec"],
             "data_path": str(tiny_path),
             "kd_cache_dir": str(made / "cache"),
             "kd_teacher_dir": str(made / "teachers"),

@@ -116,6 +116,9 @@ def test_a_fault_in_side_information_is_found_too(sentence):
         ("metric_decimal_place=1.5", ["metric_decimal_place = 1.5"]),
         ("local_rank=0", ["local_rank", "--nproc"]),
         ("LIST_SUFFIX=", ["LIST_SUFFIX"]),
+        ("my_setting=a\udce9", ["'my_setting'", "UTF-8"]),
+        ("stopping_step=" + "9" * 400, ["stopping_step = 999", "64 bits"]),
+        ("KD_CONSISTENCY=std", ["'KD_CONSISTENCY'", "did you mean 'kd_consistency'"]),
     ],
 )
 def test_values_that_cannot_be_used(option, words, sentence):
@@ -135,6 +138,7 @@ def test_values_that_cannot_be_used(option, words, sentence):
         (b"a: 2001-99-99", ["month"]),
         (b"a: " + b"[" * 5000, ["recursion"]),
         (b"5: 6", ["5"]),
+        (b"a: &x [*x]", ["recursion"]),
         (b"state: !!python/name:os.system", ["!!python"]),
     ],
 )

@@ -217,7 +217,7 @@ def test_who_knows_few_candidates_is_not_the_surer_for_it() -> None:
     scores = torch.zeros(2, 1, 257)
     scores[1, :, 5:] = torch.nan
     mask = torch.ones(1, 257, dtype=torch.bool)
-    made.teacher_cache = SimpleNamespace(temperature=torch.ones(2), validation=torch.ones(2))
+    made.teacher_cache = SimpleNamespace(temperature=torch.ones(2), prior=torch.ones(2), validation=torch.ones(2))
     for rule in ("probability", "entropy", "label_ce"):
         made.config["kd_confidence"] = rule
         target, counted, shares, *_ = made.fuse(scores, torch.zeros(1, dtype=torch.int64), mask)

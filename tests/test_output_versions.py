@@ -23,6 +23,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from recbole_prmkd.data import encoder, images
 from recbole_prmkd.data.encoder import DEFAULT_ENCODER
+from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import teacher_settings
@@ -99,12 +100,33 @@ def vectors_teacher(folder) -> Teacher:
     return TEACHERS["Vectors"](config, dataset).eval()
 
 
+def linear_teacher():
+    """A `Linear` teacher fitted on four users' histories."""
+    lengths, n_items = [4, 6, 5, 7], reference.ITEMS
+    items = torch.from_numpy(np.random.RandomState(9).randint(1, n_items, sum(lengths) + 4))
+    blocks = [(sum(lengths[:user]) + user, length) for user, length in enumerate(lengths)]
+    examples = [(user + 1, start, start + stop) for user, (start, n) in enumerate(blocks) for stop in range(1, n + 1)]
+    users, start, stop = torch.tensor(examples).T
+    fit = Examples(users, items[stop], start, stop, items)
+    config = {
+        **teacher_settings("Linear", {}),
+        **tiny_teachers.FIELDS,
+        "train_stage": None,
+        "seed": 1,
+        "temperature": None,
+    }
+    model = TEACHERS["Linear"](config, SimpleNamespace(num=lambda field: n_items))
+    model.solve(SimpleNamespace(fit=fit))
+    return model.eval()
+
+
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_teacher(kind, tmp_path):
     makers = {
         "UniSRec": lambda: (tiny_teachers.unisrec("transductive"), tiny_teachers.batch()),
         "UniM2Rec": lambda: (tiny_teachers.unim2rec(), tiny_teachers.batch()),
         "Recformer": lambda: (tiny_teachers.recformer(tmp_path), tiny_teachers.text_batch()),
+        "Linear": lambda: (linear_teacher(), tiny_teachers.batch()),
         "Vectors": lambda: (vectors_teacher(tmp_path), tiny_teachers.batch() | {"user_id": torch.tensor([1, 2, 3])}),
     }
     model, batch = makers[kind]()

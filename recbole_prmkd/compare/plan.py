@@ -14,7 +14,16 @@ from recbole_prmkd.results.schema import RunResult
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 
 # Keys whose stored value is what a run makes of the default, not the default itself.
-_RESOLVED = {"kd", "kd_teachers", "kd_teacher_seed", "kd_output_dir", "kd_cache_dir", "kd_teacher_dir", "kd_save_ranks"}
+_RESOLVED = {
+    "kd",
+    "kd_teachers",
+    "kd_teacher_minutes",
+    "kd_teacher_seed",
+    "kd_output_dir",
+    "kd_cache_dir",
+    "kd_teacher_dir",
+    "kd_save_ranks",
+}
 
 
 def cell_job(grid: Grid, cell: Cell, folder: Path) -> Job:
@@ -76,7 +85,7 @@ def preparations(grid: Grid, left: Sequence[Job], folder: Path, begun: Collectio
 def preparation(grid: Grid, dataset: str, model: str, folder: Path) -> Job:
     """The job that makes all teachers which any cell of this data set and student asks for."""
     # A KD method that asks for every teacher; `single` takes the first alone, the student alone none.
-    kd = max(grid.kds, key=lambda kd: {BASELINE: 0, "single": 1}.get(kd, 2))
+    kd = max(grid.kds, key=lambda kd: {BASELINE: 0, "warm_start": 1, "single": 2}.get(kd, 3))
     settings = {**grid.settings_of(Cell(dataset, model, kd, grid.seeds[0])), "kd_save_ranks": False}
     name = f"teachers of {dataset} for {model}"
     return Job(name, _prepared(dataset, model, folder), "prepare", model, dataset, settings)

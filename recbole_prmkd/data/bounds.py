@@ -7,18 +7,21 @@ from recbole.evaluator.register import metric_information
 from recbole.utils import EvaluatorType
 
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.keys import has_teachers, teacher_settings
 
 
-def check_bounds(config: Config, item_num: int) -> None:
+def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -> None:
     """Refuse a cut-off that is longer than the list of all items, the teachers' own cut-offs too.
 
     Args:
         item_num: number of items with PAD, which RecBole ranks too.
+        valid, test: numbers of validation and test examples; stock RecBole takes any cut-off where it ranks neither.
     Raises:
         UserError: names the key, its value and the number of items.
     """
-    ranked = config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
+    validates = valid and 0 < config["eval_step"] <= config["epochs"]
+    uses = test or validates or config["kd"] != "none"  # teachers are ranked too
+    ranked = uses and config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
     if ranked and max(config["topk"]) > item_num:
         raise _too_long("topk", config["topk"], item_num)
     for teacher in _teachers(config):
@@ -30,7 +33,7 @@ def check_bounds(config: Config, item_num: int) -> None:
 
 def _teachers(config: Config) -> list[str]:
     """The teachers that are fine-tuned: those of kd_loss, and one that items start from."""
-    named = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    named = list(config["kd_teachers"]) if has_teachers(config) else []
     start = config["kd_item_init"]
     return named if start in ("none", "auto", "text") else [*named, start]
 

@@ -26,7 +26,7 @@ def is_processed(folder: Path, name: str) -> bool:
     file = folder / f"{name}.train.inter"
     if (folder / f"{name}.inter").is_file() or not file.is_file():
         return False
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:  # RecBole's reading finds what is wrong with it
         return HISTORY in lines.readline()
 
 

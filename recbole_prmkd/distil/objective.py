@@ -36,7 +36,7 @@ from recbole_prmkd.distil.candidates import (
     target_columns,
 )
 from recbole_prmkd.distil.losses import kd_loss
-from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, fuse, soft_targets
+from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, by_prior, fuse, soft_targets
 from recbole_prmkd.recbole_host.processes import WEIGHT, gathered, mean_over_ranks, ranks, weighted
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.probe import decide, described
@@ -161,6 +161,7 @@ class Objective:
         agreed = agreement(soft, covers_example)  # [B]
         soft.mul_(share)
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, covers_example, cache.validation)  # [T, B]
+        confidence = by_prior(confidence, cache.prior)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, covered, mask)  # [T, B, C]
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask)
         weight = weights.sum(-1).T  # [B, T]

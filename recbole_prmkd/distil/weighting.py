@@ -102,6 +102,13 @@ CONFIDENCE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]]
 }
 
 
+def by_prior(confidence: Tensor, prior: Tensor) -> Tensor:
+    """Confidence [T, B] times a factor of each teacher [T], normalised again over the teachers that have any."""
+    weighed = confidence * prior.to(confidence)[:, None]
+    total = weighed.sum(0)  # [B]
+    return torch.where(total > 0, _divide(weighed, total), confidence)
+
+
 def mark_none(soft: Tensor, covered: Tensor, mask: Tensor) -> Tensor:
     """Every teacher that covers the candidate is consistent."""
     return covered & mask if covered.dtype is torch.bool else covered.clone()

@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.host_properties import is_host
-from recbole_prmkd.recbole_host.keys import kind_of, teacher_settings
+from recbole_prmkd.recbole_host.keys import has_teachers, kind_of, teacher_settings
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -38,7 +39,10 @@ def check_run(config: Config, output: Path) -> None:
         UserError: with one sentence.
     """
     _check_data(config)
-    _check_metrics(config)
+    if (
+        config["kd"] != "none" or 0 < config["eval_step"] <= config["epochs"]
+    ):  # else stock RecBole reads no valid_metric
+        _check_metrics(config)
     package = _traits(config).package
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"{config['model']} needs the package {package}, which is not installed: install it first.")
@@ -46,7 +50,7 @@ def check_run(config: Config, output: Path) -> None:
     for folder in (Path(config["kd_cache_dir"]), Path(config["kd_teacher_dir"])):
         if not is_read_only(folder):  # else what it holds may be all that is needed; what it lacks is refused later
             _check_writable(folder)
-    if config["kd"] != "none":
+    if has_teachers(config):
         check_distillation(config)
     check_teachers(config)
     if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
@@ -55,7 +59,7 @@ def check_run(config: Config, output: Path) -> None:
 
 def check_teachers(config: Config) -> None:
     """Refuse teachers, or item vectors to start from, that cannot be prepared with these settings and files."""
-    teachers = list(config["kd_teachers"]) if config["kd"] != "none" else []
+    teachers = list(config["kd_teachers"]) if has_teachers(config) else []
     start = source_of(config)
     if start not in ("none", "text"):
         teachers.append(start)
@@ -95,10 +99,7 @@ def _check_data(config: Config) -> None:
                 raise UserError(
                     f"{file} has no column {config[key]!r} (it has {', '.join(columns)}): name it with --{key}=..."
                 )
-        loaded = (config["load_col"] or {}).get("inter")
-        for field in loaded or []:
-            if field not in columns:
-                raise UserError(f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}.")
+        loaded = _loaded(file, columns, config)
         if config["benchmark_filename"]:
             histories = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
             if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and histories not in columns:
@@ -110,6 +111,20 @@ def _check_data(config: Config) -> None:
             raise UserError(
                 f"load_col leaves out {config['TIME_FIELD']!r}, by which interactions are ordered: add it to its inter."
             )
+
+
+def _loaded(file: Path, columns: Mapping[str, str], config: Config) -> list[str] | None:
+    """The columns of interactions that `load_col` names; None: all."""
+    loaded = (config["load_col"] or {}).get("inter")
+    if loaded == "*":
+        return None
+    for field in loaded or []:
+        if field not in columns:
+            said = f"{file} has no column {field!r}, which load_col names: it has {', '.join(columns)}."
+            if has_teachers(config):
+                raise UserError(said)
+            getLogger().warning(said)  # stock RecBole reads the others
+    return loaded
 
 
 def _columns(file: Path, config: Config) -> dict[str, str]:

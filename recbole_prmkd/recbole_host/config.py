@@ -26,8 +26,9 @@ from recbole_prmkd.recbole_host.boundary import blamed
 from recbole_prmkd.recbole_host.config_files import check_config_file
 from recbole_prmkd.recbole_host.models import register_model
 from recbole_prmkd.recbole_host.processes import any_device, on_cpu
-from recbole_prmkd.recbole_host.shapes import check_settings
+from recbole_prmkd.recbole_host.shapes import check_plain, check_settings
 from recbole_prmkd.teachers import TEACHERS
+from recbole_prmkd.teachers.auto import AUTO, MINUTES, choose_teachers
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _PATHS = re.compile(
@@ -136,6 +137,12 @@ def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
         config[key] = value
     if config["kd_teacher_seed"] is None:
         config["kd_teacher_seed"] = config["seed"]
+    if keys.has_teachers(config) and config["kd_teachers"] == [AUTO]:
+        config["kd_teachers"], config.why_teachers = choose_teachers(config)
+        if config["kd_teacher_minutes"] == AUTO:
+            config["kd_teacher_minutes"] = MINUTES
+    if config["kd_teacher_minutes"] == AUTO:
+        config["kd_teacher_minutes"] = None
     if config["kd"] == "single":
         config["kd_teachers"] = config["kd_teachers"][:1]
     return config
@@ -151,6 +158,7 @@ def host_view(
     host = _read_settings(config_file_list, config_dict)
     name = model or host.external_config_dict.get("model")
     data = dataset or host.external_config_dict.get("dataset")
+    check_plain({**host.external_config_dict, "model": name, "dataset": data})
     if not name or not data:
         raise UserError("Name a model and a data set: --model=SASRec --dataset=ml-100k.")
     if not isinstance(name, str | type) or not isinstance(data, str):
@@ -324,9 +332,10 @@ def _ranking(view: HostView) -> dict[str, Any]:
             }
             kept = {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"], view["TIME_FIELD"], *asked}
             below["load_col"] = {**loaded, "inter": [field for field in loaded["inter"] if field in kept]}
+        read = (below.get("load_col") or loaded or {}).get("inter") or []
         extra = [
             field
-            for field in (below.get("load_col") or loaded or {}).get("inter", [])
+            for field in ([] if read == "*" else read)  # "*": all columns, as without load_col
             if field not in {view["USER_ID_FIELD"], view["ITEM_ID_FIELD"]}
         ]
         below["unused_col"] = {"inter": extra}

@@ -1,4 +1,4 @@
-"""A config file before RecBole reads it: YAML in UTF-8 that holds a dict of plain values."""
+"""The user's YAML files: UTF-8 with a dict of plain values, checked before RecBole reads a config file."""
 
 from datetime import date
 from pathlib import Path
@@ -18,22 +18,37 @@ def check_config_file(file: str, loader: Any) -> None:
         UserError: names file, line and what to write.
     """
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=loader)
+        content = read_yaml(Path(file), loader)
     except OSError as error:
         raise UserError(f"There is no config file {file!r} to read: check --config_files.") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line}: it is not in UTF-8: save it in that encoding.") from error
-    except Exception as error:  # PyYAML has others than its own, such as ValueError for a date that is none
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        said = " ".join(str(getattr(error, "problem", None) or error or type(error).__name__).split())[:200]
-        raise UserError(f"{file}{where} is no YAML: {said}; write one `key: value` on each line.") from error
     if not isinstance(content, dict):
         what = "nothing" if content is None else f"a {type(content).__name__}"
         raise UserError(f"{file} holds {what} in place of settings: write one `key: value` on each line.")
     if not _is_plain(content):  # such as !!python/name:os.system, which loads a function
         raise UserError(f"{file} holds a tag of Python's own (!!python/...): write plain values.")
+
+
+def read_yaml(file: Path, loader: Any) -> Any:
+    """What a YAML file of the user's holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        UserError: it is no YAML in UTF-8; names file and line.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
+        _is_plain(content)  # a RecursionError where a value holds itself
+        return content
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}, line {line}: it is not in UTF-8: save it in that encoding.") from error
+    except OSError:
+        raise
+    except Exception as error:  # PyYAML has others than its own, such as ValueError for a date that is none
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        said = " ".join(str(getattr(error, "problem", None) or error or type(error).__name__).split())[:200]
+        raise UserError(f"{file}{where} is no YAML: {said}; write one `key: value` on each line.") from error
 
 
 def _is_plain(value: Any) -> bool:

@@ -17,6 +17,7 @@ from recbole_prmkd.recbole_host.host_properties import host_properties, hosts, i
 
 # Real numbers of which RecBole's default is a whole one, such as DCN's reg_weight.
 REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
+_MANY = 40  # words that a sentence does not list
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
 
@@ -48,6 +49,11 @@ def preset(kd: str) -> dict[str, Any]:
     """What `kd: <name>` sets beyond the defaults; empty for `none`."""
     path = properties_dir() / "preset" / f"{kd}.yaml"
     return read_yaml(path) if path.is_file() else {}
+
+
+def has_teachers(settings: Any) -> bool:
+    """Whether this `kd` asks for teachers; settings: a mapping or a Config, with the defaults."""
+    return settings["kd"] not in ("none", "warm_start")
 
 
 def ranks_all_alike(settings: Any) -> bool:
@@ -144,7 +150,8 @@ def checked(settings: Mapping[str, Any], teachers: Iterable[str]) -> dict[str, A
         if key not in allowed:
             raise UserError(f"Unknown key {key!r}: {nearest(key, allowed)}.")
         result[key] = _value(key, value, allowed[key])
-    for teacher in result.get("kd_teachers", []):
+    chosen = result.get("kd_teachers", [])
+    for teacher in chosen if chosen != ["auto"] else []:
         _check_name(teacher, names, "in kd_teachers")
     start = result.get("kd_item_init", "none")
     if start not in ("none", "auto", "text"):
@@ -186,7 +193,7 @@ def _teacher_keys(teachers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         for key, value in own.items():
             table[f"kd_{teacher}_{key}".lower()] = entry_of(key, value, ranges)
         if "epochs" in own:  # one that is fine-tuned
-            entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,inf)", "optional": True}
+            entry: dict[str, Any] = {"default": None, "type": "int", "range": "[0,4294967295]", "optional": True}
             table[f"kd_{teacher}_seed".lower()] = entry
     return table
 
@@ -232,10 +239,12 @@ def _type_name(value: Any) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """What to say of an unknown word: the allowed one that it resembles, or all of them."""
-    words = sorted(allowed)
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(words)}"
+    """What to say of an unknown word: the allowed one that it resembles in any case, or all of them if they are few."""
+    words = {each.lower(): each for each in sorted(allowed)}
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {words[near[0]]!r}?"
+    return f"use one of {', '.join(words.values())}" if len(words) < _MANY else "properties/kd.yaml lists the keys"
 
 
 def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:

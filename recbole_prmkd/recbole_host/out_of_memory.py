@@ -5,7 +5,7 @@ import errno
 import torch
 from recbole.config import Config
 
-from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.keys import has_teachers, teacher_settings
 
 _SIZES = (
     *("train_batch_size", "eval_batch_size", "max_item_list_length", "hidden_size", "embedding_size", "inner_size"),
@@ -42,7 +42,7 @@ def out_of_memory_sentence(doing: str, error: BaseException, config: Config, tea
         sizes["eval_batch_size"] = settings["eval_batch_size"]
         defaults |= {prefix + key.lower(): value for key, value in teacher_settings(teacher, {}).items()}
     else:
-        wanted = (*_SIZES, *(_SIZES_OF_KD if config["kd"] not in (None, "none") else ()))
+        wanted = (*_SIZES, *(_SIZES_OF_KD if config["kd"] is not None and has_teachers(config) else ()))
         sizes = {key: value for key, value in settings.items() if key.lower() in wanted}
 
     def growth(key: str) -> float:

@@ -4,7 +4,7 @@ Only what it cannot use is refused. A value that it takes for another one than i
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from logging import getLogger
 from typing import Any
 
@@ -74,6 +74,35 @@ def check_settings(user: Mapping[str, Any], stock: Mapping[str, Any]) -> None:
     # RecBole's KD_DAGFM hands this name to `eval`.
     if not str(user.get("teacher") or "x").isidentifier():
         raise UserError(f"teacher = {user['teacher']!r} is not the name of a class of RecBole's, such as CrossNet.")
+
+
+def check_plain(settings: Mapping[Any, Any]) -> None:
+    """Refuse what no file or array can hold: a text with a byte that is no character, a whole number beyond 64 bits.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in settings.items():
+        for part in _parts_of([key, value]):
+            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                raise UserError(
+                    f"{key} = {value!r} holds a number that does not fit into 64 bits: write a smaller one."
+                )
+            try:
+                f"{part}".encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{key!a} holds {part[error.start]!a}, which is no character: write it in UTF-8."
+                ) from error
+
+
+def _parts_of(value: Any) -> Iterator[Any]:
+    """The texts and numbers that a value is made of."""
+    if isinstance(value, dict | list | tuple):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _parts_of(part)
+    else:
+        yield value
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:

@@ -19,6 +19,7 @@ from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache import stored_scores, vectors
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
+from recbole_prmkd.teachers.holdout import kept, popularity
 
 
 class CachedTeacher(Protocol):
@@ -45,16 +46,24 @@ class TeacherCache:
 
     Attributes:
         teachers: T `CachedTeacher`, in the order of `kd_teachers`; device: of the scores; n_items: with PAD.
-        temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score.
+        temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score; prior: [T] factor on
+            its confidence.
         canonical: [n_items] student's item id -> canonical id, or the id of another item (`kd_shuffled_teachers`).
     """
 
-    def __init__(self, teachers: Sequence[CachedTeacher], canonical: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        teachers: Sequence[CachedTeacher],
+        canonical: Tensor,
+        device: torch.device,
+        priors: Sequence[float] | None = None,
+    ) -> None:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
         self.canonical = canonical.to(device)
         self.n_items = len(canonical)
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
+        self.prior = torch.tensor(priors or [1.0] * len(teachers), device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
     def scores(self, examples: Tensor, *candidates: Tensor) -> Tensor:
@@ -129,15 +138,19 @@ def open_cache(
         )
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    return cache_of(parts, data.canonical, run)
+    ranked = {teacher.name: teacher.ranked for teacher in teachers}
+    priors = kept(list(ranked), ranked, popularity(data), run["kd_teacher_check"])
+    return cache_of(parts, data.canonical, run, [priors[part.name] for part in parts])
 
 
-def cache_of(teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config) -> TeacherCache:
+def cache_of(
+    teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config, priors: Sequence[float] | None = None
+) -> TeacherCache:
     """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
 
-    canonical: [n_items] student's item id -> canonical id.
+    canonical: [n_items] student's item id -> canonical id. priors: [T] as `TeacherCache` has them.
     """
     if run["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
         order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(run["seed"]))
         canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
-    return TeacherCache(teachers, canonical, run["device"])
+    return TeacherCache(teachers, canonical, run["device"], priors)

@@ -32,10 +32,10 @@ def interactions(examples: Examples, n_items: int) -> sparse.csr_array:
     numbers = torch.arange(len(examples))
     items, lengths = _newest(examples, numbers, _LONGEST)
     users = torch.cat([examples.users.repeat_interleave(lengths), examples.users])
-    pairs = torch.unique(torch.stack([users, torch.cat([items, examples.targets])]), dim=1).numpy()  # [2, pairs]
+    pairs = np.unique((users * n_items + torch.cat([items, examples.targets])).numpy())
     n_users = int(examples.users.max()) + 1 if len(examples) else 1
-    ones = np.ones(pairs.shape[1], dtype=np.float32)
-    return sparse.csr_array((ones, (pairs[0], pairs[1])), shape=(n_users, n_items))
+    ones = np.ones(len(pairs), dtype=np.float32)
+    return sparse.csr_array((ones, (pairs // n_items, pairs % n_items)), shape=(n_users, n_items))
 
 
 def histories(examples: Examples, numbers: Tensor, n_items: int, decay: float, newest: int) -> sparse.csr_array:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split
+from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.host_properties import is_host
 from recbole_prmkd.recbole_host.keys import key_table, kind_of, teacher_seed, teacher_settings
 from recbole_prmkd.recbole_host.run_files import no_command_line
@@ -121,12 +122,15 @@ def teacher_config(name: str, run: Config) -> Config:
     model: Any = kind_of(name)
     if is_host(model):  # the model inside has a configuration of its own
         model, own = RecBoleTeacher, {}
-    with no_command_line():
+    with no_command_line(), recbole_errors(f"read the settings of the teacher {name}", run):
         config = Config(model=model, dataset=run["dataset"], config_dict={**shared, **own, **fixed})
     if not own:
         _add_host(name, config, run)
     for key in ("data_path", "device", *key_table()):  # as they are: Config would evaluate strings again
         config[key] = run[key]
+    for key, value in own.items():
+        if isinstance(value, str):  # a file may be called 1e3
+            config[key] = value
     # Teachers see examples, not a data set to count popularity or coverage in.
     config["metrics"] = [name for name in config["metrics"] if not _counts_data(name)]
     # The metric that a teacher stops on is computed whatever the student reports.

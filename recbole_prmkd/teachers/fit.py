@@ -9,7 +9,7 @@ when to stop.
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -35,7 +35,9 @@ from recbole_prmkd.storage import store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teachers import Teacher, teacher_class
+from recbole_prmkd.teachers.clock import TimeIsUp, clock
 from recbole_prmkd.teachers.data import TeacherData, teacher_config
+from recbole_prmkd.teachers.holdout import Ranked, rank_or_load
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 
@@ -51,7 +53,7 @@ class FittedTeacher:
 
     digest: hash of its weights and side information. checkpoint: the file it started from, if any.
     seconds, peak_memory_mb: of fine-tuning, as first measured.
-    metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
+    ranked: on the holdout. metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
     covered_test: [N] which test examples it covers; covered: its metrics on these, `test` and `test_unseen`.
     cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
@@ -66,6 +68,7 @@ class FittedTeacher:
     holdout: float
     peak_memory_mb: float | None
     metrics: dict[str, dict[str, float]]
+    ranked: Ranked
     covered_test: Tensor
     covered: dict[str, dict[str, float]]
     cuts: dict[str, int] = field(default_factory=dict)
@@ -121,6 +124,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics={part: metrics[part] for part in _PARTS},
+        ranked=rank_or_load(model, config, data, root, kind, digest),
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         cuts=model.cuts(data.train),
@@ -161,6 +165,7 @@ def _identity(
         rows=data.fit.digest(),
         holdout=data.holdout.digest(),
         **model.depends_on(),
+        **({"minutes": config["kd_teacher_minutes"]} if model.learns and config["kd_teacher_minutes"] else {}),
         **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
     )
 
@@ -195,8 +200,9 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
         )
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
         watch_loss(trainer, name)
-        with overflow_explained(config, name):
-            trainer.fit(train, holdout, show_progress=config["show_progress"])
+        with overflow_explained(config, name), suppress(TimeIsUp):
+            callback = clock(name, config["kd_teacher_minutes"])
+            trainer.fit(train, holdout, show_progress=config["show_progress"], callback_fn=callback)
         # The best epoch's weights, read back as RecBole does before a test.
         score = _valid_score(trainer, holdout, best=True)
         if not weights_are_finite(model):

@@ -213,7 +213,7 @@ def check_host(teacher: str, run: Config) -> None:
     """Refuse a model that cannot be a teacher.
 
     Raises:
-        UserError: it is trained in stages, RecBole reads its data by a class of its own, or a package, a file or a column
+        UserError: it is trained in stages, RecBole reads its data by a class of its own, or a package, file or column
             is missing.
     """
     kind = kind_of(teacher)

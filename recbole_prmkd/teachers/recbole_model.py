@@ -10,6 +10,7 @@ pairs alone scores all users x all items once, which is slow for large catalogue
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from recbole_prmkd.students.traits import to_logits, traits_of
 from recbole_prmkd.teachers import recbole_data
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.calibration import temperature_of
+from recbole_prmkd.teachers.clock import TimeIsUp, clock
 from recbole_prmkd.teachers.products import bias_of, first_product
 from recbole_prmkd.teachers.recbole_checkpoint import own_settings, read
 
@@ -80,8 +82,11 @@ class RecBoleTeacher(Teacher):
         """
         data, config = self.data, self.config
         self.given = recbole_data.interactions(data.train, held, data.user_tokens)
-        if len(self.given.users) == 0:
-            raise UserError(f"There is no training interaction that {config['teacher']} could learn from.")
+        if len(self.given.users) == 0 or (get_model(self.kind).type == ModelType.SEQUENTIAL and len(data.fit) == 0):
+            raise UserError(
+                f"There is no training example that {config['teacher']} could learn from: lower the filters, or take a "
+                "data set with more interactions of a user."
+            )
         users, items = sorted(data.user_tokens), data.item_tokens
         if student_ids is not None:
             users, items = data.user_tokens, [items[new - 1] for new in student_ids[1:].tolist()]
@@ -91,7 +96,7 @@ class RecBoleTeacher(Teacher):
         self._number()
         if self.host_config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             self.host_data._aug_presets()
-            self.host_data.inter_feat = self._interaction(data.fit)
+            self.host_data.inter_feat = self._interaction(data.fit).cpu()
         construct_transform(self.host_config)  # names columns that the model asks for, as RecBole's loaders do
         self.host = get_model(self.kind)(self.host_config, self.host_data).to(config["device"])
         self.to_logits = to_logits(self.host, traits_of(type(self.host))[0])
@@ -126,6 +131,7 @@ class RecBoleTeacher(Teacher):
             "interactions": self.given.digest(self.data.user_tokens),
             "held_users": store.digest([[self.data.user_tokens[user - 1] for user in held.users.tolist()]]),
             "side_files": {suffix: store.file_digest(file) for suffix, file in self.files.items()},
+            "minutes": self.config["kd_teacher_minutes"],
         }
 
     # Fitting --------------------------------------------------------------------------------------------------------
@@ -177,15 +183,16 @@ class RecBoleTeacher(Teacher):
         """Train unless loaded; the score on the holdout."""
         config, name = self.host_config, self.config["teacher"]
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        fit = self._interaction(data.fit) if sequential else self.host_data.inter_feat
-        train, valid = recbole_data.loaders(config, self.host_data, fit, self._interaction(data.holdout))
+        fit = self._interaction(data.fit).cpu() if sequential else self.host_data.inter_feat
+        train, valid = recbole_data.loaders(config, self.host_data, fit, self._interaction(data.holdout).cpu())
         loaded = getattr(self, "loaded", None) is not None
         with tempfile.TemporaryDirectory() as folder:
             trainer = quiet_trainer(host_trainer(config, type(self.host)), config, self.host, Path(folder))
             watch_loss(trainer, name)
             if not loaded and config["epochs"]:
-                with overflow_explained(config, name):
-                    trainer.fit(train, valid, show_progress=config["show_progress"])
+                with overflow_explained(config, name), suppress(TimeIsUp):
+                    callback = clock(name, self.config["kd_teacher_minutes"])
+                    trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
                 if not weights_are_finite(self.host):
                     raise NotFinite(weights_sentence(trainer, name))
             if valid is None:

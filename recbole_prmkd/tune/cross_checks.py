@@ -5,6 +5,7 @@ from recbole.utils.argument_list import training_arguments
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.checks import check_distillation
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import Pbt
@@ -48,7 +49,7 @@ def check_together(plan: Plan) -> None:
 
 def _check_losses(plan: Plan) -> None:
     """Each choice must make a loss with some values of the other keys; single trials without one fail by themselves."""
-    configs = [config for config in plan.configs(*_LOSS) if config["kd"] != "none"]
+    configs = [config for config in plan.configs(*_LOSS) if has_teachers(config)]
     errors = [_error(config) for config in configs]
     if errors and all(errors):
         raise UserError(str(errors[0]))

@@ -7,16 +7,18 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from recbole.config import Config
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.config_files import read_yaml
 from recbole_prmkd.tune.space import Domain, read_lines, read_space
+
+_MOST = 10**6  # trials, and validations: more are a slip, and further numbers would not fit into Ray's
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Resources(_Part):
@@ -42,7 +44,7 @@ class Asha(_Part):
     `reduction` go on."""
 
     name: Literal["asha"]
-    grace: int = Field(default=3, ge=1)
+    grace: int = Field(default=3, ge=1, le=_MOST)
     reduction: float = Field(default=3, gt=1)
 
 
@@ -50,8 +52,8 @@ class Median(_Part):
     """Stops a trial whose best score is below the median of the others' at the same time."""
 
     name: Literal["median"]
-    grace: int = Field(default=3, ge=1)
-    others: int = Field(default=3, ge=1)
+    grace: int = Field(default=3, ge=1, le=_MOST)
+    others: int = Field(default=3, ge=1, le=_MOST)
 
 
 class Pbt(_Part):
@@ -59,7 +61,7 @@ class Pbt(_Part):
     best, with settings changed a little."""
 
     name: Literal["pbt"]
-    interval: int = Field(default=3, ge=1)
+    interval: int = Field(default=3, ge=1, le=_MOST)
     share: float = Field(default=0.25, ge=0, le=0.5)
     resample: float = Field(default=0.25, ge=0, le=1)
 
@@ -76,11 +78,11 @@ class SweepSettings(_Part):
     space: dict[str, Any] = Field(min_length=1)
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Scheduler = NoScheduler()
-    trials: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=2020, ge=0)
+    trials: int | None = Field(default=None, ge=1, le=_MOST)
+    seed: int = Field(default=2020, ge=0, lt=2**32)
     resources: Resources = Resources()
-    max_concurrent: int | None = Field(default=None, ge=1)
-    max_failures: int = Field(default=2, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1, le=_MOST)
+    max_failures: int = Field(default=2, ge=0, le=_MOST)
     repeat: bool | None = None
 
     @model_validator(mode="after")
@@ -127,15 +129,13 @@ def read_sweep(path: Path, trials: int | None = None) -> SweepSettings:
         UserError: the file cannot be read, or one of its keys is wrong; the key is named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        # RecBole's YAML reader, to which 1e-4 is a number.
-        loader = Config.__new__(Config)._build_yaml_loader()
-        yaml_file = path.suffix in {".yaml", ".yml"}
-        content = yaml.load(text, Loader=loader) if yaml_file else {"space": read_lines(text, path)}
+        if path.suffix in {".yaml", ".yml"}:
+            # RecBole's YAML reader, to which 1e-4 is a number.
+            content = read_yaml(path, Config.__new__(Config)._build_yaml_loader())
+        else:
+            content = {"space": read_lines(path.read_text(encoding="utf-8"), path)}
     except (OSError, UnicodeError) as error:
         raise UserError(f"There is no sweep file {str(path)!r} to read: check --tune.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write `space:` and below it one line per key.")
     try:

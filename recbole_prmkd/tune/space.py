@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.shapes import check_plain
 
 _NUMBERS = {"uniform": 2, "loguniform": 2, "integer": 2, "quniform": 3}
+_MOST = 10**12  # values of a range that has a step
 KINDS = ("choice", *_NUMBERS)
 
 
@@ -85,6 +87,7 @@ def read_space(content: Mapping[str, Any]) -> list[Domain]:
     Raises:
         UserError: an empty range, an unknown kind, bounds that are no numbers; the key is named.
     """
+    check_plain(content)
     domains = []
     for key, entry in content.items():
         kind, values = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", ())
@@ -104,7 +107,10 @@ def _fault(kind: str, values: Any) -> str | None:
     if not isinstance(values, list) or not values:
         return "is empty: write a list of values"
     if kind == "choice":
-        repeated = len({json.dumps(value) for value in values}) < len(values)
+        try:
+            repeated = len({json.dumps(value) for value in values}) < len(values)
+        except (TypeError, ValueError):  # a date, bytes
+            return "holds what is no number, text, list or dict: put it in quotes"
         return "names a value twice: write each once" if repeated else None
     numbers = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
     if not len(numbers) == len(values) == _NUMBERS[kind]:
@@ -114,8 +120,10 @@ def _fault(kind: str, values: Any) -> str | None:
         return "is empty: write the lower bound first"
     if kind == "loguniform" and low <= 0:
         return "needs bounds above 0"
-    if kind == "integer" and any(type(number) is float for number in numbers):
-        return "needs whole numbers"
+    if kind == "integer" and any(type(number) is float or abs(number) > _MOST for number in numbers):
+        return f"needs whole numbers up to {_MOST}"
+    if step and not 0 < (high - low) <= _MOST * abs(step[0]):
+        return f"has more than {_MOST} values: write a larger step"
     if step and (step[0] <= 0 or any(abs(end / step[0] - round(end / step[0])) > 1e-9 for end in (low, high))):
         return "needs a step above 0, and bounds that are multiples of it"
     return None

@@ -27,6 +27,7 @@ from recbole_prmkd.quick_start import run_recbole_prmkd
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import user_setting, user_settings
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.run_files import no_command_line, run_logging
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.storage.locks import alone
@@ -196,7 +197,7 @@ def _resumed(
 def for_all_trials(plan: Plan) -> Config:
     """The configuration that prepares for every trial: all teachers that any of them may ask for."""
     configs = plan.configs("kd", "kd_teachers")
-    distilled = [config for config in configs if config["kd"] != "none"]
+    distilled = [config for config in configs if has_teachers(config)]
     base = (distilled or configs)[0]
     base["kd_teachers"] = list(dict.fromkeys(name for config in distilled or [base] for name in config["kd_teachers"]))
     return base
@@ -224,6 +225,8 @@ def _make_inputs(plan: Plan, base: Config) -> TrialInputs:
         getLogger().info(f"Search space: {domain}")
     init_seed(base["seed"], base["reproducibility"])
     base["kd_item_init"] = "none"
+    if base["kd_teacher_check"] == "drop":
+        base["kd_teacher_check"] = "warn"  # each trial leaves out its own
     prepared = prepare(base, steps)
     if prepared.split.sizes[1] == 0:
         raise UserError(

@@ -23,6 +23,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host import progress
 from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_distillation
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
 from recbole_prmkd.recbole_host.out_of_memory import is_out_of_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
@@ -75,7 +76,7 @@ def run_trial(sampled: Mapping[str, Any], plan: Plan, trial_inputs: TrialInputs,
 
 def _train(config: Config, folder: Path, trial_inputs: TrialInputs, settings: Mapping[str, Any]) -> None:
     config["show_progress"], config["kd_rebuild"] = False, False  # what trials share was computed before them
-    if config["kd"] != "none":
+    if has_teachers(config):
         check_distillation(config)  # a plain run of best.yaml would reject it
     checkpoint, state = tune.get_checkpoint(), None
     if checkpoint is not None:

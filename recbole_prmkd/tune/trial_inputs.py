@@ -21,9 +21,11 @@ from recbole.utils import init_seed
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
+from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.scores import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
+from recbole_prmkd.teachers.holdout import Ranked, kept, popularity
 from recbole_prmkd.teachers.item_start import source_of
 
 
@@ -31,13 +33,15 @@ from recbole_prmkd.teachers.item_start import source_of
 class GivenTeacher:
     """One teacher's cache.
 
-    scores_all_items: its form; folder: where it is stored; arrays: its parts in the object store, if they are there.
+    scores_all_items: its form; ranked: on the holdout; folder: where it is stored; arrays: its parts in the object
+    store, if they are there.
     """
 
     name: str
     scores_all_items: bool
     temperature: float
     holdout: float
+    ranked: Ranked
     folder: Path
     arrays: Mapping[str, Any]
 
@@ -62,16 +66,18 @@ class TrialInputs:
     def prepared(self, config: Config) -> Prepared:
         """A trial's own copy of the data, and the teacher cache that its settings ask for."""
         split = unpacked(ray.get(self.split), config)
-        wanted = config["kd_teachers"] if config["kd"] != "none" else []
+        wanted = config["kd_teachers"] if has_teachers(config) else []
         cache = None
         if wanted:
-            canonical = teacher_data(split, config["kd_teacher_seed"]).canonical
-            given = [self.teachers[name] for name in wanted]
+            data = teacher_data(split, config["kd_teacher_seed"])
+            ranked = {name: self.teachers[name].ranked for name in wanted}
+            priors = kept(wanted, ranked, popularity(data), config["kd_teacher_check"])
+            given = [self.teachers[name] for name in priors]
             parts = [
                 opened(each.name, form_of(each.scores_all_items), each.temperature, each.holdout, each.array, config)
                 for each in given
             ]
-            cache = cache_of(parts, canonical, config)
+            cache = cache_of(parts, data.canonical, config, list(priors.values()))
         start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
@@ -86,6 +92,7 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
             teacher.model.scores_all_items,
             teacher.model.temperature,
             teacher.holdout,
+            teacher.ranked,
             folder.path,
             {
                 part: ray.put(np.asarray(folder.array(part)))
@@ -104,8 +111,8 @@ def make_trial_inputs(prepared: Prepared, start_vectors: Mapping[str, torch.Tens
 def packed(split: Split) -> bytes:
     """The split as bytes: the data sets that RecBole made, and the examples; loaders are made anew by each trial."""
     loaders = (split.train_data, split.valid_data, split.test_data)
-    kept = (split.parts, split.item_tokens, split.user_tokens)
-    return pickle.dumps((split.dataset, [loader._dataset for loader in loaders], kept))
+    others = (split.parts, split.item_tokens, split.user_tokens)
+    return pickle.dumps((split.dataset, [loader._dataset for loader in loaders], others))
 
 
 def unpacked(content: bytes, config: Config) -> Split:

@@ -1,0 +1,199 @@
+"""Linear: the closed forms, honest folds, and the stored scores from which students are taught."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_teachers
+import torch
+from scipy import sparse
+
+from recbole_prmkd import UserError, run_recbole_prmkd
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.teacher_cache.stored_scores import CachedScores, largest
+from recbole_prmkd.teachers import closed_form, linear
+from recbole_prmkd.teachers.linear import Choice, Linear, fitted
+
+ITEMS, USERS = 12, 200  # PAD included; enough users that each item follows each other one
+CHOICE = Choice(ease_penalty=3.0, transition_penalty=2.0, decay=0.7, mix=0.5, floor=0.1, temperature=0.6)
+
+
+def examples_of(sequences):
+    """All examples with a history of these users' sequences."""
+    items = torch.tensor([item for sequence in sequences for item in sequence])
+    starts = np.cumsum([0, *map(len, sequences)])[:-1]
+    rows = [(u + 1, s, s + n) for u, s in enumerate(starts) for n in range(1, len(sequences[u]))]
+    users, start, stop = torch.tensor(rows).T
+    return Examples(users, items[stop], start, stop, items)
+
+
+@pytest.fixture
+def sequences():
+    return [torch.randint(1, ITEMS, (int(torch.randint(3, 9, ())),)).tolist() for _ in range(USERS)]
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def form(request, monkeypatch):
+    """Both ways to solve; with as many neighbours as items they give the same numbers."""
+    monkeypatch.setattr(closed_form, "DENSE_ITEMS", 0 if request.param == "sparse" else 100)
+
+
+def dense(matrix):
+    return matrix.toarray() if sparse.issparse(matrix) else matrix
+
+
+def test_ease_is_the_ridge_regression_of_each_item_on_the_others(sequences, form):
+    x = np.zeros((USERS, ITEMS))
+    for user, sequence in enumerate(sequences):
+        x[user, sequence] = 1
+    interactions = closed_form.interactions(examples_of(sequences), ITEMS)
+    assert np.array_equal(interactions.toarray()[1:], x)
+    weights = dense(closed_form.ease((interactions.T @ interactions).tocsr(), 3.0))
+    for item in range(1, ITEMS):
+        others = [other for other in range(ITEMS) if other != item]
+        gram = x[:, others].T @ x[:, others] + 3 * np.eye(len(others))
+        own = np.linalg.solve(gram, x[:, others].T @ x[:, item])
+        assert np.allclose(weights[others, item], own, atol=1e-4)
+        assert weights[item, item] == 0
+
+
+def test_transitions_are_the_ridge_regression_of_the_target_on_the_history(sequences, form):
+    examples = examples_of(sequences)
+    gram, right = closed_form.transitions(examples, ITEMS, 0.8, 3)
+    history, target = np.zeros((len(examples), ITEMS)), np.zeros((len(examples), ITEMS))
+    for n in range(len(examples)):
+        items = examples.items[examples.start[n] : examples.stop[n]].tolist()[-3:]
+        for age, item in enumerate(reversed(items)):
+            history[n, item] += 0.8**age
+        target[n, examples.targets[n]] = 1
+    assert np.allclose(gram.toarray(), history.T @ history, atol=1e-5)
+    wanted = np.linalg.solve(history.T @ history + 2 * np.eye(ITEMS), history.T @ target)
+    found = dense(closed_form.ridge(gram, right, 2.0))
+    assert np.allclose(found, wanted, atol=1e-4)
+
+
+def test_small_regressions_take_the_neighbours_that_occur_most_often(monkeypatch):
+    monkeypatch.setattr(closed_form, "NEIGHBOURS", 2)
+    monkeypatch.setattr(closed_form, "DENSE_ITEMS", 0)
+    gram = sparse.csr_array(np.array([[9, 5, 4, 1], [5, 9, 0, 3], [4, 0, 9, 2], [1, 3, 2, 9]], dtype=np.float32))
+    weights = closed_form.ease(gram, 1.0).toarray()
+    assert [np.flatnonzero(weights[:, item]).tolist() for item in range(4)] == [[1, 2], [0, 3], [0, 3], [1, 2]]
+    assert np.allclose(weights[[1, 2], 0], np.linalg.solve([[10, 0], [0, 10]], [5, 4]))
+
+
+def model_of(sequences):
+    config = {
+        **tiny_teachers.FIELDS,
+        "train_stage": None,
+        "MAX_ITEM_LIST_LENGTH": 50,
+        "folds": 4,
+        "seed": 1,
+        "temperature": None,
+    }
+    model = Linear(config, SimpleNamespace(num=lambda field: ITEMS))
+    examples = examples_of(sequences)
+    data = SimpleNamespace(fit=examples, train=examples)
+    return model, data
+
+
+def test_scores_of_a_history(sequences):
+    """log(floor + raw / largest raw outside the history), raw = decayed history x (B + mix R)."""
+    model, data = model_of(sequences)
+    model.solve(data)
+    choice = model.chosen
+    weights = dense(fitted(data.fit, ITEMS, choice))
+    history = [3, 5, 3]
+    raw = sum(choice.decay**age * weights[item] for age, item in enumerate(reversed(history))).clip(min=0)
+    raw[0] = 0
+    top = max(raw[item] for item in range(ITEMS) if item not in history)
+    found = model.scores(model.encode_histories(torch.tensor([[*history, 0, 0]]), torch.tensor([3]), None), None)[0]
+    known = model.covered_items().numpy()
+    assert np.allclose(found.numpy()[known], np.log(choice.floor + raw / top)[known], atol=1e-4)
+
+
+def test_nobody_is_taught_by_a_model_that_has_seen_their_targets(sequences):
+    """Another target changes no score of its own example, and none of its user's part of the users."""
+    model, data = model_of(sequences)
+    model.choice.copy_(torch.tensor([CHOICE.ease_penalty, 2.0, 0.7, 0.5, 0.1, 0.6, 0.0]))
+    model.known[1:] = True
+
+    def taught(data):
+        scores = torch.zeros(len(data.train), ITEMS)
+        for index, part in model.training_scores(data):
+            scores[index] = part.nan_to_num(-99)
+        return scores
+
+    before = taught(data)
+    fold = model._fold_of_examples(data.fit, data.train)
+    for user in (1, 8, USERS):
+        changed = [list(sequence) for sequence in sequences]
+        changed[user - 1][-1] = changed[user - 1][-1] % (ITEMS - 1) + 1
+        _, other = model_of(changed)
+        after = taught(other)
+        part = fold == fold[data.train.users == user][0]
+        assert torch.equal(before[part], after[part])
+        assert not torch.equal(before[~part], after[~part])
+
+
+def test_every_example_is_scored_once_by_the_other_parts(sequences):
+    model, data = model_of(sequences)
+    model.solve(data)
+    numbers = torch.cat([index for index, _ in model.training_scores(data)])
+    assert numbers.sort().values.tolist() == list(range(len(data.train)))
+
+
+def test_settings_are_chosen_on_users_that_the_model_has_not_seen(sequences):
+    """Items after which always the same comes: found, and the next item ranks first."""
+    model, data = model_of([[a, a + 1, a + 2, a + 3] for a in range(1, 8)] * 6)
+    model.solve(data)
+    assert model.chosen.ndcg > 0.6
+    assert model.chosen.temperature in linear.TEMPERATURES and model.chosen.floor in linear.FLOORS
+
+
+def test_one_user_is_refused():
+    model, data = model_of([[1, 2, 3]])
+    with pytest.raises(UserError, match="at least two users"):
+        model.solve(data)
+
+
+def test_stored_scores_keep_the_largest_and_the_probability_of_the_rest():
+    scores = torch.randn(5, 20)
+    scores[:, 0] = torch.nan
+    scores[3] = torch.nan
+    items, kept, rest = largest(scores, 6, temperature=0.5)
+    assert (items.diff(dim=1) > 0).all() and items.dtype is torch.int32
+    known = scores[[0, 1, 2, 4], 1:] / 0.5
+    for n, example in enumerate((0, 1, 2, 4)):
+        approximate = torch.full((20,), rest[example])
+        approximate[items[example].long()] = kept[example].float()
+        exact = known[n].softmax(0)[items[example].long() - 1]
+        assert torch.allclose((approximate[1:] / 0.5).softmax(0)[items[example].long() - 1], exact, atol=1e-3)
+    assert rest[3].isnan() and kept[3].isnan().all()
+
+
+def test_the_cache_gives_stored_scores_in_both_forms_of_candidates():
+    scores = torch.randn(7, 15)
+    items, kept, rest = largest(scores, 5, temperature=1.0)
+    covered = torch.ones(15, dtype=torch.bool)
+    covered[4] = False
+    cached = CachedScores("L", 1.0, 0.1, items.numpy(), kept.numpy(), rest.numpy(), covered)
+    shared, own = torch.tensor([3, 4, 9]), torch.randint(0, 15, (3, 6))
+    out = torch.empty(3, 9)
+    cached.scores(np.array([2, 6, 0]), [shared, own], out.split([3, 6], dim=1))
+    for row, example in enumerate((2, 6, 0)):
+        for column, item in enumerate([*shared.tolist(), *own[row].tolist()]):
+            stored = {int(i): float(s) for i, s in zip(items[example], kept[example], strict=True)}
+            wanted = float("nan") if item == 4 else stored.get(item, float(rest[example]))
+            assert out[row, column].item() == pytest.approx(wanted, nan_ok=True)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "LightGCN", "DeepFM"])
+def test_a_run_with_linear_and_text(model, settings):
+    given = {"kd_teachers": ["Linear", "UniSRec"], "kd_linear_stored_scores": 8}
+    result = run_recbole_prmkd(model, "tiny", config_dict=settings(kd="prmkd", **given))["result"]
+    teacher = result["teachers"]["Linear"]
+    assert teacher["unknown_items"] < result["dataset"]["items"] and teacher["test_unseen"]["ndcg@10"] > 0
+    assert 0 < result["distillation"][0]["weight_Linear"] < 1
+    again = run_recbole_prmkd(model, "tiny", config_dict=settings(kd="prmkd", **given))["result"]
+    assert again["steps"]["teacher Linear"]["reused"] and again["steps"]["knowledge Linear"]["reused"]
+    assert again["student"]["test"] == result["student"]["test"]
