@@ -81,7 +81,9 @@ def _of_histories(examples: Examples) -> Tensor:
     return torch.stack([user.repeat_interleave(size), place, items], dim=1)
 
 
-def host_config(kind: str, own: Mapping[str, Any], teacher: Config, folder: Path) -> Config:
+def host_config(
+    kind: str, own: Mapping[str, Any], teacher: Config, load_col: Mapping[str, Any] | None, folder: Path
+) -> Config:
     """RecBole's Config of the model: its own keys, the teacher's fields and metrics, its files in `folder`.
 
     Raises:
@@ -95,7 +97,7 @@ def host_config(kind: str, own: Mapping[str, Any], teacher: Config, folder: Path
     fixed = {
         "train_neg_sample_args": negatives,
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-        "load_col": _columns(kind, own, teacher),
+        "load_col": _load_col(side_columns(kind, own, load_col), teacher),
         **dict.fromkeys(
             ("unload_col", "unused_col", "threshold", "rm_dup_inter", "val_interval", "benchmark_filename")
         ),
@@ -114,35 +116,36 @@ def host_config(kind: str, own: Mapping[str, Any], teacher: Config, folder: Path
     return config
 
 
-def side_files(kind: str, own: Mapping[str, Any], teacher: str, config: Config) -> dict[str, Path]:
-    """The data set's side files that the model reads, by suffix.
+def side_columns(kind: str, own: Mapping[str, Any], load_col: Mapping[str, Any] | None) -> dict[str, list[str] | None]:
+    """The columns of side files that the model reads, by suffix; None: all of them.
 
-    Raises:
-        UserError: a knowledge model has no .kg or .link.
+    Of users and items these are the columns that load_col names for the run, as in RecBole; all where it is None.
     """
-    model_type, folder = get_model(kind).type, Path(config["data_path"])
-    wanted = {
-        ModelType.CONTEXT: ("item", "user"),
-        ModelType.KNOWLEDGE: ("kg", "link"),
-        ModelType.SEQUENTIAL: ("item",) if "selected_features" in own or kind == "DIN" else (),
-    }.get(model_type, ())
-    files = {suffix: folder / f"{config['dataset']}.{suffix}" for suffix in wanted}
-    there = {suffix: file for suffix, file in files.items() if file.is_file()}
-    missing = [str(file) for suffix, file in files.items() if suffix not in there and model_type == ModelType.KNOWLEDGE]
-    if missing:
-        raise UserError(
-            f"The teacher {teacher} needs {' and '.join(missing)}: put them there, or leave it out of kd_teachers."
-        )
-    return there
+    model_type = get_model(kind).type
+    if model_type == ModelType.KNOWLEDGE:
+        return {"kg": None, "link": None}
+    if "selected_features" in own:
+        return {"item": list(own["selected_features"])}
+    if model_type == ModelType.CONTEXT or kind == "DIN":
+        return {
+            name: load_col[name] if load_col else None for name in ("item", "user") if not load_col or name in load_col
+        }
+    return {}
 
 
-def _columns(kind: str, own: Mapping[str, Any], teacher: Config) -> dict[str, list[str]]:
-    columns = {"inter": [teacher["USER_ID_FIELD"], teacher["ITEM_ID_FIELD"]]}
-    wanted = teacher["student_load_col"] or {}
-    for suffix, file in side_files(kind, own, teacher["teacher"], teacher).items():
-        there = list(atomic_files.columns(file, teacher["field_separator"], teacher["encoding"]))
-        columns[suffix] = [name for name in there if name in wanted.get(suffix, there)]
-    return columns
+def side_files(columns: Mapping[str, Any], config: Config) -> dict[str, Path]:
+    """The side files of the data set that are there, by suffix."""
+    files = {suffix: Path(config["data_path"]) / f"{config['dataset']}.{suffix}" for suffix in columns}
+    return {suffix: file for suffix, file in files.items() if file.is_file()}
+
+
+def _load_col(columns: Mapping[str, list[str] | None], config: Config) -> dict[str, list[str]]:
+    loaded = {"inter": [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]]}
+    for suffix, file in side_files(columns, config).items():
+        there = list(atomic_files.columns(file, config["field_separator"], config["encoding"]))
+        wanted = [*(columns[suffix] or there), *loaded["inter"]]
+        loaded[suffix] = [name for name in there if name in wanted]
+    return loaded
 
 
 @contextmanager
@@ -217,14 +220,24 @@ def check_host(teacher: str, run: Config) -> None:
             is missing.
     """
     kind = kind_of(teacher)
-    traits = traits_of(get_model(kind))[0]
+    try:
+        traits = traits_of(get_model(kind))[0]
+    except ImportError as error:
+        raise UserError(f"The teacher {teacher} needs a package that is not installed: {error}.") from error
     if traits.training == "stages" or hasattr(importlib.import_module("recbole.data.dataset"), f"{kind}Dataset"):
         why = "is trained in stages" if traits.training == "stages" else "reads its data in a way of its own"
         raise UserError(f"{kind} {why}, so it cannot be a teacher: name another model in kd_teachers.")
     if traits.package and importlib.util.find_spec(traits.package) is None:
         raise UserError(f"The teacher {teacher} needs the package {traits.package}, which is not installed.")
     own = teacher_settings(teacher, run.final_config_dict)
-    files = side_files(kind, own, teacher, run)
+    columns = side_columns(kind, own, run["load_col"])
+    files = side_files(columns, run)
+    lacking = [f"{run['dataset']}.{suffix}" for suffix in columns if suffix not in files]
+    if lacking and get_model(kind).type == ModelType.KNOWLEDGE:
+        raise UserError(
+            f"The teacher {teacher} needs {' and '.join(lacking)} in {run['data_path']}: put them there, or leave it "
+            "out of kd_teachers."
+        )
     there = atomic_files.columns(files["item"], run["field_separator"], run["encoding"]) if "item" in files else ()
     missing = [name for name in own.get("selected_features", ()) if name not in there]
     if missing:
