@@ -17,8 +17,7 @@ from recbole_prmkd.data.split import Split
 from recbole_prmkd.distil.trainer import distillation_trainer
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
-from recbole_prmkd.teacher_cache.scores import TeacherCache
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 from recbole_prmkd.training import adapted
 
 WIDTHS = (300, 384, 300)  # UniSRec, Recformer from MiniLM, UniM2Rec

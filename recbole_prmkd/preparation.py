@@ -22,7 +22,8 @@ from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.keys import has_teachers, keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
-from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
+from recbole_prmkd.teacher_cache.build import build_or_load, open_cache
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data

@@ -21,8 +21,7 @@ from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.students.adapter import clear_graph_cache
-from recbole_prmkd.teacher_cache.scores import TeacherCache
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 
 FAMILIES = ("general", "sequential", "context_aware", "knowledge_aware", "exlib")
 USERS, ITEMS, ENTITIES = 60, 40, 55

@@ -10,7 +10,8 @@ from scipy import sparse
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import Examples
-from recbole_prmkd.teacher_cache.stored_scores import CachedScores, largest
+from recbole_prmkd.teacher_cache.scores import CachedScores
+from recbole_prmkd.teacher_cache.stored_scores import largest
 from recbole_prmkd.teachers import closed_form, linear
 from recbole_prmkd.teachers.linear import Choice, Linear, fitted
 

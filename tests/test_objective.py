@@ -23,8 +23,7 @@ from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, f
 from recbole_prmkd.recbole_host.keys import defaults
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.students.positives import UserExamples
-from recbole_prmkd.teacher_cache.scores import TeacherCache
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 from recbole_prmkd.training import exclusions_of, top_items_of
 
 N, ITEMS, PER_USER = 90, 40, 9

@@ -28,7 +28,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import teacher_settings
 from recbole_prmkd.storage import encoding_jobs
-from recbole_prmkd.teacher_cache import scores, top_items, vectors
+from recbole_prmkd.teacher_cache import build, scores, top_items, vectors
 from recbole_prmkd.teachers import TEACHERS, Teacher, fit
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
@@ -186,7 +186,7 @@ def mean_teacher(student, data):
 
 def test_teacher_cache(tiny):
     config, _, data = tiny
-    folder, _ = scores.build_or_load(mean_teacher(config, data), data, config)
+    folder, _ = build.build_or_load(mean_teacher(config, data), data, config)
     outputs = [np.asarray(folder.array(part), dtype=np.float32)[::9, :4] for part in ("items", "rows")]
     check("teacher cache", vectors.VERSION, "VERSION in recbole_prmkd/teacher_cache/vectors.py", outputs)
 
@@ -194,7 +194,7 @@ def test_teacher_cache(tiny):
 def test_top_items(tmp_path):
     random = np.random.RandomState(8)
     teachers = [
-        vectors.CachedVectors(
+        scores.CachedVectors(
             name,
             0.07,
             0.5,

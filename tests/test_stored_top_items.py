@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from recbole_prmkd.teacher_cache import top_items
-from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 from recbole_prmkd.teacher_cache.top_items import load_or_compute
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
 
 EXAMPLES, ITEMS, WIDTH, NUMBER = 9, 12, 4, 6
 MASKED = {"history": True, "examples": "digest"}

@@ -14,8 +14,8 @@ from recbole_prmkd.preparation import Steps, prepare
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.defaults import StudentDefaults
 from recbole_prmkd.teacher_cache import vectors as module
-from recbole_prmkd.teacher_cache.scores import TeacherCache, build_or_load, open_cache
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
+from recbole_prmkd.teacher_cache.build import build_or_load, open_cache
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
 from recbole_prmkd.training import exclusions_of

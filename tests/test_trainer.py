@@ -13,8 +13,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import EXAMPLE
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer
 from recbole_prmkd.recbole_host.config import complete
-from recbole_prmkd.teacher_cache.scores import TeacherCache
-from recbole_prmkd.teacher_cache.vectors import CachedVectors
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 
 RANKED = {
     "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},

@@ -10,7 +10,7 @@ import torch
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config, with_absolute_paths
-from recbole_prmkd.teacher_cache.scores import build_or_load, open_cache
+from recbole_prmkd.teacher_cache.build import build_or_load, open_cache
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import fit_or_load
 from recbole_prmkd.teachers.unisrec import UniSRec

@@ -1,25 +1,19 @@
-"""The teacher cache: what the teachers say of a training split, made once, from which scores of any candidates follow.
+"""What the teachers say of a training split: scores of any candidates for any training examples.
 
-A teacher that compares vectors leaves its vectors (`vectors`). One that scores otherwise leaves its largest scores of
-each training example (`stored_scores`). `TeacherCache` asks both in one way.
+A teacher that compares vectors has left its vectors, one that scores otherwise the largest scores of each training
+example; `TeacherCache` asks both in one way. `build` makes and finds what is stored.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
-from recbole.config import Config
 from torch import Tensor
 
-from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.storage import store
-from recbole_prmkd.teacher_cache import stored_scores, vectors
-from recbole_prmkd.teachers.data import TeacherData
-from recbole_prmkd.teachers.fit import FittedTeacher
-from recbole_prmkd.teachers.holdout import kept, popularity
 
 
 class CachedTeacher(Protocol):
@@ -84,73 +78,96 @@ class TeacherCache:
         return scores
 
 
-def form_of(scores_all_items: bool) -> Any:
-    """The module that makes and reads a teacher's part: `vectors` or `stored_scores`."""
-    return stored_scores if scores_all_items else vectors
+@dataclass(frozen=True)
+class CachedVectors:
+    """One teacher's vectors: items on the device, histories of the training examples on disk."""
+
+    name: str
+    temperature: float
+    holdout: float
+    items: Tensor  # [n_items, D] float16, or float32
+    histories: np.ndarray  # [N, D] of the same kind, memory-mapped
+
+    @classmethod
+    def of(
+        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
+    ) -> "CachedVectors":
+        """From the stored arrays, `array("items")` and `array("rows")`."""
+        items = torch.from_numpy(np.array(array("items"))).to(device)
+        return cls(name, temperature, holdout, items, array("rows"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of both arrays, on which the scores depend and nothing else."""
+        return store.digest([self.items, self.histories])
+
+    @cached_property
+    def _not_covered(self) -> Tensor:
+        return (self.items == 0).all(dim=1)  # [n_items]
+
+    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Products of the examples' histories with the candidates; NaN where one of the two is not covered.
+
+        Args:
+            examples: [B] example numbers.
+            candidates: each [C] for all examples or [B, C] per example, in canonical ids.
+            out: what to fill, [B, C] for each.
+        """
+        history = torch.from_numpy(self.histories[examples]).to(self.items.device).float()  # [B, D]
+        # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
+        history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
+        for part, block in zip(candidates, out, strict=True):
+            item = self.items[part].float()  # [C, D] or [B, C, D]
+            item[..., 0].masked_fill_(self._not_covered[part], torch.nan)
+            if item.dim() == 2:
+                torch.mm(history, item.T, out=block)
+            else:
+                torch.bmm(item, history.unsqueeze(-1), out=block.unsqueeze(-1))
 
 
-def build_or_load(teacher: FittedTeacher, data: TeacherData, run: Config) -> tuple[store.StoredFolder, bool]:
-    """What is stored of the teacher for the items and training examples, made now where none matches; and if reused.
+@dataclass(frozen=True)
+class CachedScores:
+    """One teacher's stored scores.
 
-    The identity records teacher weights and side information, item numbering, examples, and how histories were cut.
+    top: [N, M] int32, canonical ids in ascending order; top_scores: [N, M] float16; rest: [N] float32, of all other
+    items; memory-mapped. covered: [n_items] bool.
     """
-    form = form_of(teacher.model.scores_all_items)
-    root = Path(run["kd_cache_dir"]) / run["dataset"]
-    identity = store.identity(
-        code=f"{teacher.model.code_version} cache {form.VERSION}",
-        teacher=teacher.digest,
-        id_map=store.digest(data.item_tokens),
-        rows=data.train.digest(),
-        max_length=teacher.config["MAX_ITEM_LIST_LENGTH"],
-        **form.identity(teacher, data, run),
-    )
-    kind = f"knowledge-{kind_of(teacher.name)}"
-    stored = None if run["kd_rebuild"] else store.find(root, kind, identity)
-    if stored is not None:
-        return stored, True
-    started = time.time()
-    with form.made(teacher, data, root, kind, identity, run["kd_rebuild"]) as (arrays, counts):
-        return store.save(root, kind, identity, arrays, {"seconds": time.time() - started, **counts}), False
 
+    name: str
+    temperature: float
+    holdout: float
+    top: np.ndarray
+    top_scores: np.ndarray
+    rest: np.ndarray
+    covered: Tensor
 
-def opened(
-    name: str, form: Any, temperature: float, holdout: float, array: Callable[[str], np.ndarray], run: Config
-) -> CachedTeacher:
-    """A teacher's part from its stored arrays, `array(part)` for each of `form.PARTS`; form: what `form_of` gives."""
-    return form.opened(name, temperature, holdout, array, run["device"])
+    @classmethod
+    def of(
+        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
+    ) -> "CachedScores":
+        """From the stored arrays, `array("top")` and so on."""
+        covered = torch.from_numpy(np.array(array("covered"))).to(device)
+        return cls(name, temperature, holdout, array("top"), array("scores"), array("rest"), covered)
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all arrays, on which the scores depend and nothing else."""
+        return store.digest([self.top, self.top_scores, self.rest, self.covered])
 
-def open_cache(
-    teachers: Sequence[FittedTeacher],
-    folders: Sequence[store.StoredFolder],
-    data: TeacherData,
-    run: Config,
-) -> TeacherCache:
-    """The cache of all teachers, mapped from disk."""
-    parts = [
-        opened(
-            teacher.name,
-            form_of(teacher.model.scores_all_items),
-            teacher.model.temperature,
-            teacher.holdout,
-            folder.array,
-            run,
-        )
-        for teacher, folder in zip(teachers, folders, strict=True)
-    ]
-    ranked = {teacher.name: teacher.ranked for teacher in teachers}
-    priors = kept(list(ranked), ranked, popularity(data), run["kd_teacher_check"])
-    return cache_of(parts, data.canonical, run, [priors[part.name] for part in parts])
+    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """The stored scores of the candidates; NaN where the example or the item is not covered.
 
-
-def cache_of(
-    teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config, priors: Sequence[float] | None = None
-) -> TeacherCache:
-    """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
-
-    canonical: [n_items] student's item id -> canonical id. priors: [T] as `TeacherCache` has them.
-    """
-    if run["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
-        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(run["seed"]))
-        canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
-    return TeacherCache(teachers, canonical, run["device"], priors)
+        Args:
+            examples: [B] example numbers.
+            candidates: each [C] for all examples or [B, C] per example, in canonical ids.
+            out: what to fill, [B, C] for each.
+        """
+        device = self.covered.device
+        top = torch.from_numpy(self.top[examples]).to(device)  # [B, M]
+        stored = torch.from_numpy(self.top_scores[examples]).to(device).float()  # [B, M]
+        rest = torch.from_numpy(self.rest[examples]).to(device)[:, None]  # [B, 1]
+        for part, block in zip(candidates, out, strict=True):
+            item = part.expand(block.shape).int().contiguous()  # [B, C]
+            position = torch.searchsorted(top, item).clamp_(max=top.shape[1] - 1)  # [B, C]
+            torch.where(top.gather(1, position) == item, stored.gather(1, position), rest, out=block)
+            block.masked_fill_(~self.covered[part], torch.nan)

@@ -5,10 +5,8 @@ one score, under which they have together the probability that the teacher gives
 items are exact, and nothing grows with users x items. NaN: the teacher does not cover the example. Our choice.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_prmkd.storage import store
+from recbole_prmkd.teacher_cache.scores import CachedScores
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored scores
-PARTS = ("top", "scores", "rest", "covered")
-
-
-@dataclass(frozen=True)
-class CachedScores:
-    """One teacher's stored scores.
-
-    top: [N, M] int32, canonical ids in ascending order; top_scores: [N, M] float16; rest: [N] float32, of all other
-    items; memory-mapped. covered: [n_items] bool.
-    """
-
-    name: str
-    temperature: float
-    holdout: float
-    top: np.ndarray
-    top_scores: np.ndarray
-    rest: np.ndarray
-    covered: Tensor
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of all arrays, on which the scores depend and nothing else."""
-        return store.digest([self.top, self.top_scores, self.rest, self.covered])
-
-    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        """The stored scores of the candidates; NaN where the example or the item is not covered.
-
-        Args:
-            examples: [B] example numbers.
-            candidates: each [C] for all examples or [B, C] per example, in canonical ids.
-            out: what to fill, [B, C] for each.
-        """
-        device = self.covered.device
-        top = torch.from_numpy(self.top[examples]).to(device)  # [B, M]
-        stored = torch.from_numpy(self.top_scores[examples]).to(device).float()  # [B, M]
-        rest = torch.from_numpy(self.rest[examples]).to(device)[:, None]  # [B, 1]
-        for part, block in zip(candidates, out, strict=True):
-            item = part.expand(block.shape).int().contiguous()  # [B, C]
-            position = torch.searchsorted(top, item).clamp_(max=top.shape[1] - 1)  # [B, C]
-            torch.where(top.gather(1, position) == item, stored.gather(1, position), rest, out=block)
-            block.masked_fill_(~self.covered[part], torch.nan)
-
-
-def opened(
-    name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
-) -> CachedScores:
-    """From the stored arrays, `array(part)` for each of `PARTS`."""
-    top, scores, rest, covered = map(array, PARTS)
-    return CachedScores(name, temperature, holdout, top, scores, rest, torch.from_numpy(np.array(covered)).to(device))
+CACHED, PARTS = CachedScores, ("top", "scores", "rest", "covered")
 
 
 def identity(teacher: FittedTeacher, data: TeacherData, run: Config) -> dict[str, Any]:

@@ -9,8 +9,6 @@ single precision, and no vector is scaled.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,60 +23,14 @@ from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.storage import encoding_jobs, store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
+from recbole_prmkd.teacher_cache.scores import CachedVectors
 from recbole_prmkd.teachers import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored vectors
-PARTS = ("items", "rows")
+CACHED, PARTS = CachedVectors, ("items", "rows")
 POSITIONS = 1 << 15  # history positions encoded at a time, padding included
-
-
-@dataclass(frozen=True)
-class CachedVectors:
-    """One teacher's vectors: items on the device, histories of the training examples on disk."""
-
-    name: str
-    temperature: float
-    holdout: float
-    items: Tensor  # [n_items, D] float16, or float32
-    histories: np.ndarray  # [N, D] of the same kind, memory-mapped
-
-    @classmethod
-    def of(
-        cls, name: str, temperature: float, holdout: float, array: Callable[[str], np.ndarray], device: torch.device
-    ) -> "CachedVectors":
-        """From the stored arrays, `array("items")` and `array("rows")`."""
-        items = torch.from_numpy(np.array(array("items"))).to(device)
-        return cls(name, temperature, holdout, items, array("rows"))
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of both arrays, on which the scores depend and nothing else."""
-        return store.digest([self.items, self.histories])
-
-    @cached_property
-    def _not_covered(self) -> Tensor:
-        return (self.items == 0).all(dim=1)  # [n_items]
-
-    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-        """Products of the examples' histories with the candidates; NaN where one of the two is not covered.
-
-        Args:
-            examples: [B] example numbers.
-            candidates: each [C] for all examples or [B, C] per example, in canonical ids.
-            out: what to fill, [B, C] for each.
-        """
-        history = torch.from_numpy(self.histories[examples]).to(self.items.device).float()  # [B, D]
-        # One NaN in a vector makes its products NaN: cheaper than a mask of all scores.
-        history[:, 0].masked_fill_(torch.linalg.vector_norm(history, dim=1) == 0, torch.nan)
-        for part, block in zip(candidates, out, strict=True):
-            item = self.items[part].float()  # [C, D] or [B, C, D]
-            item[..., 0].masked_fill_(self._not_covered[part], torch.nan)
-            if item.dim() == 2:
-                torch.mm(history, item.T, out=block)
-            else:
-                torch.bmm(item, history.unsqueeze(-1), out=block.unsqueeze(-1))
 
 
 def identity(teacher: FittedTeacher, data: TeacherData, run: Config) -> dict[str, Any]:
@@ -105,9 +57,6 @@ def made(
             {"items": items, "rows": histories},
             {"unknown_rows": _not_covered(histories), "unknown_items": _not_covered(items[1:])},
         )
-
-
-opened = CachedVectors.of
 
 
 @torch.no_grad()

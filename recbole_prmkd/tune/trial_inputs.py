@@ -23,7 +23,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared
 from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
-from recbole_prmkd.teacher_cache.scores import cache_of, form_of, opened
+from recbole_prmkd.teacher_cache.build import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.holdout import Ranked, kept, popularity
 from recbole_prmkd.teachers.item_start import source_of
