@@ -55,7 +55,7 @@ def teacher_keys() -> str:
     """The settings of each teacher, for fine-tuning and for pre-training."""
     parts = []
     ranges = yaml.safe_load((PROPERTIES / "ranges.yaml").read_text(encoding="utf-8"))
-    for teacher in _teachers():
+    for teacher in [*_teachers(), "RecBole"]:
         for stage, what in (("model", "fine-tuning"), ("pretrain", "pre-training")):
             file = PROPERTIES / stage / f"{teacher}.yaml"
             if file.is_file():
