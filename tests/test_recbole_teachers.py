@@ -100,6 +100,15 @@ def test_models_that_cannot_be_teachers_are_refused_at_once(teacher, message, se
         run_recbole_prmkd("BPR", "tiny", config_dict=settings(kd="mean", kd_teachers=[teacher]))
 
 
+def test_a_separator_of_several_characters_is_refused(tiny_path, settings, tmp_path):
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    for file in (tiny_path / "tiny").iterdir():
+        (tmp_path / "data" / "tiny" / file.name).write_text(file.read_text().replace("\t", "::"))
+    given = settings(kd="mean", kd_teachers=["LightGCN"], data_path=str(tmp_path / "data"), field_separator="::")
+    with pytest.raises(UserError, match="field_separator is '::'"):
+        run_recbole_prmkd("BPR", "tiny", config_dict=given)
+
+
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 

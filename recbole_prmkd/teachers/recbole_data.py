@@ -229,6 +229,11 @@ def check_host(teacher: str, run: Config) -> None:
         raise UserError(f"{kind} {why}, so it cannot be a teacher: name another model in kd_teachers.")
     if traits.package and importlib.util.find_spec(traits.package) is None:
         raise UserError(f"The teacher {teacher} needs the package {traits.package}, which is not installed.")
+    if len(run["field_separator"]) != 1:
+        raise UserError(
+            f"The teacher {teacher} needs a file with one character between columns, but field_separator is "
+            f"{run['field_separator']!r}: convert the data set, or leave it out of kd_teachers."
+        )
     own = teacher_settings(teacher, run.final_config_dict)
     columns = side_columns(kind, own, run["load_col"])
     files = side_files(columns, run)
