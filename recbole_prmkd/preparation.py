@@ -90,7 +90,7 @@ def prepare_teachers(
     config: Config, split: Split, steps: Steps
 ) -> tuple[list[FittedTeacher], list[StoredFolder], TeacherCache]:
     """Item text, teachers and teacher cache; each taken from disk where it still matches."""
-    for reason in getattr(config, "why_teachers", []):
+    for reason in vars(config).pop("why_teachers", []):
         getLogger().info(f"kd_teachers=auto takes {reason}")
     wanted = {teacher_class(name).item_text for name in config["kd_teachers"]}
     if wanted != {"nothing"}:

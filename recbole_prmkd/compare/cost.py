@@ -185,7 +185,7 @@ def _time_teachers(config: Config, prepared: Prepared, ensemble: bool) -> tuple[
 
         return cosines
 
-    encoders = {teacher.name: encoder(teacher) for teacher in prepared.teachers if teacher.model.learns}
+    encoders = {teacher.name: encoder(teacher) for teacher in prepared.teachers if not teacher.model.reads_examples}
     teachers = {name: Timed(scores(encode), users) for name, encode in encoders.items()}
     if not ensemble or len(encoders) < len(prepared.teachers):
         return teachers, {}

@@ -62,6 +62,10 @@ def check_teachers(config: Config) -> None:
     teachers = list(config["kd_teachers"]) if has_teachers(config) else []
     start = source_of(config)
     if start not in ("none", "text"):
+        if teacher_class(start).scores_all_items:
+            raise UserError(
+                f"kd_item_init = {start!r}, but {start} has no item vectors: write text, or another teacher."
+            )
         teachers.append(start)
     if teachers:
         _check_split(config)

@@ -159,7 +159,7 @@ class CachedScores:
 
         Args:
             examples: [B] example numbers.
-            candidates: each [C] for all examples or [B, C] per example, in canonical ids.
+            candidates: each [C] for all examples, distinct, or [B, C] per example, in canonical ids.
             out: what to fill, [B, C] for each.
         """
         device = self.covered.device
@@ -167,7 +167,13 @@ class CachedScores:
         stored = torch.from_numpy(self.top_scores[examples]).to(device).float()  # [B, M]
         rest = torch.from_numpy(self.rest[examples]).to(device)[:, None]  # [B, 1]
         for part, block in zip(candidates, out, strict=True):
-            item = part.expand(block.shape).int().contiguous()  # [B, C]
-            position = torch.searchsorted(top, item).clamp_(max=top.shape[1] - 1)  # [B, C]
-            torch.where(top.gather(1, position) == item, stored.gather(1, position), rest, out=block)
+            if part.dim() == 1:  # several times as fast as a search
+                column = torch.full((len(self.covered),), len(part), device=device)  # [n_items]; the last: no candidate
+                column[part] = torch.arange(len(part), device=device)
+                wide = rest.expand(-1, len(part) + 1).contiguous()  # [B, C + 1]
+                block.copy_(wide.scatter_(1, column[top.long()], stored)[:, :-1])
+            else:
+                item = part.int()  # [B, C]
+                position = torch.searchsorted(top, item).clamp_(max=top.shape[1] - 1)  # [B, C]
+                torch.where(top.gather(1, position) == item, stored.gather(1, position), rest, out=block)
             block.masked_fill_(~self.covered[part], torch.nan)
