@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz_run import fuzzed
-from hypothesis import given
+from hypothesis import event, given
 from recbole.quick_start import run_recbole
 from stock_inputs import SMALL, data_and_settings, write_data
 
@@ -122,4 +122,4 @@ def test_a_model_of_one_epoch_is_validated_or_says_so(settings, tmp_path):
 @fuzzed(40)
 @given(data_and_settings())
 def test_none_accepts_and_gives_what_stock_recbole_does(made):
-    check(*made)
+    event(check(*made))
