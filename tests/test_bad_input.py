@@ -84,7 +84,9 @@ def test_files_that_cannot_be_read(change, words, sentence):
     ],
 )
 def test_labels_that_are_not_there_are_missed_before_training(sentence, mode, metrics, words):
-    said = sentence(model="BPR", eval_args={"mode": mode}, metrics=metrics, valid_metric=metrics[0].replace("MRR", "MRR@6"))
+    said = sentence(
+        model="BPR", eval_args={"mode": mode}, metrics=metrics, valid_metric=metrics[0].replace("MRR", "MRR@6")
+    )
     for word in words:
         assert word in said
 
