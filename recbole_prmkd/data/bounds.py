@@ -9,6 +9,7 @@ from recbole.utils import EvaluatorType
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import teacher_settings
+from recbole_prmkd.recbole_host.models import validates
 
 
 def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -> None:
@@ -20,8 +21,7 @@ def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -
     Raises:
         UserError: names the key, its value and the number of items.
     """
-    validates = valid and 0 < config["eval_step"] <= config["epochs"]
-    uses = test or validates or config["kd"] != "none"  # teachers are ranked too
+    uses = test or (valid and validates(config)) or config["kd"] != "none"  # teachers are ranked too
     ranked = uses and config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
     if ranked and max(config["topk"]) > item_num:
         raise _too_long("topk", config["topk"], item_num)
@@ -38,8 +38,8 @@ def check_labels(config: Config, valid_data: AbstractDataLoader, test_data: Abst
     Raises:
         UserError: names the part, the key and the column.
     """
-    label, epochs = config["LABEL_FIELD"], config["epochs"]
-    loaders = {"test": test_data, "valid": valid_data if 0 < config["eval_step"] <= epochs else None}
+    label = config["LABEL_FIELD"]
+    loaders = {"test": test_data, "valid": valid_data if validates(config) else None}
     for part, loader in loaders.items():
         if not loader or len(loader._dataset) == 0 or config["eval_args"]["mode"][part] != "labeled":
             continue
