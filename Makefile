@@ -49,7 +49,8 @@ test-slow: $(VENV)/.installed
 
 # `make test` has a small fixed part of it. SEED=... repeats a run.
 test-fuzz: $(VENV)/.installed
-	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py $(if $(SEED),--hypothesis-seed=$(SEED))
+	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py --hypothesis-show-statistics \
+		$(if $(SEED),--hypothesis-seed=$(SEED))
 
 # Speed of encoding and of PyGLightGCN, cost of distillation, as ratios inside one run. Another data set:
 # make bench DATA="--dataset=... --data_path=..."

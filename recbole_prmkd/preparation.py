@@ -14,7 +14,7 @@ from recbole.config import Config
 from recbole.utils import set_color
 from torch import Tensor
 
-from recbole_prmkd.data.bounds import check_bounds
+from recbole_prmkd.data.bounds import check_bounds, check_labels
 from recbole_prmkd.data.split import Split, load_split
 from recbole_prmkd.data.text import item_text_vectors, prepare_item_text
 from recbole_prmkd.errors import UserError
@@ -72,6 +72,7 @@ def prepare(config: Config, steps: Steps) -> Prepared:
     with steps("data"):
         split = load_split(config)
     check_bounds(config, split.dataset.item_num, *split.sizes[1:])
+    check_labels(config, split.valid_data, split.test_data)
     return prepare_on(config, split, steps)
 
 

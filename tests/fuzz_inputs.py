@@ -126,7 +126,8 @@ def spaces(draw: st.DrawFn, known: dict[str, Any]) -> dict[Any, Any]:
         key: _RIGHT[key] for key in draw(st.sets(st.sampled_from(sorted(_RIGHT)), min_size=1, max_size=2))
     }
     names = st.one_of(of("searched"), of("searched"), of("searched"), known_keys(known), st.just(CODE))
-    for key in draw(st.lists(names, max_size=1)):
+    odd = st.lists(names, min_size=1, max_size=1)
+    for key in draw(st.one_of(st.just([]), st.just([]), odd)):
         kind = draw(st.sampled_from(_KINDS))
         options = st.lists(value_of(key, known), min_size=1, max_size=2) if kind == "choice" else st.nothing()
         values = draw(st.one_of(*[options] * 6, st.lists(of("bounds"), min_size=2, max_size=3), of("values")))
@@ -156,7 +157,29 @@ def sweep_files(draw: st.DrawFn, known: dict[str, Any]) -> dict[Any, Any]:
     """What a sweep file holds; most are right but for a key of the space."""
     sweep: dict[Any, Any] = {"space": draw(spaces(known))}
     legal = [{}, {}, {"trials": 2}, {"search": "grid"}, {"search": "optuna"}, {"seed": 1}, {"repeat": True}]
-    sweep |= draw(st.sampled_from([*legal, *({"scheduler": scheduler} for scheduler in _SCHEDULERS)]))
-    if draw(st.integers(0, 9)) == 0:
+    sweep |= draw(st.sampled_from([*legal * 3, *({"scheduler": scheduler} for scheduler in _SCHEDULERS)]))
+    if draw(st.integers(0, 11)) == 7:
         sweep[draw(st.sampled_from([*_PARTS, 5, None]))] = draw(st.one_of(of("values"), st.sampled_from(_RESOURCES)))
     return sweep
+
+
+@st.composite
+def sweep_lines(draw: st.DrawFn) -> bytes:
+    """RecBole's hyper.test, with at most two odd lines."""
+    right = ["learning_rate loguniform -8,0", "kd_temperature uniform 1,2", "kd_weight quniform 1,2,1", "# nothing"]
+    lines = draw(st.lists(st.sampled_from(right), min_size=1, max_size=3, unique=True))
+    lines += draw(st.one_of(st.just([]), st.lists(of("lines"), max_size=2)))
+    return "\n".join(lines).encode()
+
+
+_COMPARED = {"compare": "none,mean", "models": "SASRec,BPR", "datasets": "d", "seeds": "1,2"}
+_KIND = {"compare": "compared", "models": "students", "datasets": "datasets", "seeds": "seeds"}
+
+
+@st.composite
+def comparisons(draw: st.DrawFn) -> list[str]:
+    """The options of a comparison, of which at most two are odd."""
+    odd = draw(st.sets(st.sampled_from(sorted(_COMPARED)), max_size=2))
+    options = [f"--{key}={draw(of(_KIND[key])) if key in odd else value}" for key, value in _COMPARED.items()]
+    jobs = draw(st.sampled_from([None] * 6 + ["-1", "0", "2"]))
+    return options + ([] if jobs is None else [f"--compare_jobs={jobs}"])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from hypothesis import HealthCheck, reject, settings
+from hypothesis import HealthCheck, event, reject, settings
 
 import run_recbole_prmkd as command_line
 
@@ -69,8 +69,10 @@ def ends(arguments: Sequence[str], result: str | None = "out/result.json", stop:
     left = {name for name in os.listdir() if name not in before} - _WRITTEN
     assert not left, f"the run left {left}"
     if said is None:
+        event("ended well")
         assert stop or result is None or Path(result).is_file(), "no sentence and no result"
         return None
+    event("one sentence")
     assert said.startswith("recbole_prmkd: ") and "\n" not in said and "Traceback" not in said, said
     assert len(said) < _LONGEST, said
     # What was finished before is kept for the next run.
@@ -89,6 +91,7 @@ def _ended(arguments: Sequence[str], stop: type | None) -> str | None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             command_line.main()
     except Slow:
+        event("longer than a test takes")
         reject()
     except SystemExit as end:
         return None if end.code in (None, 0) else str(end.code)

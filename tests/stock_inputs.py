@@ -132,7 +132,7 @@ def data_and_settings(draw):
     }
     if model not in [*SEQUENTIAL, *WITH_FEATURES] and draw(st.booleans()):
         more["repeatable"] = draw(st.booleans())
-    modes = ["full", "full", "uni5", "pop3", {"valid": "uni5", "test": "full"}]
+    modes = ["full"] * 4 + ["uni5", "uni5", "pop3", "pop3", {"valid": "uni5", "test": "full"}, "labeled"]
     mode = draw(st.sampled_from([*modes, "labeled"] if model in CONTEXT else modes))  # labels come from ratings
     more["eval_args"] = {
         "split": draw(st.sampled_from(SPLITS)),

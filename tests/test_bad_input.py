@@ -22,7 +22,7 @@ def sentence(settings, tmp_path, monkeypatch):
     """What the command line ends with; change: of the bytes of the file of interactions."""
 
     def run(*options, model="SASRec", change=None, file=None, suffix="inter", **more):
-        values = settings(kd="none", epochs=1, topk=[6], valid_metric="MRR@6", **more)
+        values = settings(**{"kd": "none", "epochs": 1, "topk": [6], "valid_metric": "MRR@6", **more})
         if change is not None:
             path = write_tiny(tmp_path / "changed") / "tiny" / f"tiny.{suffix}"
             path.write_bytes(change(path.read_bytes()))
@@ -72,6 +72,21 @@ def interactions(users, items, length=5):
 )
 def test_files_that_cannot_be_read(change, words, sentence):
     said = sentence(change=change)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("mode", "metrics", "words"),
+    [
+        ("labeled", ["AUC"], ["test part", "'label'", "threshold", "mode to full"]),
+        ({"valid": "labeled", "test": "full"}, ["MRR"], ["valid part", "metrics = ['MRR']", "mode: full"]),
+    ],
+)
+def test_labels_that_are_not_there_are_missed_before_training(sentence, mode, metrics, words):
+    said = sentence(
+        model="BPR", eval_args={"mode": mode}, metrics=metrics, valid_metric=metrics[0].replace("MRR", "MRR@6")
+    )
     for word in words:
         assert word in said
 

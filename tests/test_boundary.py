@@ -87,6 +87,10 @@ def test_settings_of_another_type_than_their_default_are_named(sentence):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (
+            {"eval_args": {"order": "TO", "mode": f"uni{10**13}"}},
+            ["train SASRec", "lower eval_args", "uni10000000000000"],
+        ),
         ({"hidden_size": 10**12}, ["build SASRec", "lower hidden_size (now 1000000000000)"]),
         (
             {"kd": "mean", "kd_unisrec_hidden_size": 10**12},

@@ -168,9 +168,11 @@ def nothing_starts():
 @given(
     inputs.sweep_files(known("SASRec")),
     changed("SASRec", "BPR"),
-    st.sampled_from(["prmkd", "prmkd", "none"]),
-    st.sampled_from([[], [], [], ["--tune_trials=3"], ["--tune_trials=0"], ["--compare=none,prmkd", "--seeds=1"]]),
-    st.booleans(),
+    st.sampled_from(["prmkd"] * 5 + ["none"]),
+    st.sampled_from(
+        [[]] * 5 + [["--tune_trials=3"]] * 3 + [["--tune_trials=0"], ["--compare=none,prmkd", "--seeds=1"]]
+    ),
+    st.sampled_from([True, False, False]),
 )
 def test_sweeps(nothing_starts, sweep, made, kd, options, odd):
     with fresh_folder():
@@ -184,7 +186,7 @@ def test_sweeps(nothing_starts, sweep, made, kd, options, odd):
 
 
 @fuzzed(20)
-@given(st.one_of(st.lists(inputs.of("lines"), max_size=3).map("\n".join).map(str.encode), inputs.config_files()))
+@given(st.one_of(inputs.sweep_lines(), inputs.sweep_lines(), inputs.config_files()))
 def test_sweep_files(nothing_starts, content):
     with fresh_folder():
         write_good()
@@ -194,34 +196,42 @@ def test_sweep_files(nothing_starts, content):
 
 
 @fuzzed(20)
-@given(
-    *(inputs.of(name) for name in ("compared", "students", "datasets", "seeds")),
-    st.sampled_from(["", "", "", "-1", "0", "2"]),
-    changed("SASRec"),
-)
-def test_comparisons(nothing_starts, kds, models, datasets, seeds, jobs, made):
+@given(inputs.comparisons(), changed("SASRec"), st.sampled_from([True, False, False]))
+def test_comparisons(nothing_starts, options, made, odd):
     with fresh_folder():
         write_good()
-        named = {"compare": kds, "models": models, "datasets": datasets, "seeds": seeds, "compare_jobs": jobs}
-        options = [f"--{key}={value}" for key, value in named.items() if key != "compare_jobs" or value]
-        run(made[1], *options, stop=Started, **SHALLOW)
+        run(made[1] if odd else {}, *options, stop=Started, **SHALLOW)
+
+
+IDS: dict[str, dict[str, list[str]]] = {
+    "items": {"item_id": ITEMS},
+    "users": {"user_id": USERS},
+    "rows": {"user_id": [user for user, _ in PAIRS], "item_id": [item for _, item in PAIRS]},
+}
+
+
+@st.composite
+def one_faulty(draw: st.DrawFn) -> dict[str, bytes]:
+    """The three files of vectors, at most one of them with faults."""
+    faulty = draw(st.sampled_from([None, *IDS]))
+    return {
+        name: draw(files.vectors(**ids)) if name == faulty else files.good_vectors(**ids) for name, ids in IDS.items()
+    }
 
 
 @fuzzed(30)
 @given(
-    files.vectors(item_id=ITEMS),
-    files.vectors(user_id=USERS),
-    files.vectors(user_id=[user for user, _ in PAIRS], item_id=[item for _, item in PAIRS]),
+    one_faulty(),
     st.sampled_from(["users", "rows", "rows", "both"]),
     st.sampled_from(["mean", "prmkd", "prmkd_plus", "ensemble", "none"]),
-    st.sampled_from(["npz", "npz", "npz", "npy", "safetensors", "pth"]),
+    st.sampled_from(["npz"] * 9 + ["npy", "safetensors", "pth"]),
 )
-def test_vectors(items, users, rows, part, kd, ending):
+def test_vectors(contents, part, kd, ending):
     with fresh_folder():
         write_good()
-        for name, content in (("items", items), ("users", users), ("rows", rows)):
+        for name, content in contents.items():
             Path(f"{name}.{ending}").write_bytes(content)
-        named = {f"kd_vectors_{name}": f"{name}.{ending}" for name in ("items", "users", "rows")}
+        named = {f"kd_vectors_{name}": f"{name}.{ending}" for name in IDS}
         named |= {} if part == "both" else {f"kd_vectors_{'rows' if part == 'users' else 'users'}": None}
         run({**named, "kd": kd, "kd_item_init": "Vectors" if kd in ("none", "mean") else "none"}, *student("SASRec"))
 

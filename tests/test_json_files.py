@@ -12,7 +12,7 @@ from recbole_prmkd.storage.json_files import read_object, write_json, write_seal
 from recbole_prmkd.tune.plan import read_plan
 from recbole_prmkd.tune.trial import finished
 
-GARBAGE = [b"[]", b"null", b"3", b"", b"\xff\xfe", b"[" * 100_000, b'{"checksum": 3}', b'{"schema": []}']
+GARBAGE = [b"[]", b"{}", b"null", b"3", b"", b"\xff\xfe", b"[" * 100_000, b'{"checksum": 3}', b'{"schema": []}']
 
 
 def test_round_trip(tmp_path):

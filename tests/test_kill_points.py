@@ -228,7 +228,7 @@ KINDS = {
     r"out/best\.yaml": "test_stored_files",
     r"out/(winner/)?(result\.json|\w+\.pth|test_ranks\.npz|distillation\.svg)": "the user's; a name alone is read",
     r"out/_jobs/.*/job\.json": "written before each use",
-    r"out/.*\.(csv|svg|html|tex)": "written, never read",
+    r"out/.*\.(csv|svg|html|tex|md)": "written, never read",
 }
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.data import text
 from recbole_prmkd.data.images import item_image_vectors
 from recbole_prmkd.data.split import load_split
@@ -122,3 +123,20 @@ def test_an_id_that_is_padding_in_pre_split_files_is_named(data, tmp_path, caplo
         file.write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
     _, said = read(config, caplog)
     assert "In 1 lines of" in said and "odd.train.inter RecBole reads the id as missing, as padding: 'NA'" in said
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR"])
+def test_a_batch_of_padding_alone_is_trained_on(model, settings, tmp_path):
+    folder, head = tmp_path / "data" / "odd", "user_id:token\titem_id:token\titem_id_list:token_seq\n"
+    folder.mkdir(parents=True)
+    lines = [f"u{user}\ti{user + 1}\ti{user}\n" for user in range(6)]
+    for part, more in (("train", "u1\tNA\ti1\n"), ("valid", ""), ("test", "")):
+        (folder / f"odd.{part}.inter").write_text(head + "".join(lines) + more)
+    (folder / "odd.item").write_text(
+        "item_id:token\ttitle:token_seq\n" + "".join(f"i{item}\tthing {item}\n" for item in range(7))
+    )
+    given = {"benchmark_filename": ["train", "valid", "test"], "alias_of_item_id": ["item_id_list"]}
+    given |= {"load_col": {"inter": ["user_id", "item_id", "item_id_list"]}, "topk": [5], "valid_metric": "NDCG@5"}
+    own = settings(kd="mean", data_path=str(tmp_path / "data"), train_batch_size=1, epochs=1, kd_unisrec_epochs=1)
+    own |= {"kd_teachers": ["UniSRec"], "kd_unisrec_valid_metric": "NDCG@5", **given}
+    assert run_recbole_prmkd(model, "odd", config_dict=own)["test_result"]

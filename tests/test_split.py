@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import write_tiny
 
+from recbole_prmkd import UserError
 from recbole_prmkd.data.examples import EXAMPLE, Examples
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.checks import check_run
@@ -111,6 +112,12 @@ def test_pre_split_files_are_taken_as_they_are(settings, tmp_path):
     split = pre_split(settings, tmp_path, files)
     assert as_sets(split.train, split) == {("a", ("x", "y"), "z"), ("b", ("z",), "x"), ("a", ("y",), "x")}
     assert as_sets(split.test, split) == {("b", ("x", "y", "z"), "x")}
+
+
+def test_training_items_that_are_all_missing_are_refused(settings, tmp_path):
+    files = {"train": ["a\tx y\t", "b\tz\t"], "valid": ["a\tx z\ty"], "test": ["b\tx y z\tx"]}
+    with pytest.raises(UserError, match=r"No training interaction of tiny has an item: .*item_id"):
+        pre_split(settings, tmp_path, files)
 
 
 def test_lost_lines_are_said(settings, tmp_path, caplog):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz_run import fuzzed
-from hypothesis import given
+from hypothesis import event, given
 from recbole.quick_start import run_recbole
 from stock_inputs import SMALL, data_and_settings, write_data
 
@@ -102,6 +102,8 @@ def by(split, mode="full"):
         ("GRU4Rec", {"files": ["train", "valid", "test"]}, PRE_SPLIT | {"MAX_ITEM_LIST_LENGTH": 4, "loss_type": "BPR"}),
         ("GRU4Rec", {"files": ["train", "valid", "test"]}, PRE_SPLIT | {"alias_of_item_id": None, "loss_type": "BPR"}),
         ("Pop", {}, by({"LS": "valid_only"}) | {"eval_step": 3}),  # neither validated nor tested
+        ("Pop", {}, by({"LS": "valid_only"}, "labeled") | {"eval_step": 2, "metrics": ["AUC"], "valid_metric": "AUC"}),
+        ("Pop", {}, by({"LS": "valid_only"}) | {"eval_step": 2, "topk": [99], "valid_metric": "NDCG@99"}),
         ("BPR", {}, by({"LS": "valid_only"}) | {"eval_step": 0, "topk": [99], "valid_metric": "nothing"}),
         ("BPR", {}, {"load_col": {"inter": "*"}}),
         ("BPR", {}, {"load_col": {"inter": ["user_id", "item_id", "timestamp", "nobody"]}}),
@@ -122,4 +124,4 @@ def test_a_model_of_one_epoch_is_validated_or_says_so(settings, tmp_path):
 @fuzzed(40)
 @given(data_and_settings())
 def test_none_accepts_and_gives_what_stock_recbole_does(made):
-    check(*made)
+    event(check(*made))

@@ -108,7 +108,7 @@ def test_a_trial_shorter_than_a_validation_step_is_validated_at_its_end(trial):
 
 
 def test_what_recbole_raises_in_a_trial_is_a_sentence(trial, tmp_path):
-    trial.plan.settings.update(eval_step=[1])
+    trial.plan.settings.update(weight_decay=[1])
     assert trial() == []
     said = failure(trial_folder(tmp_path, "7"))["error"]
-    assert said.startswith("RecBole cannot ") and "eval_step = [1]" in said and "\n" not in said
+    assert said.startswith("RecBole cannot ") and "weight_decay = [1]" in said and "\n" not in said

@@ -3,11 +3,13 @@
 from typing import Any
 
 from recbole.config import Config
+from recbole.data.dataloader import AbstractDataLoader
 from recbole.evaluator.register import metric_information
 from recbole.utils import EvaluatorType
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import has_teachers, teacher_settings
+from recbole_prmkd.recbole_host.models import validates
 
 
 def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -> None:
@@ -19,8 +21,7 @@ def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -
     Raises:
         UserError: names the key, its value and the number of items.
     """
-    validates = valid and 0 < config["eval_step"] <= config["epochs"]
-    uses = test or validates or config["kd"] != "none"  # teachers are ranked too
+    uses = test or (valid and validates(config)) or config["kd"] != "none"  # teachers are ranked too
     ranked = uses and config["eval_type"] == EvaluatorType.RANKING and any(map(_has_cutoff, config["metrics"]))
     if ranked and max(config["topk"]) > item_num:
         raise _too_long("topk", config["topk"], item_num)
@@ -29,6 +30,27 @@ def check_bounds(config: Config, item_num: int, valid: int = 1, test: int = 1) -
         cutoff = metric.partition("@")[2]
         if cutoff.isdecimal() and int(cutoff) > item_num:
             raise _too_long(f"kd_{teacher.lower()}_valid_metric", metric, item_num)
+
+
+def check_labels(config: Config, valid_data: AbstractDataLoader, test_data: AbstractDataLoader) -> None:
+    """Refuse evaluation by labels where there are none, or where the metrics are those of a ranking.
+
+    Raises:
+        UserError: names the part, the key and the column.
+    """
+    label = config["LABEL_FIELD"]
+    loaders = {"test": test_data, "valid": valid_data if validates(config) else None}
+    for part, loader in loaders.items():
+        if not loader or len(loader._dataset) == 0 or config["eval_args"]["mode"][part] != "labeled":
+            continue
+        asked = f"eval_args asks for the mode labeled for the {part} part, but "
+        if config["eval_type"] == EvaluatorType.RANKING:
+            raise UserError(f"{asked}metrics = {config['metrics']!r} are those of rankings: write AUC, or mode: full.")
+        if label not in loader._dataset.inter_feat:
+            raise UserError(
+                f"{asked}no column is named {label!r}: set threshold to make it of another column, or LABEL_FIELD to "
+                "a column of 0 and 1 that load_col names, or mode to full."
+            )
 
 
 def _teachers(config: Config) -> list[str]:

@@ -106,8 +106,12 @@ def load_split(config: Config) -> Split:
     if train == 0:
         raise UserError("The training split is empty: lower the filters, or change the split in eval_args.")
     getLogger().info(f"Examples: {train} for training, {valid} for validation, {test} for test.")
-    if config["kd"] != "none":
-        _ = split.parts  # what is wrong with them shows before anything expensive
+    # What is wrong with the examples shows before anything expensive.
+    if config["kd"] != "none" and not split.train.targets.any():  # all padding
+        raise UserError(
+            f"No training interaction of {config['dataset']} has an item: write ids into the column "
+            f"{config['ITEM_ID_FIELD']}, or use --kd=none."
+        )
     return split
 
 

@@ -117,7 +117,7 @@ class Objective:
         items = in_batch_items(gathered(targets, self.config) if self._processes > 1 else targets)  # [C]
         positions, examples, targets = self._at_most(positions, examples, targets)  # [B'] each
         shared = self._sample(items)
-        if len(examples) == 0:  # the batch keeps its own loss only
+        if len(examples) == 0 or len(items) == 0:  # the batch keeps its own loss only; without items it is all padding
             student.release()
             return torch.zeros((), device=examples.device)
         candidates = self._in_batch(examples, targets, items, shared)

@@ -20,6 +20,7 @@ from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.host_properties import is_host
 from recbole_prmkd.recbole_host.keys import has_teachers, kind_of, teacher_settings
+from recbole_prmkd.recbole_host.models import validates
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
@@ -39,9 +40,7 @@ def check_run(config: Config, output: Path) -> None:
         UserError: with one sentence.
     """
     _check_data(config)
-    if (
-        config["kd"] != "none" or 0 < config["eval_step"] <= config["epochs"]
-    ):  # else stock RecBole reads no valid_metric
+    if config["kd"] != "none" or validates(config):  # else stock RecBole reads no valid_metric
         _check_metrics(config)
     package = _traits(config).package
     if package and importlib.util.find_spec(package) is None:

@@ -78,5 +78,15 @@ def host_trainer(config: Config, model: type) -> type:
     return get_trainer(config["MODEL_TYPE"], model.__name__)
 
 
+def validates(config: Config) -> bool:
+    """Whether the training comes to an epoch after which RecBole validates, where there is a validation part.
+
+    RecBole lowers eval_step to the number of epochs, and trains a model such as Pop for one epoch, whatever the number.
+    """
+    epochs: int = config["epochs"]
+    trains_once = issubclass(host_trainer(config, get_model(config["model"])), recbole.trainer.TraditionalTrainer)
+    return 0 < min(config["eval_step"], epochs) <= (1 if trains_once else epochs)
+
+
 def _is_recboles(name: str) -> bool:
     return (_PROPERTIES / f"{name}.yaml").is_file()

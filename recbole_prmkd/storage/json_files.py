@@ -78,7 +78,7 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no object")
     last = next(reversed(content), CHECKSUM)
-    if CHECKSUM in content or re.fullmatch("[0-9a-f]{64}", str(content[last])):  # by a damaged name
+    if CHECKSUM in content or re.fullmatch("[0-9a-f]{64}", str(content.get(last))):  # by a damaged name
         return read_sealed(path)
     return content
 

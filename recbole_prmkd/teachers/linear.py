@@ -13,6 +13,7 @@ its training examples.
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from functools import partial
 from logging import getLogger
 
 import numpy as np
@@ -25,6 +26,7 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import closed_form
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.calibration import least
 from recbole_prmkd.teachers.closed_form import Matrix
 from recbole_prmkd.teachers.data import TeacherData
 
@@ -244,17 +246,9 @@ class _Judge:
             logits = self.unseen((relative + floor).log()) / temperature
             return float(torch.nn.functional.cross_entropy(logits, self.examples.targets))
 
-        best = (np.inf, FLOORS[0], 1.0)
-        for floor in FLOORS:  # from coarse to fine: the surprise has one minimum in the temperature
-            low, high = 0, len(TEMPERATURES) - 1
-            while low < high:
-                middle = (low + high) // 2
-                if surprise(floor, TEMPERATURES[middle]) <= surprise(floor, TEMPERATURES[middle + 1]):
-                    high = middle
-                else:
-                    low = middle + 1
-            best = min(best, (surprise(floor, TEMPERATURES[low]), floor, TEMPERATURES[low]))
-        return best[1], best[2]
+        found = (least(partial(surprise, floor), TEMPERATURES) + (floor,) for floor in FLOORS)
+        _, temperature, floor = min(found)
+        return floor, temperature
 
 
 def _newest_examples(examples: Examples, wanted: Tensor) -> Tensor:
