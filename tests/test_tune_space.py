@@ -257,6 +257,8 @@ BOTH = ["UniSRec", "Recformer"]
 def test_teachers_of_all_trials_are_prepared(space, wanted, settings, tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump({"space": space}))
-    given = {} if "kd_teachers" in space else {"kd_teachers": BOTH}
-    plan, _ = plan_and_folder("SASRec", "tiny", None, settings(**given), str(file))
+    given = settings(kd_teachers=BOTH)
+    if "kd_teachers" in space:
+        del given["kd_teachers"]
+    plan, _ = plan_and_folder("SASRec", "tiny", None, given, str(file))
     assert for_all_trials(plan)["kd_teachers"] == wanted

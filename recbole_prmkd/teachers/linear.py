@@ -246,7 +246,7 @@ class _Judge:
             logits = self.unseen((relative + floor).log()) / temperature
             return float(torch.nn.functional.cross_entropy(logits, self.examples.targets))
 
-        found = (least(partial(surprise, floor), TEMPERATURES) + (floor,) for floor in FLOORS)
+        found = ((*least(partial(surprise, floor), TEMPERATURES), floor) for floor in FLOORS)
         _, temperature, floor = min(found)
         return floor, temperature
 
