@@ -40,6 +40,7 @@ _TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transit
 _EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
 _KEPT = 200  # weights of an item in M of all users
 _SCORES = 1 << 24  # scored at a time
+_JUDGED = 1 << 27  # scores of unseen users that are held at a time: 512 MB
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def choose(examples: Examples, fold: Tensor, n_items: int, newest: int) -> Choic
     fold: [N] of the examples' users.
     """
     others = examples.select(torch.nonzero(fold != 0).squeeze(1))
-    unseen = examples.select(_newest_examples(examples, fold == 0))
+    unseen = examples.select(_newest_examples(examples, fold == 0, min(_EXAMPLES, max(1, _JUDGED // n_items))))
     judge = _Judge(unseen, n_items, newest)
     gram = _gram(others, n_items)
     found: list[tuple[float, float, float, Matrix]] = []
@@ -251,12 +252,12 @@ class _Judge:
         return floor, temperature
 
 
-def _newest_examples(examples: Examples, wanted: Tensor) -> Tensor:
-    """Numbers of the wanted users' newest examples: `_EXAMPLES` at most, as many of each user as that allows."""
+def _newest_examples(examples: Examples, wanted: Tensor, number: int) -> Tensor:
+    """Numbers of the wanted users' newest examples: this many at most, as many of each user as that allows."""
     numbers = torch.nonzero(wanted).squeeze(1)
     _, user, count = torch.unique_consecutive(examples.users[numbers], return_inverse=True, return_counts=True)
     age = count.cumsum(0)[user] - 1 - torch.arange(len(numbers))  # 0 for a user's newest example
-    return numbers[torch.argsort(age, stable=True)[:_EXAMPLES].sort().values]
+    return numbers[torch.argsort(age, stable=True)[:number].sort().values]
 
 
 def _gram(examples: Examples, n_items: int) -> Matrix:
