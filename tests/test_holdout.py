@@ -40,14 +40,14 @@ def test_shares_make_the_targets_most_likely():
 def test_a_teacher_that_adds_nothing_gets_no_share():
     names, good, same = ["Good", "Noise"], ranked(0.3, 0.2), ranked(0.01, ndcg=0.01)
     factors = kept(names, {"Good": good, "Noise": same}, GUESS, "weigh")
-    assert factors["Good"] == pytest.approx(2, abs=1e-3) and factors["Noise"] == pytest.approx(0, abs=1e-3)
+    assert factors["Good"] == pytest.approx(1, abs=1e-3) and factors["Noise"] == pytest.approx(0, abs=1e-3)
     assert kept(names, {"Good": good, "Noise": same}, GUESS, "warn") == {"Good": 1, "Noise": 1}
     assert kept(names, {"Good": good, "Noise": same}, GUESS, "drop") == {"Good": 1}
 
 
 def test_one_teacher_always_stays():
     assert kept(["Noise"], {"Noise": ranked(0.001)}, GUESS, "drop") == {"Noise": 1}
-    assert kept(["Noise"], {"Noise": ranked(0.001)}, GUESS, "weigh") == {"Noise": pytest.approx(1)}
+    assert kept(["Noise"], {"Noise": ranked(0.001)}, GUESS, "weigh") == {"Noise": pytest.approx(0, abs=1e-3)}
 
 
 def test_the_report_names_what_is_of_no_use(caplog):
@@ -66,7 +66,7 @@ def test_without_a_holdout_nothing_is_weighed(caplog):
     empty = Ranked(0.0, torch.zeros(0))
     report(["A", "B"], {"A": empty, "B": empty}, empty, "weigh")
     assert "no holdout" in caplog.text
-    assert kept(["A", "B"], {"A": empty, "B": empty}, empty, "weigh") == pytest.approx({"A": 1, "B": 1})
+    assert kept(["A", "B"], {"A": empty, "B": empty}, empty, "weigh") == {"A": 1, "B": 1}
 
 
 def test_prior_times_confidence():
@@ -126,3 +126,15 @@ def test_dropped_teachers_are_not_in_the_result(settings, monkeypatch):
     given = {"kd_teachers": ["Linear", "UniSRec"], "kd_teacher_check": "drop"}
     run = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", **given))["result"]
     assert list(run["teachers"]) == ["Linear"]
+
+
+def test_teachers_that_know_nothing_teach_nothing(settings):
+    """Shuffled teachers, a control: the check sees them as they teach, so that their KD loss weighs little."""
+    given = {"kd_teachers": ["Linear"], "kd_teacher_check": "weigh", "epochs": 1}
+    weight = {
+        shuffled: run_recbole_prmkd(
+            "SASRec", "tiny", config_dict=settings(kd="mean", kd_shuffled_teachers=shuffled, **given)
+        )["result"]["student"]["kd"]["weight"]
+        for shuffled in (False, True)
+    }
+    assert weight[True] < 0.5 < 2.5 < weight[False] <= 5

@@ -223,8 +223,12 @@ class Objective:
 
     @property
     def weight(self) -> float:
-        """Of kd_loss beside the student's own loss."""
-        return self.config["kd_weight"] * (1.0 if self._of_baseline else self.student.kd.weight)
+        """Of kd_loss beside the student's own loss; teachers that deserve little of the mixture teach little."""
+        return (
+            self.config["kd_weight"]
+            * self.teacher_cache.strength
+            * (1.0 if self._of_baseline else self.student.kd.weight)
+        )
 
     @property
     def temperature(self) -> float:

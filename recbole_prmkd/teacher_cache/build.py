@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from recbole.config import Config
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache import stored_scores, vectors
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
-from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.data import TeacherData, shuffled_items
 from recbole_prmkd.teachers.fit import FittedTeacher
 from recbole_prmkd.teachers.holdout import kept, popularity
 
@@ -88,7 +87,7 @@ def cache_of(
 
     canonical: [n_items] student's item id -> canonical id. priors: [T] as `TeacherCache` has them.
     """
-    if run["kd_shuffled_teachers"]:  # one order for all teachers, so that they agree as before
-        order = torch.randperm(len(canonical) - 1, generator=torch.Generator().manual_seed(run["seed"]))
-        canonical = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])[canonical]
+    order = shuffled_items(run, len(canonical))
+    if order is not None:  # one order for all teachers, so that they agree as before
+        canonical = order[canonical]
     return TeacherCache(teachers, canonical, run["device"], priors)

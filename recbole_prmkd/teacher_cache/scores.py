@@ -41,7 +41,7 @@ class TeacherCache:
     Attributes:
         teachers: T `CachedTeacher`, in the order of `kd_teachers`; device: of the scores; n_items: with PAD.
         temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score; prior: [T] factor on
-            its confidence.
+            its confidence; strength: what all of them deserve beside popularity, in [0, 1].
         canonical: [n_items] student's item id -> canonical id, or the id of another item (`kd_shuffled_teachers`).
     """
 
@@ -58,6 +58,7 @@ class TeacherCache:
         self.n_items = len(canonical)
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
         self.prior = torch.tensor(priors or [1.0] * len(teachers), device=device)  # [T]
+        self.strength = min(1.0, sum(priors)) if priors else 1.0
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
     def scores(self, examples: Tensor, *candidates: Tensor) -> Tensor:

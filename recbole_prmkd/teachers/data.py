@@ -155,6 +155,14 @@ def _counts_data(metric: str) -> bool:
     return found is not None and any(need.startswith("data.") for need in found.metric_need)
 
 
+def shuffled_items(run: Config, n_items: int) -> Tensor | None:
+    """With `kd_shuffled_teachers`, the canonical item whose scores each one gets, [n_items]; else None."""
+    if not run["kd_shuffled_teachers"]:
+        return None
+    order = torch.randperm(n_items - 1, generator=torch.Generator().manual_seed(run["seed"]))
+    return torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])
+
+
 @dataclass(frozen=True)
 class JoinedData:
     """Several data sets as one, for pre-training: items and users of one never meet another's.

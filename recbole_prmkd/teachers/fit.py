@@ -36,7 +36,7 @@ from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.clock import TimeIsUp, clock
-from recbole_prmkd.teachers.data import TeacherData, teacher_config
+from recbole_prmkd.teachers.data import TeacherData, shuffled_items, teacher_config
 from recbole_prmkd.teachers.holdout import Ranked, rank_or_load
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
@@ -124,7 +124,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics={part: metrics[part] for part in _PARTS},
-        ranked=rank_or_load(model, config, data, root, kind, digest),
+        ranked=rank_or_load(model, config, data, root, kind, digest, shuffled_items(run, len(data.canonical))),
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         cuts=model.cuts(data.train),

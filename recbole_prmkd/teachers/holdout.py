@@ -45,33 +45,45 @@ def sample(data: TeacherData) -> Examples:
     return data.holdout.select(torch.linspace(0, number - 1, min(number, _EXAMPLES)).long())
 
 
-def rank_or_load(model: Teacher, config: Config, data: TeacherData, root: Path, kind: str, digest: str) -> Ranked:
+def rank_or_load(
+    model: Teacher,
+    config: Config,
+    data: TeacherData,
+    root: Path,
+    kind: str,
+    digest: str,
+    order: Tensor | None = None,
+) -> Ranked:
     """A frozen teacher on the holdout, stored beside its weights.
 
-    digest: of the teacher.
+    digest: of the teacher; order: as `rank` has it.
     """
     code = f"{model.code_version} holdout {VERSION}"
     identity = store.identity(code=code, teacher=digest, holdout=data.holdout.digest())
+    if order is not None:
+        identity["order"] = store.digest([order])
     stored = store.find(root, f"holdout-{kind}", identity)
     if stored is None:
         store.check_room(root)
-        ranked = rank(model, config, data)
+        ranked = rank(model, config, data, order)
         arrays = {"log_likelihood": ranked.log_likelihood.numpy()}
         stored = store.save(root, f"holdout-{kind}", identity, arrays, {"ndcg": ranked.ndcg})
     return Ranked(stored.notes["ndcg"], torch.from_numpy(np.array(stored.array("log_likelihood"))))
 
 
 @torch.no_grad()
-def rank(model: Teacher, config: Config, data: TeacherData) -> Ranked:
-    """A frozen teacher on the holdout."""
+def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None = None) -> Ranked:
+    """A frozen teacher on the holdout; order: [n_items] of each item that whose scores it gets (a control)."""
     examples = sample(data)
     dataset, items = data.dataset(config, examples), model.encode_items()
     covered = model.covered_items()
+    order = torch.arange(len(covered)) if order is None else order
     ranks, likelihoods = [torch.zeros(0)], [torch.zeros(0)]
     for index in torch.arange(len(examples)).split(256):
         batch = dataset[index].to(config["device"])
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
+        scores = scores[:, order]
         ranks.append(_rank(scores, examples, index))
         likelihoods.append(_log_likelihood(scores / model.temperature, examples, index))
     return Ranked(_ndcg(torch.cat(ranks)), torch.cat(likelihoods))
@@ -105,7 +117,7 @@ def mixture(likelihoods: Tensor) -> Tensor:
 
 
 def kept(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, check: str) -> dict[str, float]:
-    """The teachers that teach, by `kd_teacher_check`, and the factor on each one's confidence.
+    """The teachers that teach, by `kd_teacher_check`, and the factor on each one's confidence: 1, or its share.
 
     Args:
         least: popularity, which takes part in the mixture: a teacher that knows no more than it gets no share.
@@ -114,10 +126,9 @@ def kept(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, chec
     if check == "drop":
         best = max(shares, key=shares.__getitem__)
         names = [name for name in names if shares[name] >= USELESS or name == best]
-    if check != "weigh":
+    if check != "weigh" or len(least.log_likelihood) == 0:
         return dict.fromkeys(names, 1.0)
-    total = sum(shares.values())
-    return {name: shares[name] / total * len(names) if total > 0 else 1.0 for name in names}
+    return {name: shares[name] for name in names}
 
 
 def _shares(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked) -> list[float]:
