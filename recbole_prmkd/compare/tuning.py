@@ -81,7 +81,7 @@ def sweep_jobs(grid: Grid, folder: Path, ray_address: str | None = None, trust_f
             more: dict[str, Any] = {"ray_address": ray_address, "trust_folder": trust_folder}
             more["sweep"] = sweep.model_dump(mode="json", exclude_none=True)
             name, own = f"sweep of {cell.model} on {cell.dataset}, {cell.kd}", _job_folder(cell, folder)
-            settings = {**grid.settings_of(cell, tuned=False), "kd_save_ranks": False}
+            settings = {**grid.settings_of(cell, tuned=False), "kd_save_ranks": False, "kd_guard": False}
             jobs.append(Job(name, own, "tune", cell.model, cell.dataset, settings, more))
     return jobs
 
