@@ -21,7 +21,7 @@ from recbole.data.dataloader import AbstractDataLoader
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, start_vectors
-from recbole_prmkd.recbole_host.keys import has_teachers
+from recbole_prmkd.recbole_host.keys import WARM_START, has_teachers
 from recbole_prmkd.results.run_folder import RANKS, clear_leftovers, move
 from recbole_prmkd.results.run_result import Measured
 from recbole_prmkd.results.schema import GuardResult
@@ -32,7 +32,7 @@ from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.training import wants_windows
 
 GUARD = "guard"  # inside the folder that a run works in
-_SIMPLEST_FIRST = ("none", "warm_start")
+
 
 Timed = Callable[[str], AbstractContextManager[Any]]  # a step by its name
 
@@ -89,7 +89,7 @@ def best_of(scores: Mapping[str, float], bigger: bool) -> str:
 
     def place(kd: str) -> tuple[float, bool, bool]:
         score = scores[kd] if bigger else -scores[kd]
-        return (-math.inf if math.isnan(score) else score, kd == "none", kd == "warm_start")
+        return (-math.inf if math.isnan(score) else score, kd == "none", kd == WARM_START)
 
     return max(scores, key=place)
 
@@ -104,11 +104,11 @@ def _others(config: Config, prepared: Prepared, steps: Steps) -> dict[str, tuple
     if reason is not None:
         getLogger().info(f"kd_guard trains no warm-started student: {reason}")
         return others
-    warm = _with(config, kd="warm_start", kd_item_init="text", **alike)
+    warm = _with(config, kd=WARM_START, kd_item_init="text", **alike)
     vectors = prepared.start_vectors
     if source_of(config) != "text":
         vectors = start_vectors(warm, prepared.split, steps, prepared.teachers)
-    return {**others, "warm_start": (warm, replace(alone, start_vectors=vectors))}
+    return {**others, WARM_START: (warm, replace(alone, start_vectors=vectors))}
 
 
 def _with(config: Config, **settings: Any) -> Config:

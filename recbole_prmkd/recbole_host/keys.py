@@ -14,6 +14,7 @@ import yaml
 
 from recbole_prmkd.errors import UserError
 
+WARM_START = "warm_start"  # the `kd` of the student alone, started from text
 _MANY = 40  # words that a sentence does not list
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
@@ -50,7 +51,7 @@ def preset(kd: str) -> dict[str, Any]:
 
 def has_teachers(settings: Any) -> bool:
     """Whether this `kd` asks for teachers; settings: a mapping or a Config, with the defaults."""
-    return settings["kd"] not in ("none", "warm_start")
+    return settings["kd"] not in ("none", WARM_START)
 
 
 def ranks_all_alike(settings: Any) -> bool:

@@ -5,7 +5,7 @@ from recbole.utils.argument_list import training_arguments
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.checks import check_distillation
-from recbole_prmkd.recbole_host.keys import has_teachers
+from recbole_prmkd.recbole_host.keys import WARM_START, has_teachers
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import Pbt
@@ -42,9 +42,10 @@ def check_together(plan: Plan) -> None:
             "seed, which best.yaml would not have; use --kd_protocol=ranking or order: TO, or run one sweep per seed."
         )
     ignored = [key for key in searched if key.startswith("kd_") and key not in ALONE]
-    if ignored and not {*kds} - {"none", "warm_start", None}:
+    if ignored and not {*kds} - {"none", WARM_START, None}:
+        alone = " or ".join(str(kd or "none") for kd in kds)
         raise UserError(
-            f"{', '.join(ignored)} would change nothing, since kd is {kds[0]}: add --kd=prmkd, or take out of the "
+            f"{', '.join(ignored)} would change nothing, since kd is {alone}: add --kd=prmkd, or take out of the "
             "space what starts with kd_."
         )
     _check_losses(plan)
