@@ -33,7 +33,6 @@ from recbole_prmkd.training import wants_windows
 
 GUARD = "guard"  # inside the folder that a run works in
 
-
 Timed = Callable[[str], AbstractContextManager[Any]]  # a step by its name
 
 
@@ -68,9 +67,8 @@ def keep_best(
     measured = {config["kd"]: student(config, prepared, steps, folder)}
     for kd, (own, of_it) in others.items():
         _forget(prepared, start)
-        (folder / GUARD / kd).mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder / GUARD / kd)
-        (folder / GUARD / kd).mkdir(exist_ok=True)
+        (folder / GUARD / kd).mkdir(parents=True, exist_ok=True)
         try:
             measured[kd] = student(own, of_it, _named(steps, kd), folder, f"{GUARD}/{kd}")
         except NoWarmStart as error:
