@@ -137,6 +137,23 @@ def test_a_killed_run_goes_on_with_the_student_in_which_it_stopped(killed_in, se
     assert names[0] == names[1]
 
 
+def test_killed_before_its_result_a_run_trains_nothing_again(settings, tmp_path, monkeypatch, capfd):
+    """The plain student's weights have taken the place of the distilled one's by then."""
+    more = {"kd_guard": True, **HARM}
+    run(settings, tmp_path / "whole", "LightGCN", **more)
+    with monkeypatch.context() as patch:
+        patch.setattr("recbole_prmkd.quick_start.write_result", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path / "killed", "LightGCN", **more)
+    capfd.readouterr()
+    run(settings, tmp_path / "killed", "LightGCN", **more)
+    assert "epoch 0 training" not in "".join(capfd.readouterr())
+    assert_same(tmp_path / "whole", tmp_path / "killed", "LightGCN")
+    results = [read_result(tmp_path / name) for name in ("whole", "killed")]
+    assert results[0].guard == results[1].guard and results[0].guard.kept != "prmkd"
+    assert results[0].distillation == results[1].distillation
+
+
 def test_a_killed_guard_leaves_nothing_to_a_run_without_it(settings, tmp_path, monkeypatch):
     keep = resume.Progress.keep
 
