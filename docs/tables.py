@@ -146,6 +146,7 @@ _PARTS_OF_RESULT = {
     "StudentResult": "`student`",
     "KDResult": "`student.kd`",
     "TeacherResult": "`teachers.<name>`",
+    "GuardResult": "`guard`",
     "StepResult": "`steps.<step>`",
 }
 

@@ -3,7 +3,7 @@
 The package reads as the data flows. Each folder's own docstring is its map.
 
 - `quick_start`: the whole run as visible steps; start here. Its parts: `preparation` (data, teachers, teacher cache)
-  and `training` (the student); `launch`: several processes
+  and `training` (the student); `guard`: other students beside the distilled one; `launch`: several processes
 - `data`: RecBole's split as training examples; item text and images and their vectors
 - `teachers`: pre-trained recommendation models, fine-tuned on the training split
 - `teacher_cache`: what the teachers know, computed once and stored

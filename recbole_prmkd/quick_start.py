@@ -12,17 +12,18 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.config import Config
 from recbole.utils import get_environment, init_seed, set_color
 from torch import distributed
 
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.errors import NotFinite, UserError
+from recbole_prmkd.guard import GUARD, Timed, guards, keep_best
 from recbole_prmkd.preparation import Prepared, Steps, prepare
 from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.checks import check_run
@@ -31,19 +32,18 @@ from recbole_prmkd.recbole_host.finite import weights_are_finite, weights_senten
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
-from recbole_prmkd.results.covered import covered_result, student_ranks
+from recbole_prmkd.results.covered import student_ranks
 from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
-from recbole_prmkd.results.provenance import commit, package_versions
 from recbole_prmkd.results.resume import Progress, clear
 from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
-from recbole_prmkd.results.schema import CoveredResult, KDResult, RunResult, StudentResult, TeacherResult
+from recbole_prmkd.results.run_result import Measured, run_result
+from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
-from recbole_prmkd.teachers.fit import FittedTeacher
 from recbole_prmkd.training import distils, make_trainer, ranking, train
 
 
@@ -75,6 +75,7 @@ def run_recbole_prmkd(
         returned, run = _run(config, folder, saved)
         _draw(config, run, folder / CURVES)
         write_result(folder, run)
+        remove(folder / GUARD)
         clear(folder)  # the state of a training that has its result
     getLogger().info(f"Result: {output / RESULT}")
     return {**returned, "output_dir": str(output), "result": run.model_dump(mode="json", by_alias=True)}
@@ -108,16 +109,46 @@ def _run(
         getLogger().info(config)
     warn_of_ignored(config)
     prepared = prepare(config, steps)
+    student = partial(_student, saved=saved, checkpoints=checkpoints)
+    guard = None
     if config["kd"] == ENSEMBLE:
-        return _served(config, prepared, steps)
+        kept = distilled = _served(config, prepared, steps)
+    elif guards(config):
+        kept, distilled, guard = keep_best(config, prepared, steps, folder, student)
+    else:
+        kept = distilled = student(config, prepared, steps, folder)
+    if config["kd"] != ENSEMBLE:
+        getLogger().info(get_environment(config).draw())
+        getLogger().info(set_color("best valid ", "yellow") + f": {kept.valid}")
+        getLogger().info(set_color("test result", "yellow") + f": {kept.test}")
+    returned = {
+        "best_valid_score": kept.score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": kept.valid,
+        "test_result": kept.test,
+    }
+    return returned, run_result(config, prepared, steps, kept, distilled.history, guard)
+
+
+def _student(
+    config: Config,
+    prepared: Prepared,
+    steps: Timed,
+    folder: Path,
+    place: str = "",
+    *,
+    saved: bool,
+    checkpoints: Path | None,
+) -> Measured:
+    """Train one student and test it; place: the folder inside `folder` and `checkpoints` that is its own."""
     split = prepared.split
     building = recbole_errors(f"build {config['model']} with these settings", config)
     with steps("student"), building:
-        trainer = make_trainer(config, prepared, folder)
+        trainer = make_trainer(config, prepared, folder / place)
         if checkpoints is not None:
-            trainer.saved_model_file = str(checkpoints / Path(trainer.saved_model_file).name)
+            trainer.saved_model_file = str(checkpoints / place / Path(trainer.saved_model_file).name)
         student = trainer.model
-    best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder)
+    best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder / place)
     with steps("evaluation"), _testing(config, trainer), ranking(config, split, student):
         test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         if not weights_are_finite(student):
@@ -129,13 +160,9 @@ def _run(
             for part, metrics in (("valid", best_valid), ("test", test))
         }
         if config["kd_save_ranks"] and test:
-            save_ranks(trainer, config, split, folder)
+            save_ranks(trainer, config, split, folder / place)
         ranks = student_ranks(trainer, config, split, [teacher.covered_test for teacher in prepared.teachers])
         clear_graph_cache(student)
-    getLogger().info(get_environment(config).draw())
-    getLogger().info(set_color("best valid ", "yellow") + f": {best_valid}")
-    getLogger().info(set_color("test result", "yellow") + f": {test}")
-
     measured = StudentResult(
         model=config["model"],
         valid=plain(best_valid),
@@ -150,8 +177,8 @@ def _run(
         valid_scores=valid_scores,
         kd=_kd_result(trainer),
     )
-    returned = _returned(config, best_score, best_valid, test)
-    return returned, _run_result(config, prepared, measured, steps, getattr(trainer, "history", []), ranks)
+    memory = peak_memory_mb(config["device"])
+    return Measured(measured, best_score, best_valid, test, memory, getattr(trainer, "history", []), ranks)
 
 
 @contextmanager
@@ -166,18 +193,18 @@ def _testing(config: Config, trainer: Any) -> Iterator[None]:
         raise
 
 
-def _served(config: Config, prepared: Prepared, steps: Steps) -> tuple[dict[str, Any], RunResult]:
+def _served(config: Config, prepared: Prepared, steps: Steps) -> Measured:
     """The teachers together in the place of a student."""
     with steps("evaluation"):
         served = serve(config, prepared.split, prepared.teachers)
         if config["kd_save_ranks"]:
             getLogger().warning(f"No {RANKS}: with kd={ENSEMBLE} there is no student whose ranks could be saved.")
     score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation
-    return _returned(config, score, served.valid, served.test), _run_result(config, prepared, served, steps, [])
+    return Measured(served, score, served.valid, served.test, peak_memory_mb(config["device"]))
 
 
 def _fit(
-    config: Config, prepared: Prepared, trainer: Any, steps: Steps, saved: bool, folder: Path
+    config: Config, prepared: Prepared, trainer: Any, steps: Timed, saved: bool, folder: Path
 ) -> tuple[float, dict[str, float], float, list[float]]:
     """Train the student, on from what a killed run has left; best score and metrics, seconds, validation scores."""
     training = recbole_errors(f"train {config['model']} with these settings", config)
@@ -235,86 +262,3 @@ def output_dir(config: Config) -> Path:
         return Path(config["kd_output_dir"])
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return Path("runs") / f"{config['model']}-{for_folder(config['dataset'])}-{config['kd']}-{now}"
-
-
-def _returned(config: Config, score: float, valid: Any, test: Any) -> dict[str, Any]:
-    """RecBole's result dict: best validation score and result, and the test's."""
-    return {
-        "best_valid_score": score,
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": valid,
-        "test_result": test,
-    }
-
-
-def _run_result(
-    config: Config,
-    prepared: Prepared,
-    student: StudentResult,
-    steps: Steps,
-    distillation: list[dict[str, float]],
-    ranks: Any = None,
-) -> RunResult:
-    return RunResult(
-        config=_plain_config(config),
-        versions=package_versions(),
-        seed=config["seed"],
-        device=str(config["device"]),
-        threads=torch.get_num_threads(),
-        peak_memory_mb=peak_memory_mb(config["device"]),
-        commit=commit(),
-        dataset=_counts(config, prepared.split),
-        student=student,
-        teachers={
-            teacher.name: _teacher_result(
-                teacher,
-                stored.notes,
-                covered_result(
-                    teacher.covered_test,
-                    teacher.covered,
-                    None if config["kd"] == ENSEMBLE else student.test_unseen,
-                    config,
-                    prepared.split,
-                    ranks,
-                ),
-            )
-            for teacher, stored in zip(prepared.teachers, prepared.folders, strict=True)
-        },
-        steps=steps.results,
-        item_text=steps.item_text,
-        distillation=distillation,
-    )
-
-
-def _plain_config(config: Config) -> dict[str, Any]:
-    """Every setting as JSON can hold it."""
-    simple = (str, int, float, bool, type(None), list, dict)
-    return {key: value if isinstance(value, simple) else str(value) for key, value in config.final_config_dict.items()}
-
-
-def _counts(config: Config, split: Split) -> dict[str, Any]:
-    train, valid, test = split.sizes
-    return {
-        "name": config["dataset"],
-        "users": len(split.user_tokens),
-        "items": len(split.item_tokens),
-        "train_rows": train,
-        "valid_rows": valid,
-        "test_rows": test,
-    }
-
-
-def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any], covered: CoveredResult) -> TeacherResult:
-    return TeacherResult(
-        **teacher.metrics,
-        parameters=teacher.parameters,
-        seconds=teacher.seconds,
-        holdout=teacher.holdout,
-        peak_memory_mb=teacher.peak_memory_mb,
-        checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
-        unknown_rows=notes["unknown_rows"],
-        unknown_items=notes["unknown_items"],
-        covered=covered,
-        cut_items=teacher.cuts.get("cut_items"),
-        cut_rows=teacher.cuts.get("cut_rows"),
-    )

@@ -145,6 +145,8 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
             "kd_item_init has no effect here, since the model is built already: run_recbole_prmkd starts its items so."
         )
         config["kd_item_init"] = "none"
+    if config["kd_guard"]:
+        getLogger().warning("kd_guard has no effect here: run_recbole_prmkd trains the other students too.")
     check_distillation(config)
     check_teachers(config)
     with split_of_loaders(train_data, valid_data) as split:
@@ -241,7 +243,7 @@ def top_items_of(config: Config, cache: TeacherCache, examples: int, excluded: E
 
 def _windows(config: Config, split: Split, model: AbstractRecommender) -> WindowedModel | None:
     """The model on windows, where shared prefixes are wanted and the model allows them."""
-    if not _wants_windows(config):
+    if not wants_windows(config):
         return None
     reason = why_not_shared(model, config, split.train)
     if reason is not None:
@@ -250,7 +252,8 @@ def _windows(config: Config, split: Split, model: AbstractRecommender) -> Window
     return WindowedModel(model, config)
 
 
-def _wants_windows(config: Config) -> bool:
+def wants_windows(config: Config) -> bool:
+    """Whether the student is to be trained on windows, where its class allows it."""
     wanted = config["kd_shared_prefixes"]
     return distils(config) and config["MODEL_TYPE"] == ModelType.SEQUENTIAL if wanted == "auto" else wanted
 
@@ -259,7 +262,7 @@ def _wants_windows(config: Config) -> bool:
 def ranking(config: Config, split: Split, student: AbstractRecommender) -> Iterator[None]:
     """Inside, a student trained on windows is ranked without padding, as in the validations of its training."""
     with ExitStack() as stack:
-        if _wants_windows(config) and why_not_shared(student, config, split.train) is None:
+        if wants_windows(config) and why_not_shared(student, config, split.train) is None:
             stack.enter_context(without_padding(student, config))
         yield
 

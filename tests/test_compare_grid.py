@@ -278,6 +278,17 @@ def test_teachers_are_made_once_before_the_cells_that_need_them(settings, tmp_pa
     assert needs["SASRec", "prmkd"] == first.folder and needs["BPR", "single"] == second.folder
 
 
+def test_texts_are_encoded_once_for_warm_started_cells(settings, tmp_path):
+    """Where the KD method itself reads none, too; alone, a warm start needs no teacher."""
+    for kds, kd in (("none,warm_start,prmkd", "prmkd"), ("none,warm_start", "warm_start")):
+        grid = make_grid(kds, "BPR", "tiny", "1", None, settings(kd_teachers=["Linear"]))
+        left = {cell.kd: cell_job(grid, cell, tmp_path) for cell in grid.cells()}
+        (made,) = preparations(grid, list(left.values()), tmp_path)
+        assert (made.settings["kd"], made.settings["kd_item_init"]) == (kd, "text")
+        assert left["warm_start"].needs == made.folder and left["none"].needs is None
+        assert "kd_item_init" not in left["none"].settings
+
+
 class Made:
     """Workers that end each job at once; those named in `wrong` fail."""
 

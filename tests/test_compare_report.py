@@ -29,6 +29,7 @@ from recbole_prmkd.compare.tables import (
 from recbole_prmkd.compare.user_gains import gain_by_group, group_bounds, interval, ndcg_of_ranks, user_gains
 from recbole_prmkd.recbole_host.keys import key_table
 from recbole_prmkd.results.run_folder import write_result
+from recbole_prmkd.results.schema import GuardResult
 
 PLAIN, BETTER = [0.10, 0.12, 0.11, 0.13, 0.12], [0.14, 0.17, 0.15, 0.18, 0.155]
 
@@ -363,3 +364,18 @@ def test_intervals_over_users(comparison):
     frame = users_table(gathered, "a_b")
     assert len(frame) == 4 and frame["users"].tolist() == ["40"] * 4
     assert headline_table(statistics.summary(gathered, ["test ndcg@10"]), "a_b").shape == (7, 4)
+
+
+def test_tables_say_where_the_guard_kept_another_student(tmp_path, made_up_run):
+    grid = Grid(("d",), ("SASRec",), ("none", "warm_start", "prmkd"), (1, 2), {})
+    for cell in grid.cells():
+        run = made_up_run("d", "SASRec", cell.kd, cell.seed, 0.1 + cell.seed / 100)
+        if cell.kd == "prmkd":
+            kept = "none" if cell.seed == 1 else "prmkd"
+            run = run.model_copy(update={"guard": GuardResult(kept=kept, valid={"prmkd": 0.1, "none": 0.2})})
+        cell.folder(tmp_path).mkdir(parents=True)
+        write_result(cell.folder(tmp_path), run)
+    gathered = gather(grid, tmp_path)
+    names = headline_table(statistics.summary(gathered, headline(gathered)), "d")[""].tolist()
+    assert names == ["alone", "warm_start", "prmkd (guard kept another in 1 of 2)"]
+    assert gathered.cells["kept"].dropna().tolist() == ["none", "prmkd"]

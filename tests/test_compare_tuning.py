@@ -51,6 +51,20 @@ def test_each_searches_what_it_has(grid):
     assert keys["BPR", "none"] == {"learning_rate"} and keys["BPR", "mean"] == {"learning_rate", "kd_weight"}
 
 
+def test_a_warm_started_student_searches_what_it_reads(grid):
+    searched = grid({**SPACE, "kd_item_init_std": {"choice": [0.1, 0.2]}}, kds="warm_start")
+    keys = space_of(searched, Cell("tiny", "SASRec", "warm_start", 2020))
+    assert set(keys) == {"learning_rate", "n_layers", "kd_item_init_std"}
+
+
+def test_a_search_has_no_guard_and_the_cells_have_it(grid, tmp_path):
+    guarded = grid(SPACE, kds="none,warm_start,mean", models="SASRec")
+    guarded = replace(guarded, settings={**guarded.settings, "kd_guard": True})
+    assert not any(job.settings["kd_guard"] for job in sweep_jobs(guarded, tmp_path))
+    own = {cell.kd: guarded.settings_of(cell).get("kd_guard", False) for cell in guarded.cells()}
+    assert own == {"none": False, "warm_start": False, "mean": True}
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [

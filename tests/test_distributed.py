@@ -47,6 +47,22 @@ def test_two_processes_equal_one(kd, cpu_settings, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_two_processes_keep_the_student_that_one_keeps(cpu_settings, tmp_path):
+    harm = {"kd": "prmkd", "kd_shuffled_teachers": True, "kd_weight": 1000.0}
+    more = {**SAME, **harm, "epochs": 4, "train_batch_size": 64, "kd_guard": True}
+    one = run_recbole_prmkd("SASRec", "tiny", config_dict=cpu_settings(**more))["result"]
+    given = cpu_settings(**more, kd_output_dir=str(tmp_path / "two"))
+    two = run_processes("SASRec", "tiny", config_dict=given, nproc=2, port=free_port())["result"]
+    assert one["guard"]["kept"] == two["guard"]["kept"] == "none"
+    assert two["guard"]["valid"] == pytest.approx(one["guard"]["valid"], abs=1e-5)
+    folders = [tmp_path / "out", tmp_path / "two"]
+    weights = [torch.load(folder / "SASRec.pth", weights_only=False)["state_dict"] for folder in folders]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
+
+
 RANKED = {"metrics": ["NDCG", "MRR", "GAUC", "ItemCoverage", "AveragePopularity", "GiniIndex"], "topk": [5]}
 LABELLED = {
     "metrics": ["AUC", "LogLoss"],

@@ -234,6 +234,8 @@ def test_a_seed_that_would_change_the_split_is_not_searched(more, refused, plann
     [
         ({"learning_rate": {"choice": [0.1]}, "kd_weight": {"choice": [1, 2]}}, "kd_weight would change nothing"),
         ({"kd": {"choice": ["none"]}, "kd_dropout": {"choice": [0, 1]}}, "kd_dropout would change nothing"),
+        ({"kd": {"choice": ["warm_start"]}, "kd_weight": {"choice": [0, 1]}}, "since kd is warm_start"),
+        ({"kd": {"choice": ["warm_start"]}, "kd_item_init_std": {"choice": [0.1, 0.2]}}, None),
         ({"kd": {"choice": ["none", "mean"]}, "kd_weight": {"choice": [1, 2]}}, None),
         ({"kd_item_init": {"choice": ["none", "UniSRec"]}, "kd_item_init_std": {"choice": [0.1, 0.2]}}, None),
         ({"kd_shared_prefixes": {"choice": [True, False]}}, None),
@@ -242,6 +244,18 @@ def test_a_seed_that_would_change_the_split_is_not_searched(more, refused, plann
 def test_keys_of_distillation_are_not_searched_without_it(space, refused, planned):
     with pytest.raises(UserError, match=refused) if refused else nullcontext():
         planned(space)
+
+
+@pytest.mark.parametrize(
+    ("space", "more"),
+    [
+        ({"kd_weight": {"choice": [1, 2]}}, {"kd_guard": True}),
+        ({"kd_weight": {"choice": [1, 2]}, "kd_guard": {"choice": [False, True]}}, {}),
+    ],
+)
+def test_a_guard_has_no_use_in_a_sweep(space, more, planned):
+    with pytest.raises(UserError, match="chooses its trials on validation, so kd_guard has no use there: leave it out"):
+        planned(space, kd="prmkd", **more)
 
 
 def test_trials_without_an_epoch_are_refused(planned):

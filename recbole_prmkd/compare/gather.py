@@ -30,7 +30,8 @@ class Gathered:
 
     cells: columns dataset, model, kd, seed, one for each metric (`test ndcg@10`, `test unseen ndcg@10`, `valid ...`),
     parameters, train_seconds, epochs, peak_memory_mb, ms_per_1000_users (of serving, measured once for all seeds),
-    device, threads, commit, folder; teachers are rows of kd `teacher`. missing: cells of the grid without a result.
+    device, threads, commit, folder, and with kd_guard `kept`, the kd of the student that it kept; teachers are rows of
+    kd `teacher`. missing: cells of the grid without a result.
     """
 
     grid: Grid
@@ -108,6 +109,7 @@ def _cell_rows(runs: Mapping[Cell, RunResult], folder: Path, costs: Costs) -> It
             "threads": run.threads,
             "commit": run.commit,
             "folder": str(cell.folder(folder).relative_to(folder)),
+            **({"kept": run.guard.kept} if run.guard else {}),
         }
 
 

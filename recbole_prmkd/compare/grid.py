@@ -21,7 +21,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import host_view, load_config, with_absolute_paths
 from recbole_prmkd.recbole_host.ignored import warn_of_ignored
-from recbole_prmkd.recbole_host.keys import as_list, key_table, nearest
+from recbole_prmkd.recbole_host.keys import as_list, has_teachers, key_table, nearest
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.json_files import read_object, write_sealed
@@ -87,6 +87,8 @@ class Grid:
         settings = {**shared, **self.settings, **found, **own}
         if cell.kd == ENSEMBLE:  # no student to start
             settings.pop("kd_item_init", None)
+        if cell.kd == ENSEMBLE or not has_teachers(settings):
+            settings.pop("kd_guard", None)
         return settings
 
     def config(self, cell: Cell) -> Config:

@@ -66,6 +66,7 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
     Returns:
         dataset, model, kd, metric, seeds, mean, deviation (ddof 1), and against the student alone: paired_seeds, whole
         (whether these are all seeds of both), gain, percent, p, effect, reason, p_holm, mark. Teachers have mean alone.
+        With kd_guard also replaced: in how many seeds it kept another student than the distilled one.
     """
     rows = []
     cells = gathered.cells
@@ -75,6 +76,8 @@ def summary(gathered: Gathered, columns: Sequence[str]) -> pd.DataFrame:
             own = by_seed[by_seed["kd"] == kd]
             plain = by_seed[by_seed["kd"] == (None if kd in (BASELINE, TEACHER) else BASELINE)]
             names = {"dataset": dataset, "model": model, "kd": kd}
+            if "kept" in own:
+                names["replaced"] = int((own["kept"].notna() & (own["kept"] != kd)).sum())
             rows += [
                 names | {"metric": metric} | _row(own[metric].dropna(), plain[metric].dropna())
                 for metric in (columns if len(own) else [])

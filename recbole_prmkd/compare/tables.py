@@ -89,7 +89,9 @@ def headline_table(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
     for (model, kd), group in summary[summary["dataset"] == dataset].groupby(["model", "kd"], sort=False):
         lines = group.to_dict("records")
         texts = {label(line["metric"]): cell_text(line) for line in lines}
-        rows.append({"model": model, "": kd_name(str(kd)), "seeds": str(lines[0]["seeds"]), **texts})
+        seeds, replaced = str(lines[0]["seeds"]), lines[0].get("replaced", 0)
+        name = kd_name(str(kd)) + (f" (guard kept another in {replaced} of {seeds})" if replaced else "")
+        rows.append({"model": model, "": name, "seeds": seeds, **texts})
     return pd.DataFrame(rows)
 
 

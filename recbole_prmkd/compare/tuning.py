@@ -1,7 +1,8 @@
 """The same search for the baseline as for what it is compared with: one sweep per data set, student and KD method.
 
 All sweeps have the same file, the same number of trials and the first seed; each takes of the space the keys that its
-student has, and the student alone no kd_ key. The winner on validation gives the settings of all seeds.
+student has, the student alone no kd_ key, and the warm-started one those kd_ keys that it reads. The winner on
+validation gives the settings of all seeds.
 """
 
 import math
@@ -15,8 +16,10 @@ from recbole_prmkd.compare.grid import BASELINE, Cell, Grid
 from recbole_prmkd.compare.job import JOBS, Job
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.config import HostView, host_view
+from recbole_prmkd.recbole_host.keys import WARM_START
 from recbole_prmkd.recbole_host.run_files import no_command_line
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
+from recbole_prmkd.tune.cross_checks import ALONE
 from recbole_prmkd.tune.outcome import read_winner
 from recbole_prmkd.tune.searchable import check_space
 from recbole_prmkd.tune.settings import SweepSettings, read_sweep
@@ -69,7 +72,9 @@ def space_of(grid: Grid, cell: Cell, view: HostView | None = None) -> dict[str, 
     """What of the file's space this student and KD method can search."""
     keys = {*(view or _view(grid, cell)).stock, *host.training_arguments}
     own = (grid.tune or {}).get("space", {})
-    return {key: entry for key, entry in own.items() if (cell.kd != BASELINE if key.startswith("kd_") else key in keys)}
+    if cell.kd != BASELINE:
+        keys |= {key for key in own if key.startswith("kd_") and (cell.kd != WARM_START or key in ALONE)}
+    return {key: entry for key, entry in own.items() if key in keys}
 
 
 def sweep_jobs(grid: Grid, folder: Path, ray_address: str | None = None, trust_folder: bool = False) -> list[Job]:
@@ -81,7 +86,7 @@ def sweep_jobs(grid: Grid, folder: Path, ray_address: str | None = None, trust_f
             more: dict[str, Any] = {"ray_address": ray_address, "trust_folder": trust_folder}
             more["sweep"] = sweep.model_dump(mode="json", exclude_none=True)
             name, own = f"sweep of {cell.model} on {cell.dataset}, {cell.kd}", _job_folder(cell, folder)
-            settings = {**grid.settings_of(cell, tuned=False), "kd_save_ranks": False}
+            settings = {**grid.settings_of(cell, tuned=False), "kd_save_ranks": False, "kd_guard": False}
             jobs.append(Job(name, own, "tune", cell.model, cell.dataset, settings, more))
     return jobs
 

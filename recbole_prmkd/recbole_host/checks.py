@@ -24,6 +24,7 @@ from recbole_prmkd.recbole_host.models import validates
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
+from recbole_prmkd.teachers.auto import missing_text
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import checkpoint_of
@@ -52,6 +53,7 @@ def check_run(config: Config, output: Path) -> None:
     if has_teachers(config):
         check_distillation(config)
     check_teachers(config)
+    _check_guard(config)
     if config["model"] in TEACHERS and not TEACHERS[config["model"]].learns:
         raise UserError(f"{config['model']} is a teacher that is not trained: name it in kd_teachers.")
 
@@ -197,7 +199,7 @@ def _traits(config: Config) -> Traits:
 
 def _check_objective(config: Config) -> None:
     if config["kd"] == ENSEMBLE:
-        for key in ("kd_item_init", "kd_shuffled_teachers"):
+        for key in ("kd_item_init", "kd_shuffled_teachers", "kd_guard"):
             if config[key] not in (False, "none"):
                 raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")
         return
@@ -216,6 +218,20 @@ def _check_objective(config: Config) -> None:
     gammas = [config[f"kd_rank_by_{part}"] for part in ("position", "confidence", "consistency")]
     if loss == "dllm2rec" and not any(gammas):
         raise UserError("All of kd_rank_by_position, _confidence and _consistency are 0: set one above 0.")
+
+
+def _check_guard(config: Config) -> None:
+    if not config["kd_guard"]:
+        return
+    if not has_teachers(config):
+        getLogger().warning(f"kd_guard has no effect here: kd is {config['kd']}, so no student is distilled.")
+        return
+    if config["eval_step"] < 1:
+        raise UserError(
+            f"kd_guard keeps the best student on validation, but eval_step is {config['eval_step']}: set it to 1 or "
+            "more, or leave kd_guard out."
+        )
+    missing_text(config)  # refuses settings of the text that cannot be used
 
 
 def _check_split(config: Config) -> None:

@@ -17,6 +17,7 @@ from recbole_prmkd.recbole_host.host_properties import host_properties, hosts, i
 
 # Real numbers of which RecBole's default is a whole one, such as DCN's reg_weight.
 REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
+WARM_START = "warm_start"  # the `kd` of the student alone, started from text
 _MANY = 40  # words that a sentence does not list
 SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
 
@@ -53,7 +54,7 @@ def preset(kd: str) -> dict[str, Any]:
 
 def has_teachers(settings: Any) -> bool:
     """Whether this `kd` asks for teachers; settings: a mapping or a Config, with the defaults."""
-    return settings["kd"] not in ("none", "warm_start")
+    return settings["kd"] not in ("none", WARM_START)
 
 
 def ranks_all_alike(settings: Any) -> bool:

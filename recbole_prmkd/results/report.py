@@ -24,6 +24,8 @@ def table(folders: list[Path], cutoff: int = 10) -> pd.DataFrame:
         run = read_result(folder)
         kd = run.config["kd"]
         name = f"{run.student.model}, alone" if kd == "none" else f"{run.student.model}, {kd}"
+        if run.guard is not None:
+            name += f", guard: {run.guard.kept}"
         for teacher, entry in run.teachers.items():
             lines[f"teacher {teacher}"] = _line(folder, entry, entry.seconds, cutoff)
         lines[f"student {name} ({folder})"] = _line(folder, run.student, run.student.train_seconds, cutoff)

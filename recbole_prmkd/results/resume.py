@@ -28,7 +28,8 @@ from recbole_prmkd.storage.json_files import read_sealed, write_sealed
 
 _INDEX = f"{PROGRESS}.json"
 # Settings that change nothing of the student.
-_FREE = ("kd_output_dir", "kd_rebuild", "kd_cache_dir", "kd_teacher_dir", "show_progress", "state", "kd_save_ranks")
+_FREE = {"kd_output_dir", "kd_rebuild", "kd_cache_dir", "kd_teacher_dir", "show_progress", "state", "kd_save_ranks"}
+_FREE |= {"kd_guard"}
 
 
 class Progress:

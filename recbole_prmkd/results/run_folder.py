@@ -51,7 +51,7 @@ def output_folder(
 
 def _work_in(path: Path, work: Path, last: str) -> Iterator[Path]:
     with writing(work):
-        _clear(work)
+        clear_leftovers(work)
         work.mkdir(exist_ok=True)
     try:
         yield work
@@ -73,7 +73,7 @@ def _work_in(path: Path, work: Path, last: str) -> Iterator[Path]:
         ) from error
 
 
-def _clear(work: Path) -> None:
+def clear_leftovers(work: Path) -> None:
     """Remove what an earlier run left, but for the state of its training, with logs and curves."""
     if not any(work.glob(f"{PROGRESS}*")):
         remove(work)
@@ -125,26 +125,28 @@ def _move_out(work: Path, path: Path, last: str) -> None:
     if (work / RESULT).exists() and (path / RESULT).exists():
         _remove_old(path)  # from here to the last line there is no result to trust
     for item in sorted(work.iterdir(), key=lambda item: item.name == last):
-        _move(item, path / item.name)
+        move(item, path / item.name)
 
 
 def _remove_old(path: Path) -> None:
     """Remove an older run's result, the files that it names and its curves, but not its logs."""
     try:
-        checkpoint = read_result(path).student.checkpoint
+        run = read_result(path)
+        checkpoint, guarded = run.student.checkpoint, [*run.guard.valid] if run.guard else []
     except UserError:
-        checkpoint = None
+        checkpoint, guarded = None, []
     for name in (RESULT, CURVES, RANKS, *([checkpoint] if checkpoint else [])):
         (path / name).unlink(missing_ok=True)
-    for file in (path / "tensorboard").glob(_CURVES_FILES):  # else TensorBoard shows two runs as one
-        file.unlink()
+    for kd in ("", *guarded):
+        for file in (path / "tensorboard" / kd).glob(_CURVES_FILES):  # else TensorBoard shows two runs as one
+            file.unlink()
 
 
-def _move(item: Path, target: Path) -> None:
+def move(item: Path, target: Path) -> None:
     """Move a file, or a folder into one that may be there already, file by file."""
     if item.is_dir() and target.is_dir():
         for inner in list(item.iterdir()):
-            _move(inner, target / inner.name)
+            move(inner, target / inner.name)
         item.rmdir()
     else:
         os.replace(item, target)

@@ -103,6 +103,13 @@ class StepResult(_Part):
     reused: bool | None
 
 
+class GuardResult(_Part):
+    """What `kd_guard` has compared: the `kd` of each student that was trained, and which one is `student`."""
+
+    kept: str = Field(description="the best on validation; of equal ones the first of `none`, `warm_start`, the run's")
+    valid: dict[str, float | None] = Field(description="best valid_metric of each; None where no validation gave one")
+
+
 class RunResult(BaseModel):
     """The whole of result.json."""
 
@@ -123,4 +130,5 @@ class RunResult(BaseModel):
     teachers: dict[str, TeacherResult]
     steps: dict[str, StepResult]
     item_text: TextResult | None = Field(default=None, description="None where no text was encoded")
+    guard: GuardResult | None = Field(default=None, description="None without kd_guard")
     distillation: list[dict[str, float]] = Field(description="one entry per epoch; empty without distillation")

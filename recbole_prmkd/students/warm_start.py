@@ -19,6 +19,10 @@ _ITEMS = {"IU_emb", "LI_emb", "IL_emb"}  # tables of items under other names: FP
 _SPECIAL = 2  # rows beyond the items' that a table may have, such as BERT4Rec's mask token
 
 
+class NoWarmStart(UserError):
+    """The student has no item embedding, or no item has a vector."""
+
+
 def principal_components(vectors: Tensor, covered: Tensor, width: int, std: float) -> Tensor:
     """The first components of the covered items' vectors, scaled together to one standard deviation.
 
@@ -84,7 +88,7 @@ def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vec
         vectors: [n_items, D] by the student's item ids; zero = none.
         source: what they are of, for the log: `text`, or a teacher's name.
     Raises:
-        UserError: the student has no item embedding, or no item has a vector; with `auto` this is a warning.
+        NoWarmStart: the student has no item embedding, or no item has a vector; with `auto` this is a warning.
     """
     covered = (vectors != 0).any(dim=1)
     covered[0] = False
@@ -98,7 +102,7 @@ def warm_start(model: AbstractRecommender, config: Config, dataset: Dataset, vec
         getLogger().warning(f"No warm start: {reason}.")
         return
     if reason:
-        raise UserError(f"{reason}.")
+        raise NoWarmStart(f"{reason}.")
     for name, table, first in tables:
         components = principal_components(vectors, covered, table.embedding_dim, config["kd_item_init_std"])
         rows = first + torch.nonzero(covered).squeeze(1).to(table.weight.device)

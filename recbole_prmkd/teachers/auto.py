@@ -32,7 +32,7 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
         UserError: the user has set a key of the text, and it cannot be used.
     """
     names, why = [Linear.__name__], ["Linear: learns from the interactions alone, in seconds."]
-    missing = _missing_text(config)
+    missing = missing_text(config)
     if missing is not None:
         why.append(f"no UniSRec, Recformer or UniM2Rec: {missing}")
         return names, why
@@ -62,7 +62,7 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     return names, why
 
 
-def _missing_text(config: Config) -> str | None:
+def missing_text(config: Config) -> str | None:
     """Why there is no text to read, or None."""
     try:
         text_fields(config)

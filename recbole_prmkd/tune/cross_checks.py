@@ -5,13 +5,13 @@ from recbole.utils.argument_list import training_arguments
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.checks import check_distillation
-from recbole_prmkd.recbole_host.keys import has_teachers
+from recbole_prmkd.recbole_host.keys import WARM_START, has_teachers
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.tune.plan import Plan
 from recbole_prmkd.tune.settings import Pbt
 
 # What a student without teachers has.
-_ALONE = {"kd_item_init", "kd_item_init_std", "kd_shared_prefixes"}
+ALONE = {"kd_item_init", "kd_item_init_std", "kd_shared_prefixes"}
 # What decides whether there is a loss to distil with.
 _LOSS = ("kd", "kd_loss", "kd_candidates", "kd_rank_by_position", "kd_rank_by_confidence", "kd_rank_by_consistency")
 # What a training reads once, at its start.
@@ -28,6 +28,11 @@ def check_together(plan: Plan) -> None:
     searched = [domain.key for domain in plan.domains]
     if ENSEMBLE in kds:
         raise UserError("kd=ensemble trains nothing, so there is nothing to search: run it without --tune.")
+    if True in plan.values("kd_guard"):
+        raise UserError(
+            "A sweep chooses its trials on validation, so kd_guard has no use there: leave it out, and search kd over "
+            "none, warm_start and the KD method."
+        )
     for key in ("epochs", "eval_step"):
         if min(plan.values(key)) < 1:
             raise UserError(f"A sweep compares trials by validation: set {key} to 1 or more.")
@@ -36,10 +41,11 @@ def check_together(plan: Plan) -> None:
             "seed cannot be searched: eval_args splits at random (order: RO), and all trials share the split of one "
             "seed, which best.yaml would not have; use --kd_protocol=ranking or order: TO, or run one sweep per seed."
         )
-    ignored = [key for key in searched if key.startswith("kd_") and key not in _ALONE]
-    if ignored and not {*kds} - {"none", None}:
+    ignored = [key for key in searched if key.startswith("kd_") and key not in ALONE]
+    if ignored and not {*kds} - {"none", WARM_START, None}:
+        alone = " or ".join(str(kd or "none") for kd in kds)
         raise UserError(
-            f"{', '.join(ignored)} would change nothing, since kd is none: add --kd=prmkd, or take out of the "
+            f"{', '.join(ignored)} would change nothing, since kd is {alone}: add --kd=prmkd, or take out of the "
             "space what starts with kd_."
         )
     _check_losses(plan)
