@@ -135,6 +135,7 @@ def test_no_validation_or_test_item_reaches_the_cache(settings, tmp_path):
             "tiny",
             config_dict=settings(
                 kd="prmkd",
+                kd_teachers=["UniSRec", "Linear"],
                 data_path=str(data),
                 kd_cache_dir=str(folder / "cache"),
                 kd_teacher_dir=str(folder / "teachers"),
@@ -148,7 +149,8 @@ def test_no_validation_or_test_item_reaches_the_cache(settings, tmp_path):
             if f.suffix in {".npy", ".safetensors"}
         ]
         made.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
-    assert len(made[0]) == 4  # text vectors, teacher weights, item and row knowledge
+    # Text vectors; of both teachers weights and ranks on the holdout; items and examples of UniSRec; Linear's four arrays.
+    assert len(made[0]) == 1 + 2 * 2 + 2 + 4
     assert made[0] == made[1] == made[2]
 
 

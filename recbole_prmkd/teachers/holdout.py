@@ -75,6 +75,8 @@ def rank_or_load(
 def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None = None) -> Ranked:
     """A frozen teacher on the holdout; order: [n_items] of each item that whose scores it gets (a control)."""
     examples = sample(data)
+    if len(examples) == 0:
+        return Ranked(0.0, torch.zeros(0))
     dataset, items = data.dataset(config, examples), model.encode_items()
     covered = model.covered_items()
     order = torch.arange(len(covered)) if order is None else order
