@@ -94,6 +94,8 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
 def popularity(data: TeacherData) -> Ranked:
     """The number of a training item's interactions as its score, the least that a teacher must beat."""
     examples, n_items = sample(data), len(data.item_tokens) + 1
+    if len(examples) == 0:
+        return Ranked(0.0, torch.zeros(0))
     count = torch.bincount(data.fit.targets, minlength=n_items).float()
     count[0] = 0
     index = torch.arange(len(examples))
