@@ -46,6 +46,11 @@ def test_a_trial_of_another_process_finds_a_class_of_the_users_own(planned, tmp_
     assert plan.config()["model"] == "OfAFile"
 
 
+def test_a_setting_that_the_student_does_not_read_may_be_anything(planned):
+    plan, _ = planned({"learning_rate": {"choice": [0.1]}}, pre_model_path=[[1], [2]])
+    assert plan.settings["pre_model_path"] == [[1], [2]]
+
+
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])
 def test_students_alone_and_distilled_ones_are_ranked_on_one_split(model, planned):
     plan, _ = planned({"kd": {"choice": ["none", "prmkd"]}}, model)

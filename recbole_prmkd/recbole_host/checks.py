@@ -182,7 +182,7 @@ def _check_student(config: Config) -> None:
             f"{config['model']} learns in stages and is distilled in the last one: run train_stage="
             f"{config['train_stage']} with --kd=none, then --train_stage=finetune with --pre_model_path=FILE."
         )
-    if staged and not Path(config["pre_model_path"]).is_file():
+    if staged and not Path(str(config["pre_model_path"])).is_file():
         raise UserError(
             f"There is no pre_model_path {config['pre_model_path']!r}: name the file that {config['model']}'s stage "
             "before this one left."

@@ -111,7 +111,7 @@ def make_plan(
     if "none" in kds and len(kds) > 1 and base["kd_protocol"] == "auto":
         settings["kd_protocol"] = "ranking"  # auto would rank the students alone on another split
     settings = with_absolute_paths(settings, base)
-    if base["pre_model_path"]:  # of a student that learns in stages
+    if base["pre_model_path"] and isinstance(base["pre_model_path"], str):  # of a student that learns in stages
         settings["pre_model_path"] = str(Path(base["pre_model_path"]).resolve())
     if not sweep.resources.gpu:
         settings |= {"use_gpu": False, "gpu_id": ""}  # a trial that asked for no GPU must not take one
