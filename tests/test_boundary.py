@@ -7,7 +7,7 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.trainer import Trainer
 
 from recbole_prmkd import UserError, pretrain, run_recbole_prmkd
-from recbole_prmkd.teacher_cache import scores
+from recbole_prmkd.teacher_cache import vectors
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_too_little_memory_in_encoding(sentence, monkeypatch):
     def encode(*_):
         raise MemoryError
 
-    monkeypatch.setattr(scores, "_encode", encode)
+    monkeypatch.setattr(vectors, "_encode", encode)
     said = sentence(kd="mean", kd_rebuild=True)
     assert said.startswith("The memory does not suffice to encode with UniSRec (MemoryError): lower kd_unisrec_")
 
