@@ -9,6 +9,8 @@ import torch
 
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.distil.weighting import by_prior
+from recbole_prmkd.recbole_host.keys import checked
+from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers import holdout
 from recbole_prmkd.teachers.holdout import Ranked, kept, mixture, report
 
@@ -138,3 +140,7 @@ def test_teachers_that_know_nothing_teach_nothing(settings):
         for shuffled in (False, True)
     }
     assert weight[True] < 0.5 < 2.5 < weight[False] <= 5
+
+
+def test_yaml_reads_off_as_false():
+    assert checked({"kd_teacher_check": False}, TEACHERS)["kd_teacher_check"] == "off"

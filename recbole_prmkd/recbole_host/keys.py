@@ -254,6 +254,8 @@ def _value(key: str, value: Any, entry: Mapping[str, Any]) -> Any:
         return None
     if value is None and "none" in (entry["default"], *entry.get("choices", [])):  # YAML and the command line read None
         return "none"
+    if value is False and "off" in entry.get("choices", []):  # YAML reads off so
+        return "off"
     if value in ("auto", None) and entry["default"] == "auto":
         return "auto"
     converted = _CONVERTERS[entry["type"]](value)
