@@ -10,8 +10,7 @@ import torch
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.distil.weighting import by_prior
 from recbole_prmkd.recbole_host.keys import checked
-from recbole_prmkd.teachers import TEACHERS
-from recbole_prmkd.teachers import holdout
+from recbole_prmkd.teachers import TEACHERS, holdout
 from recbole_prmkd.teachers.holdout import Ranked, kept, mixture, report
 
 EXAMPLES = 400
