@@ -107,7 +107,7 @@ def prepare_teachers(
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
-    teachers = _checked(config, teachers, popularity(data))
+    teachers, priors = _checked(config, teachers, popularity(data))
     for teacher in teachers:
         name = teacher.name
         with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
@@ -115,18 +115,17 @@ def prepare_teachers(
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
     _warn_of_left_out_metrics(config, teachers)
-    return teachers, folders, open_cache(teachers, folders, data, config)
+    return teachers, folders, open_cache(teachers, folders, data, config, priors)
 
 
-def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> list[FittedTeacher]:
-    """The teachers that teach, after the check that `kd_teacher_check` names."""
+def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> tuple[list[FittedTeacher], list[float]]:
+    """The teachers that teach, after the check that `kd_teacher_check` names, and each one's prior."""
     check, names = config["kd_teacher_check"], [teacher.name for teacher in teachers]
-    if check == "off":
-        return teachers
     ranked = {teacher.name: teacher.ranked for teacher in teachers}
-    report(names, ranked, least, check)
-    of_use = kept(names, ranked, least, check)
-    return [teacher for teacher in teachers if teacher.name in of_use]
+    if check != "off":
+        report(names, ranked, least, check)
+    priors = kept(names, ranked, least, check)
+    return [teacher for teacher in teachers if teacher.name in priors], list(priors.values())
 
 
 def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:

@@ -18,7 +18,6 @@ from recbole_prmkd.teacher_cache import stored_scores, vectors
 from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
 from recbole_prmkd.teachers.data import TeacherData, shuffled_items
 from recbole_prmkd.teachers.fit import FittedTeacher
-from recbole_prmkd.teachers.holdout import kept, popularity
 
 
 def form_of(scores_all_items: bool) -> Any:
@@ -62,8 +61,9 @@ def open_cache(
     folders: Sequence[store.StoredFolder],
     data: TeacherData,
     run: Config,
+    priors: Sequence[float] | None = None,
 ) -> TeacherCache:
-    """The cache of all teachers, mapped from disk."""
+    """The cache of all teachers, mapped from disk; priors: [T] as `TeacherCache` has them."""
     parts = [
         opened(
             teacher.name,
@@ -75,9 +75,7 @@ def open_cache(
         )
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    ranked = {teacher.name: teacher.ranked for teacher in teachers}
-    priors = kept(list(ranked), ranked, popularity(data), run["kd_teacher_check"])
-    return cache_of(parts, data.canonical, run, [priors[part.name] for part in parts])
+    return cache_of(parts, data.canonical, run, priors)
 
 
 def cache_of(

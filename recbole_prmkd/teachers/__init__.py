@@ -12,6 +12,7 @@
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
+- `unseen`, `holdout`, `auto`: what teachers are worth before a student starts; which ones a data set gets;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `ensemble`: the teachers served together, without a student; `item_start`: which item vectors a student starts from;
 - `bucketing`: sequences of similar length together;

@@ -1,7 +1,7 @@
 """`kd_teachers: auto`: the teachers that a data set gets, by what it has and what the device can pay.
 
 Linear always; UniSRec where there is text, Recformer where its training fits `kd_teacher_minutes` too, UniM2Rec where
-there are pictures as well. Rates are rough and were measured on a CPU core and on one H200; our choice.
+there are pictures as well. Rates are rough: those of a CPU core were measured, those of a GPU are guesses. Our choice.
 """
 
 import os

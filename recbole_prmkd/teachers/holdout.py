@@ -20,6 +20,7 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.storage import store
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 USELESS = 0.05  # of the mixture: a teacher below this share adds nothing
 VERSION = "1.0"  # raise it when the same teacher and holdout give other numbers
@@ -80,15 +81,14 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
     dataset, items = data.dataset(config, examples), model.encode_items()
     covered = model.covered_items()
     order = torch.arange(len(covered)) if order is None else order
-    ranks, likelihoods = [torch.zeros(0)], [torch.zeros(0)]
+    ranked = []
     for index in torch.arange(len(examples)).split(256):
         batch = dataset[index].to(config["device"])
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
-        scores = scores[:, order]
-        ranks.append(_rank(scores, examples, index))
-        likelihoods.append(_log_likelihood(scores / model.temperature, examples, index))
-    return Ranked(_ndcg(torch.cat(ranks)), torch.cat(likelihoods))
+        ranked.append(_ranked(scores[:, order], model.temperature, examples, index))
+    ndcg, likelihood = map(torch.cat, zip(*ranked, strict=True))
+    return Ranked(float(ndcg.mean()), likelihood)
 
 
 def popularity(data: TeacherData) -> Ranked:
@@ -98,9 +98,19 @@ def popularity(data: TeacherData) -> Ranked:
         return Ranked(0.0, torch.zeros(0))
     count = torch.bincount(data.fit.targets, minlength=n_items).float()
     count[0] = 0
-    index = torch.arange(len(examples))
     scores = (count + 1e-3).log().expand(len(examples), -1)
-    return Ranked(_ndcg(_rank(scores, examples, index)), _log_likelihood(scores, examples, index))
+    ndcg, likelihood = _ranked(scores, 1.0, examples, torch.arange(len(examples)))
+    return Ranked(float(ndcg.mean()), likelihood)
+
+
+def _ranked(scores: Tensor, temperature: float, examples: Examples, index: Tensor) -> tuple[Tensor, Tensor]:
+    """NDCG@10 and log-likelihood of the targets of these examples, [B] both."""
+    item_seq, _ = examples.histories(index, int(examples.lengths.max()))
+    targets = examples.targets[index]
+    scores = without_history(scores, item_seq, targets)
+    likelihood = (scores / temperature).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    guess = -math.log(scores.shape[1])  # where the scores rule the target out
+    return ndcg_at_10(scores, targets), likelihood.nan_to_num(nan=guess, neginf=guess)
 
 
 def mixture(likelihoods: Tensor) -> Tensor:
@@ -171,31 +181,3 @@ def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, ch
 
 def _mean(ranked: Ranked) -> float:
     return float(ranked.log_likelihood.mean())
-
-
-def _unseen(scores: Tensor, examples: Examples, index: Tensor) -> Tensor:
-    """Scores [B, n_items] without PAD and the items of each history, the target excepted."""
-    item_seq, _ = examples.histories(index, int(examples.lengths.max()))
-    target = examples.targets[index][:, None]
-    own = scores.gather(1, target)
-    return (
-        scores.scatter(1, item_seq, -torch.inf).scatter(1, torch.zeros_like(target), -torch.inf).scatter(1, target, own)
-    )
-
-
-def _rank(scores: Tensor, examples: Examples, index: Tensor) -> Tensor:
-    """The target's rank, from 1; last of a tie."""
-    scores = _unseen(scores, examples, index)
-    return (scores >= scores.gather(1, examples.targets[index][:, None])).sum(1)
-
-
-def _ndcg(rank: Tensor) -> float:
-    return float(torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0).mean()) if len(rank) else 0.0
-
-
-def _log_likelihood(logits: Tensor, examples: Examples, index: Tensor) -> Tensor:
-    """Of the targets, [B]; that of a guess among all items where the scores rule the target out."""
-    logits = _unseen(logits, examples, index)
-    own = logits.log_softmax(1).gather(1, examples.targets[index][:, None]).squeeze(1)
-    guess = -math.log(logits.shape[1])
-    return own.nan_to_num(nan=guess, neginf=guess)

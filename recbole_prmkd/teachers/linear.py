@@ -29,6 +29,7 @@ from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.calibration import least
 from recbole_prmkd.teachers.closed_form import Matrix
 from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 EASE_PENALTIES = (100.0, 300.0, 1000.0)
 TRANSITION_PENALTIES = (300.0, 1000.0)
@@ -129,7 +130,7 @@ class Linear(Teacher):
             raise UserError("Linear needs training examples of at least two users: leave it out of kd_teachers.")
         choice = choose(data.fit, fold, self.n_items, self.newest)
         getLogger().info(f"Linear on unseen users: {choice}")
-        values, columns = closed_form.largest(self._fitted(data.fit, choice), self.columns.shape[1])
+        values, columns = closed_form.largest(fitted(data.fit, self.n_items, choice), self.columns.shape[1])
         self.weights.copy_(torch.from_numpy(values))
         self.columns.copy_(torch.from_numpy(columns))
         self.known[data.fit.items] = True
@@ -149,7 +150,7 @@ class Linear(Teacher):
             if not len(examples):
                 continue
             others = data.fit.select(torch.nonzero(of_fit != number).squeeze(1))
-            weights = self._fitted(others, self.chosen)
+            weights = fitted(others, self.n_items, self.chosen)
             for index in examples.split(max(1, _SCORES // self.n_items)):
                 item_seq, _ = data.train.histories(index, self.newest)
                 history = closed_form.histories(data.train, index, self.n_items, self.chosen.decay, self.newest)
@@ -158,9 +159,6 @@ class Linear(Teacher):
                 scores[(relative == 0).all(dim=1)] = torch.nan
                 scores[:, ~self.covered_items()] = torch.nan
                 yield index, scores
-
-    def _fitted(self, examples: Examples, choice: Choice) -> Matrix:
-        return fitted(examples, self.n_items, choice)
 
     def _fold_of_examples(self, fit: Examples, examples: Examples) -> Tensor:
         """The part of the users that each example's user is in, [N]; users come in the order of `fit`."""
@@ -224,27 +222,19 @@ class _Judge:
         history = closed_form.histories(self.examples, self.numbers, self.n_items, decay, self.newest)
         return _times(history, weights)
 
-    def unseen(self, scores: Tensor) -> Tensor:
-        """The same without the items of the history, the target excepted."""
-        own = scores[self.numbers, self.examples.targets]
-        scores = scores.scatter(1, self.item_seq, -torch.inf)
-        scores[:, 0] = -torch.inf
-        scores[self.numbers, self.examples.targets] = own
-        return scores
-
     def ndcg(self, scores: Tensor) -> float:
-        """NDCG@10 among the items that the user has not had; of a tie the target is last."""
-        scores = self.unseen(scores)
-        own = scores[self.numbers, self.examples.targets][:, None]
-        rank = (scores >= own).sum(1)  # [V], from 1
-        return float(torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0).mean())
+        """NDCG@10 among the items that the user has not had."""
+        return float(ndcg_at_10(self._unseen(scores), self.examples.targets).mean())
+
+    def _unseen(self, scores: Tensor) -> Tensor:
+        return without_history(scores, self.item_seq, self.examples.targets)
 
     def calibrated(self, raw: Tensor) -> tuple[float, float]:
         """Floor and temperature under which the targets are most likely."""
         relative = _relative(raw, self.item_seq)
 
         def surprise(floor: float, temperature: float) -> float:
-            logits = self.unseen((relative + floor).log()) / temperature
+            logits = self._unseen((relative + floor).log()) / temperature
             return float(torch.nn.functional.cross_entropy(logits, self.examples.targets))
 
         found = ((*least(partial(surprise, floor), TEMPERATURES), floor) for floor in FLOORS)
