@@ -35,6 +35,7 @@ from recbole_prmkd.teachers.calibration import temperature_of
 from recbole_prmkd.teachers.clock import TimeIsUp, clock
 from recbole_prmkd.teachers.recbole_checkpoint import own_settings, read
 from recbole_prmkd.teachers.recbole_scores import SCORES, RecBoleScores
+from recbole_prmkd.teachers.unseen import without_history
 
 if TYPE_CHECKING:
     from recbole_prmkd.teachers.data import ExamplesDataset, TeacherData
@@ -207,10 +208,8 @@ class RecBoleTeacher(RecBoleScores):
         if len(examples) == 0:
             return 1.0
         scores = torch.cat([self._all_scores(part).cpu() for part in self._batches(examples)])
-        numbers, targets = torch.arange(len(examples)), examples.targets
-        item_seq, _ = examples.histories(numbers, int(examples.lengths.max()))
-        own = scores[numbers, targets]
         scores[:, ~self.covered_items()] = -torch.inf
-        scores = scores.scatter(1, item_seq, -torch.inf)
-        scores[numbers, targets] = own
+        item_seq, _ = examples.histories(torch.arange(len(examples)), int(examples.lengths.max()))
+        targets = examples.targets
+        scores = without_history(scores, item_seq, targets)
         return temperature_of(scores, targets)
