@@ -23,13 +23,14 @@ from recbole_prmkd.recbole_host.keys import has_teachers, keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
 from recbole_prmkd.teacher_cache.build import build_or_load, open_cache
-from recbole_prmkd.teacher_cache.scores import TeacherCache
+from recbole_prmkd.teacher_cache.scores import TeacherCache, Trust
 from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
-from recbole_prmkd.teachers.holdout import Ranked, kept, popularity, report
+from recbole_prmkd.teachers.holdout import Ranked, popularity
 from recbole_prmkd.teachers.item_start import source_of
+from recbole_prmkd.teachers.trust import report, trusted
 
 
 class Steps:
@@ -107,7 +108,7 @@ def prepare_teachers(
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
-    teachers, priors = _checked(config, teachers, popularity(data))
+    teachers, trust = _checked(config, teachers, popularity(data))
     for teacher in teachers:
         name = teacher.name
         with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
@@ -115,17 +116,17 @@ def prepare_teachers(
             folders.append(stored)
             _warn_of_uncovered(name, stored.notes, split)
     _warn_of_left_out_metrics(config, teachers)
-    return teachers, folders, open_cache(teachers, folders, data, config, priors)
+    return teachers, folders, open_cache(teachers, folders, data, config, trust)
 
 
-def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> tuple[list[FittedTeacher], list[float]]:
-    """The teachers that teach, after the check that `kd_teacher_check` names, and each one's prior."""
-    check, names = config["kd_teacher_check"], [teacher.name for teacher in teachers]
-    ranked = {teacher.name: teacher.ranked for teacher in teachers}
+def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> tuple[list[FittedTeacher], Trust]:
+    """The teachers that teach, after the check that `kd_teacher_check` names, and what it says of them."""
+    check, fusion = config["kd_teacher_check"], config["kd_fusion"]
+    names, ranked = [teacher.name for teacher in teachers], {teacher.name: teacher.ranked for teacher in teachers}
     if check != "off":
-        report(names, ranked, least, check)
-    priors = kept(names, ranked, least, check)
-    return [teacher for teacher in teachers if teacher.name in priors], list(priors.values())
+        report(names, ranked, least, check, fusion)
+    teaching, trust = trusted(names, ranked, least, check, fusion)
+    return [teacher for teacher in teachers if teacher.name in teaching], trust
 
 
 def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:

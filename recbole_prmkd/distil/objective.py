@@ -6,7 +6,7 @@
     soft targets  softmax at the teacher's own temperature                                          [T, B, C]
     confidence    how far each teacher is trusted on each example                                   [T, B]
     consistency   whether it agrees with the others on a candidate                                  [T, B, C]
-    target        weighted sum, renormalised                                                        [B, C]
+    target        weighted sum or product, renormalised                                             [B, C]
     kd_loss       KL(target || softmax(student scores / temperature)) x temperature^2
 
 arXiv 2401.00797; what the paper leaves open is our choice and a key in `properties/kd.yaml`.
@@ -163,7 +163,8 @@ class Objective:
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, covers_example, cache.validation)  # [T, B]
         confidence = by_prior(confidence, cache.prior)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, covered, mask)  # [T, B, C]
-        target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask)
+        sharpness = cache.trust.sharpness if config["kd_fusion"] == "product" else None
+        target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask, sharpness)
         weight = weights.sum(-1).T  # [B, T]
         mean_weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # [B, T]; each covered candidate counts 1
         inconsistent, all_marks = (covered - marks).sum((0, 2)), covered.sum((0, 2))  # [B] both
@@ -226,7 +227,7 @@ class Objective:
         """Of kd_loss beside the student's own loss; teachers that deserve little of the mixture teach little."""
         return (
             self.config["kd_weight"]
-            * self.teacher_cache.strength
+            * self.teacher_cache.trust.strength
             * (1.0 if self._of_baseline else self.student.kd.weight)
         )
 
@@ -315,7 +316,11 @@ class Objective:
 
     def __str__(self) -> str:
         config = self.config
-        target = " + ".join(f"w_{teacher.name} p_{teacher.name}" for teacher in self.teacher_cache.teachers)
+        names = [teacher.name for teacher in self.teacher_cache.teachers]
+        target = " + ".join(f"w_{name} p_{name}" for name in names)
+        if config["kd_fusion"] == "product":
+            power = self.teacher_cache.trust.sharpness
+            target = " ".join(f"p_{name} ** ({power:.3g} w_{name})" for name in names)
         shuffled = ", shuffled over the items" if config["kd_shuffled_teachers"] else ""
         curriculum = config["kd_curriculum"]
         if curriculum != "none":

@@ -158,18 +158,27 @@ CONSISTENCY: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def fuse(
-    probabilities: Tensor, confidence: Tensor, consistent: Tensor, damping: float, covered: Tensor, mask: Tensor
+    probabilities: Tensor,
+    confidence: Tensor,
+    consistent: Tensor,
+    damping: float,
+    covered: Tensor,
+    mask: Tensor,
+    sharpness: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the teachers ("weights w.r.t <user,item,teacher>", arXiv 2401.00797, figure).
+    """The weighted sum of the teachers ("weights w.r.t <user,item,teacher>", arXiv 2401.00797, figure), or a product.
 
     Weight = confidence [T, B] * (1 if consistent [T, B, C], else damping in [0, 1]), renormalised over the teachers
     that cover the candidate (covered [T, B, C]). Nothing is left of it where damping is 0 and those that agree have no
     confidence. There confidence alone decides, or equal weights if that is 0 too. To leave the candidate out would
     claim probability 0, the strongest possible statement, where the teachers merely disagree.
 
+    With a `sharpness` the target is the product over the teachers of probabilities ** (sharpness * weights) instead (a
+    logarithmic opinion pool; our choice). A sum puts first what one teacher is sure of, a product what all find likely.
+
     Returns:
-        target [B, C], the sum of weights * probabilities [T, B, C] renormalised over C; all 0 in an example that no
-        teacher covers.
+        target [B, C], the sum of weights * probabilities [T, B, C], or the product, renormalised over C; all 0 in an
+        example that no teacher covers.
         weights [T, B, C], which sum to 1 over T; all 0 where no teacher covers the candidate or mask [B, C] is False.
 
     Raises:
@@ -191,7 +200,12 @@ def fuse(
             weights.div_(_or_one(total))
         else:  # somewhere nothing is left
             weights = _over_teachers(torch.where(total > 0, weights, confidence), say.bool())
-        target = (weights * soft).sum(0)  # [B, C]
+        if sharpness is None:
+            target = (weights * soft).sum(0)  # [B, C]
+        else:
+            logs = soft.clamp(min=torch.finfo(soft.dtype).tiny).log_().mul_(weights)  # [T, B, C]
+            target = logs.sum(0).mul_(sharpness)  # [B, C]
+            target.sub_(target.amax(-1, keepdim=True)).exp_().mul_(say.amax(0))
         return target.div_(_or_one(target.sum(-1, keepdim=True))), weights
 
 

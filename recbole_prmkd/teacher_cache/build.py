@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache import stored_scores, vectors
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache, Trust
 from recbole_prmkd.teachers.data import TeacherData, shuffled_items
 from recbole_prmkd.teachers.fit import FittedTeacher
 
@@ -61,9 +61,9 @@ def open_cache(
     folders: Sequence[store.StoredFolder],
     data: TeacherData,
     run: Config,
-    priors: Sequence[float] | None = None,
+    trust: Trust | None = None,
 ) -> TeacherCache:
-    """The cache of all teachers, mapped from disk; priors: [T] as `TeacherCache` has them."""
+    """The cache of all teachers, mapped from disk."""
     parts = [
         opened(
             teacher.name,
@@ -75,17 +75,17 @@ def open_cache(
         )
         for teacher, folder in zip(teachers, folders, strict=True)
     ]
-    return cache_of(parts, data.canonical, run, priors)
+    return cache_of(parts, data.canonical, run, trust)
 
 
 def cache_of(
-    teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config, priors: Sequence[float] | None = None
+    teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config, trust: Trust | None = None
 ) -> TeacherCache:
     """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
 
-    canonical: [n_items] student's item id -> canonical id. priors: [T] as `TeacherCache` has them.
+    canonical: [n_items] student's item id -> canonical id.
     """
     order = shuffled_items(run, len(canonical))
     if order is not None:  # one order for all teachers, so that they agree as before
         canonical = order[canonical]
-    return TeacherCache(teachers, canonical, run["device"], priors)
+    return TeacherCache(teachers, canonical, run["device"], trust)

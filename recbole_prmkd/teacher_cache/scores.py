@@ -16,6 +16,19 @@ from torch import Tensor
 from recbole_prmkd.storage import store
 
 
+@dataclass(frozen=True)
+class Trust:
+    """What teachers have shown before they teach; without a check all count alike.
+
+    priors: [T] factor on each teacher's confidence. strength: what all of them deserve beside popularity, in [0, 1].
+    sharpness: the sum of the exponents, where their soft targets are multiplied (`kd_fusion`).
+    """
+
+    priors: Sequence[float]
+    strength: float = 1.0
+    sharpness: float = 1.0
+
+
 class CachedTeacher(Protocol):
     """One teacher's part of the cache.
 
@@ -40,8 +53,8 @@ class TeacherCache:
 
     Attributes:
         teachers: T `CachedTeacher`, in the order of `kd_teachers`; device: of the scores; n_items: with PAD.
-        temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score; prior: [T] factor on
-            its confidence; strength: what all of them deserve beside popularity, in [0, 1].
+        temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score.
+        trust: what the check on the holdout says of them; prior: [T], its factor on each one's confidence.
         canonical: [n_items] student's item id -> canonical id, or the id of another item (`kd_shuffled_teachers`).
     """
 
@@ -50,15 +63,15 @@ class TeacherCache:
         teachers: Sequence[CachedTeacher],
         canonical: Tensor,
         device: torch.device,
-        priors: Sequence[float] | None = None,
+        trust: Trust | None = None,
     ) -> None:
         """canonical: [n_items] student's item id -> canonical id."""
         self.teachers, self.device = teachers, device
         self.canonical = canonical.to(device)
         self.n_items = len(canonical)
         self.temperature = torch.tensor([teacher.temperature for teacher in teachers], device=device)  # [T]
-        self.prior = torch.tensor(priors or [1.0] * len(teachers), device=device)  # [T]
-        self.strength = min(1.0, sum(priors)) if priors else 1.0
+        self.trust = trust or Trust([1.0] * len(teachers))
+        self.prior = torch.tensor(self.trust.priors, device=device)  # [T]
         self.validation = torch.tensor([teacher.holdout for teacher in teachers], device=device)  # [T]
 
     def scores(self, examples: Tensor, *candidates: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.build import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
-from recbole_prmkd.teachers.holdout import Ranked, kept, popularity
+from recbole_prmkd.teachers.holdout import Ranked, popularity
 from recbole_prmkd.teachers.item_start import source_of
+from recbole_prmkd.teachers.trust import trusted
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class TrialInputs:
         if wanted:
             data = teacher_data(split, config["kd_teacher_seed"])
             ranked = {name: self.teachers[name].ranked for name in wanted}
-            priors = kept(wanted, ranked, popularity(data), config["kd_teacher_check"])
-            given = [self.teachers[name] for name in priors]
+            names, trust = trusted(wanted, ranked, popularity(data), config["kd_teacher_check"], config["kd_fusion"])
+            given = [self.teachers[name] for name in names]
             parts = [
                 opened(each.name, form_of(each.scores_all_items), each.temperature, each.holdout, each.array, config)
                 for each in given
             ]
-            cache = cache_of(parts, data.canonical, config, list(priors.values()))
+            cache = cache_of(parts, data.canonical, config, trust)
         start = source_of(config)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)

@@ -1,0 +1,163 @@
+"""What the teachers deserve, by how they rank the holdout: shares of a sum, or exponents of a product (`kd_fusion`).
+
+    sum      p = share_0 x popularity + share_1 p_1 + ... + share_T p_T
+    product  p = p_1 ** e_1 x ... x p_T ** e_T, normalised over the items
+
+Shares (by EM) and exponents (a conditional logit) are those under which the holdout's targets are most likely. No teacher
+has learnt from the holdout. One that adds nothing to the others gets almost no share or exponent. Our choice.
+"""
+
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import functional
+
+from recbole_prmkd.teacher_cache.scores import Trust
+from recbole_prmkd.teachers.holdout import Ranked
+from recbole_prmkd.teachers.unseen import ndcg_at_10
+
+USELESS = 0.05  # a teacher below this share or exponent adds nothing
+PRODUCT = "product"
+_ROUNDS = 100  # of EM
+_FIT = 1 << 23  # log-probabilities of a teacher that exponents are found on, at most
+
+
+def trusted(
+    names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, check: str, fusion: str
+) -> tuple[list[str], Trust]:
+    """The teachers that teach by `kd_teacher_check`, and how much each and all of them count.
+
+    Args:
+        least: popularity. It takes part in the mixture, so that teachers who know no more than it teach little.
+    """
+    shares = dict(zip(names, shares_of(names, ranked, least), strict=True))
+    if check == "drop":
+        best = max(shares, key=shares.__getitem__)
+        names = [name for name in names if shares[name] >= USELESS or name == best]
+    if check != "weigh" or len(least.log_likelihood) == 0:
+        return list(names), Trust([1.0] * len(names))
+    strength = min(1.0, sum(shares.values()))
+    if fusion == PRODUCT:
+        powers = exponents([ranked[name] for name in names])
+        return list(names), Trust(powers, strength, sum(powers))
+    return list(names), Trust(list(shares.values()), strength)
+
+
+def mixture(likelihoods: Tensor) -> Tensor:
+    """The shares [T] of the mixture under which the targets are most likely.
+
+    Args:
+        likelihoods: [T, H] logarithms of each teacher's probability of each target.
+    """
+    number = len(likelihoods)
+    share = torch.full((number,), 1 / number, dtype=torch.float64)
+    if likelihoods.shape[1] == 0:
+        return share.float()
+    logs = likelihoods.double()
+    for _ in range(_ROUNDS):
+        responsible = (logs + share.clamp(min=1e-12).log()[:, None]).softmax(0)  # [T, H]
+        share = responsible.mean(1)
+    return share.float()
+
+
+def shares_of(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked) -> list[float]:
+    """Each teacher's share of the mixture with popularity."""
+    parts = [ranked[name].log_likelihood for name in names]
+    return mixture(torch.stack([*parts, least.log_likelihood])).tolist()[:-1]
+
+
+def exponents(teachers: Sequence[Ranked]) -> list[float]:
+    """Exponents >= 0 of the product under which the targets are most likely among the stored items."""
+    logs = _filled(teachers, _FIT)  # [T, H', 1 + S]
+
+    def surprise(powers: np.ndarray) -> tuple[float, np.ndarray]:
+        power = torch.from_numpy(powers).to(logs).requires_grad_()
+        product = (power[:, None, None] * logs).sum(0)  # [H', 1 + S]
+        loss = functional.cross_entropy(product, torch.zeros(len(product), dtype=torch.int64))
+        loss.backward()
+        assert power.grad is not None
+        return loss.item(), power.grad.double().numpy()
+
+    start = np.full(len(teachers), 1 / len(teachers))
+    found = minimize(surprise, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(teachers))
+    return [float(power) for power in found.x]
+
+
+def together(teachers: Sequence[Ranked], trust: Trust, fusion: str) -> float:
+    """NDCG@10 of the fused teachers among the stored items."""
+    logs, prior = _filled(teachers), torch.tensor(trust.priors)[:, None, None]
+    if fusion == PRODUCT:
+        share = prior / prior.sum().clamp(min=1e-9)
+        fused = trust.sharpness * (share * logs).sum(0)  # [H, 1 + S]
+    else:
+        fused = torch.logsumexp(logs + prior.clamp(min=1e-9).log(), 0)
+    return float(ndcg_at_10(fused, torch.zeros(len(fused), dtype=torch.int64)).mean())
+
+
+def _filled(teachers: Sequence[Ranked], most: int | None = None) -> Tensor:
+    """Log-probabilities [T, H, 1 + S]; where one teacher alone covers no item it is that teacher's mean.
+
+    The lowest number stands for items that are no candidates. most: numbers of a teacher at most, by fewer examples.
+    """
+    width = teachers[0].log_probability.shape[1]
+    number = len(teachers[0].log_probability) if most is None else max(1, most // width)
+    logs = torch.stack([each.log_probability[:number] for each in teachers]).float()
+    covered = logs.isfinite()  # [T, H, 1 + S]
+    mean = logs.masked_fill(~covered, 0).sum(2, keepdim=True) / covered.sum(2, keepdim=True).clamp(min=1)
+    lowest = torch.finfo(torch.float16).min
+    return torch.where(covered, logs, mean).masked_fill(~covered.any(0), lowest)
+
+
+_THEN = {
+    "warn": "leave it out of kd_teachers, or let --kd_teacher_check=weigh decide",
+    "weigh": "its weight is small",
+    "drop": "it is left out",
+}
+
+
+def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, check: str, fusion: str) -> None:
+    """A table of the teachers beside popularity in the log, and a warning for each that is of no use."""
+    number = len(least.log_likelihood)
+    if number == 0:
+        getLogger().info("There is no holdout to rank the teachers on: none is left out or weighed.")
+        return
+    shares = shares_of(names, ranked, least)
+    _, trust = trusted(names, ranked, least, "weigh", fusion)
+    counts, what = (trust.priors, "exponent") if fusion == PRODUCT else (shares, "share")
+    lines = [f"{'':<20}  NDCG@10  log-likelihood  {what:>8}"]
+    for name, count in zip(names, counts, strict=True):
+        lines.append(f"{name:<20}  {ranked[name].ndcg:7.4f}  {_mean(ranked[name]):14.3f}  {count:8.2f}")
+    rest = "" if fusion == PRODUCT else f"  {max(0.0, 1 - sum(shares)):8.2f}"
+    lines.append(f"{'popularity':<20}  {least.ndcg:7.4f}  {_mean(least):14.3f}{rest}")
+    getLogger().info(f"Teachers on {number} held-out training examples:\n" + "\n".join(lines))
+    if len(names) > 1:
+        _report_together(names, ranked, trust, fusion)
+    for name, count in zip(names, counts, strict=True):
+        if ranked[name].ndcg < least.ndcg:
+            fault = f"ranks the holdout worse than popularity ({ranked[name].ndcg:.4f} to {least.ndcg:.4f})"
+        elif count < USELESS:
+            fault = (
+                f"adds nothing to the others{'' if fusion == PRODUCT else ' and to popularity'} ({what} {count:.2f})"
+            )
+        else:
+            continue
+        getLogger().warning(f"{name} {fault}: {_THEN[check]}.")
+
+
+def _report_together(names: Sequence[str], ranked: Mapping[str, Ranked], trust: Trust, fusion: str) -> None:
+    among = ranked[names[0]].log_probability.shape[1] - 1
+    alone = {name: together([ranked[name]], Trust([1.0]), fusion) for name in names}
+    best = max(alone, key=alone.__getitem__)
+    fused = together([ranked[name] for name in names], trust, fusion)
+    getLogger().info(
+        f"Their {fusion}, weighed by what each adds, has NDCG@10 {fused:.4f} among {among} items; the best alone, {best}, "
+        f"has {alone[best]:.4f}."
+    )
+
+
+def _mean(ranked: Ranked) -> float:
+    return float(ranked.log_likelihood.mean())
