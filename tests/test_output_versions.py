@@ -29,7 +29,7 @@ from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.keys import teacher_settings
 from recbole_prmkd.storage import encoding_jobs
 from recbole_prmkd.teacher_cache import build, scores, top_items, vectors
-from recbole_prmkd.teachers import TEACHERS, Teacher, fit
+from recbole_prmkd.teachers import TEACHERS, Teacher, content, fit
 from recbole_prmkd.teachers.data import teacher_config, teacher_data
 
 FILE = Path(__file__).parent / "data" / "output_versions.json"
@@ -100,33 +100,40 @@ def vectors_teacher(folder) -> Teacher:
     return TEACHERS["Vectors"](config, dataset).eval()
 
 
-def linear_teacher():
-    """A `Linear` teacher fitted on four users' histories."""
+def four_users() -> Examples:
+    """The training examples of four users."""
     lengths, n_items = [4, 6, 5, 7], reference.ITEMS
     items = torch.from_numpy(np.random.RandomState(9).randint(1, n_items, sum(lengths) + 4))
     blocks = [(sum(lengths[:user]) + user, length) for user, length in enumerate(lengths)]
     examples = [(user + 1, start, start + stop) for user, (start, n) in enumerate(blocks) for stop in range(1, n + 1)]
     users, start, stop = torch.tensor(examples).T
-    fit = Examples(users, items[stop], start, stop, items)
-    config = {
-        **teacher_settings("Linear", {}),
-        **tiny_teachers.FIELDS,
-        "train_stage": None,
-        "seed": 1,
-        "temperature": None,
-    }
-    model = TEACHERS["Linear"](config, SimpleNamespace(num=lambda field: n_items))
-    model.solve(SimpleNamespace(fit=fit))
+    return Examples(users, items[stop], start, stop, items)
+
+
+def fitted_teacher(kind):
+    """A `Linear` or `Content` teacher fitted on four users' histories."""
+    own = {"train_stage": None, "seed": 1, "temperature": None}
+    config = {**teacher_settings(kind, {}), **tiny_teachers.FIELDS, **own}
+    model = TEACHERS[kind](config, SimpleNamespace(num=lambda field: reference.ITEMS))
+    model.solve(SimpleNamespace(fit=four_users()))
     return model.eval()
 
 
+def content_teacher(monkeypatch):
+    text = torch.from_numpy(np.random.RandomState(8).normal(size=(reference.ITEMS, 5)).astype(np.float32))
+    text[[0, 3]] = 0
+    monkeypatch.setattr(content, "item_text_vectors", lambda config, dataset: text)
+    return fitted_teacher("Content")
+
+
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_teacher(kind, tmp_path):
+def test_teacher(kind, tmp_path, monkeypatch):
     makers = {
         "UniSRec": lambda: (tiny_teachers.unisrec("transductive"), tiny_teachers.batch()),
         "UniM2Rec": lambda: (tiny_teachers.unim2rec(), tiny_teachers.batch()),
         "Recformer": lambda: (tiny_teachers.recformer(tmp_path), tiny_teachers.text_batch()),
-        "Linear": lambda: (linear_teacher(), tiny_teachers.batch()),
+        "Linear": lambda: (fitted_teacher("Linear"), tiny_teachers.batch()),
+        "Content": lambda: (content_teacher(monkeypatch), tiny_teachers.batch()),
         "Vectors": lambda: (vectors_teacher(tmp_path), tiny_teachers.batch() | {"user_id": torch.tensor([1, 2, 3])}),
     }
     model, batch = makers[kind]()

@@ -2,6 +2,7 @@
 
 - `base`: the contract, a RecBole sequential model whose score is a cosine;
 - `causal`: the sequence encoder that two of them share;
+- `content`: the texts of a history against each item's text, without training;
 - `unisrec`: item semantics, a frozen text vector per item;
 - `recformer_text`, `longformer`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
 - `mlm`: the masked language model of Recformer's pre-training;
@@ -12,7 +13,7 @@
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
-- `unseen`, `holdout`, `auto`: what teachers are worth before a student starts; which ones a data set gets;
+- `unseen`, `holdout`, `trust`, `auto`: what teachers are worth before a student starts; which ones a data set gets;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `ensemble`: the teachers served together, without a student; `item_start`: which item vectors a student starts from;
 - `bucketing`: sequences of similar length together;
@@ -27,6 +28,7 @@ outputs to `tests/test_output_versions.py`.
 
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
+from recbole_prmkd.teachers.content import Content
 from recbole_prmkd.teachers.linear import Linear
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 from recbole_prmkd.teachers.recformer import Recformer
@@ -39,6 +41,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "Recformer": Recformer,
     "UniM2Rec": UniM2Rec,
     "Linear": Linear,
+    "Content": Content,
     "Vectors": Vectors,
 }
 

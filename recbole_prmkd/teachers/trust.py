@@ -3,8 +3,8 @@
     sum      p = share_0 x popularity + share_1 p_1 + ... + share_T p_T
     product  p = p_1 ** e_1 x ... x p_T ** e_T, normalised over the items
 
-Shares (by EM) and exponents (a conditional logit) are those under which the holdout's targets are most likely. No teacher
-has learnt from the holdout. One that adds nothing to the others gets almost no share or exponent. Our choice.
+Shares (by EM) and exponents (a conditional logit) are those under which the holdout's targets are most likely. No
+teacher has learnt from the holdout. One that adds nothing to the others gets almost no share or exponent. Our choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -154,8 +154,8 @@ def _report_together(names: Sequence[str], ranked: Mapping[str, Ranked], trust: 
     best = max(alone, key=alone.__getitem__)
     fused = together([ranked[name] for name in names], trust, fusion)
     getLogger().info(
-        f"Their {fusion}, weighed by what each adds, has NDCG@10 {fused:.4f} among {among} items; the best alone, {best}, "
-        f"has {alone[best]:.4f}."
+        f"Their {fusion}, weighed by what each adds, has NDCG@10 {fused:.4f} among {among} items; the best alone, "
+        f"{best}, has {alone[best]:.4f}."
     )
 
 
