@@ -29,7 +29,7 @@ from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
 from recbole_prmkd.teachers.holdout import Ranked, popularity
-from recbole_prmkd.teachers.item_start import source_of
+from recbole_prmkd.teachers.item_start import source_of, useful_source
 from recbole_prmkd.teachers.trust import report, trusted
 
 
@@ -84,7 +84,11 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     cache = None
     if has_teachers(config):
         teachers, folders, cache = prepare_teachers(config, split, steps)
-    vectors = start_vectors(config, split, steps, teachers) if source_of(config) != "none" else None
+    vectors = None
+    if source_of(config) != "none":
+        ranked = {teacher.name: teacher.ranked for teacher in teachers}
+        if useful_source(config, ranked, teacher_data(split, config["kd_teacher_seed"])) != "none":
+            vectors = start_vectors(config, split, steps, teachers)
     return Prepared(split, cache, teachers, folders, vectors)
 
 

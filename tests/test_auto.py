@@ -29,14 +29,14 @@ def logged(folder):
 
 def test_with_text_there_are_two_kinds(choose):
     names, why, config = choose()
-    assert names[:2] == ["Linear", "UniSRec"] and "reads the items' text" in why
+    assert names[:3] == ["Linear", "Content", "UniSRec"] and "compares the items' texts" in why
     assert config["kd_teacher_minutes"] == auto.MINUTES
 
 
 def test_it_is_the_default(cpu_settings, minilm):
     given = cpu_settings(kd="mean")
     del given["kd_teachers"]
-    assert load_config("SASRec", "tiny", config_dict=given)["kd_teachers"][:2] == ["Linear", "UniSRec"]
+    assert load_config("SASRec", "tiny", config_dict=given)["kd_teachers"][:3] == ["Linear", "Content", "UniSRec"]
 
 
 def test_without_text_it_says_why_there_is_one(choose, tiny_path, tmp_path):
@@ -54,7 +54,7 @@ def test_what_is_too_dear_is_left_out(choose, monkeypatch):
     monkeypatch.setattr(auto, "_TEXTS_PER_SECOND", (1e-3, 1e-3))
     names, why, _ = choose()
     assert names == ["Linear"] and "minutes" in why and "kd_teacher_minutes is 5" in why
-    assert choose(kd_teacher_minutes=1e9)[0] == ["Linear", "UniSRec", "Recformer"]
+    assert choose(kd_teacher_minutes=1e9)[0] == ["Linear", "Content", "UniSRec", "Recformer"]
 
 
 def test_pictures_bring_their_teacher(choose, tmp_path):

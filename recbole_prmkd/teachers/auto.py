@@ -1,7 +1,8 @@
 """`kd_teachers: auto`: the teachers that a data set gets, by what it has and what the device can pay.
 
-Linear always; UniSRec where there is text, Recformer where its training fits `kd_teacher_minutes` too, UniM2Rec where
-there are pictures as well. Rates are rough: those of a CPU core were measured, those of a GPU are guesses. Our choice.
+Linear always; Content and UniSRec where there is text, Recformer where its training fits `kd_teacher_minutes` too,
+UniM2Rec where there are pictures as well. Rates are rough: those of a CPU core were measured, those of a GPU are
+guesses. Our choice.
 """
 
 import os
@@ -12,6 +13,7 @@ from recbole.config import Config
 from recbole_prmkd.data.encoder import encoder_folder
 from recbole_prmkd.data.text import item_file, text_fields
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.teachers.content import Content
 from recbole_prmkd.teachers.linear import Linear
 from recbole_prmkd.teachers.recformer import Recformer
 from recbole_prmkd.teachers.unim2rec import UniM2Rec
@@ -34,7 +36,7 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     names, why = [Linear.__name__], ["Linear: learns from the interactions alone, in seconds."]
     missing = missing_text(config)
     if missing is not None:
-        why.append(f"no UniSRec, Recformer or UniM2Rec: {missing}")
+        why.append(f"no Content, UniSRec, Recformer or UniM2Rec: {missing}")
         return names, why
     gpu = config["device"].type == "cuda"
     minutes = _minutes(config)
@@ -42,12 +44,15 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     encoding = items / _rate(_TEXTS_PER_SECOND, gpu) / 60
     if encoding > minutes:
         why.append(
-            f"no UniSRec, Recformer or UniM2Rec: to encode {items} texts takes about {encoding:.0f} minutes here, and "
-            f"kd_teacher_minutes is {minutes:g}."
+            f"no Content, UniSRec, Recformer or UniM2Rec: to encode {items} texts takes about {encoding:.0f} minutes "
+            f"here, and kd_teacher_minutes is {minutes:g}."
         )
         return names, why
-    names.append(UniSRec.__name__)
-    why.append("UniSRec: reads the items' text.")
+    names += [Content.__name__, UniSRec.__name__]
+    why += [
+        "Content: compares the items' texts, without training.",
+        "UniSRec: learns what follows from the items' text.",
+    ]
     training = _RECFORMER_EPOCHS * _interactions(config) / _rate(_RECFORMER_ROWS_PER_SECOND, gpu) / 60
     if training > minutes:
         why.append(

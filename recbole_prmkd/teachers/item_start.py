@@ -1,9 +1,15 @@
 """Which item vectors a student starts from, by `kd_item_init`."""
 
+from collections.abc import Mapping
+from logging import getLogger
+
 from recbole.config import Config
 
-from recbole_prmkd.recbole_host.keys import has_teachers
+from recbole_prmkd.recbole_host.keys import has_teachers, kind_of
 from recbole_prmkd.teachers import teacher_class
+from recbole_prmkd.teachers.content import Content
+from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.holdout import Ranked, popularity
 
 
 def source_of(config: Config) -> str:
@@ -14,3 +20,23 @@ def source_of(config: Config) -> str:
     if not teachers or any(teacher_class(name).item_text != "nothing" for name in teachers):
         return "text"
     return next((name for name in teachers if not teacher_class(name).scores_all_items), "none")
+
+
+def useful_source(config: Config, ranked: Mapping[str, Ranked], data: TeacherData) -> str:
+    """The same; with `auto` and the teacher Content none, where texts rank the holdout worse than popularity.
+
+    Such texts say little of what comes next, and a student that starts from them ends below one that does not
+    (docs/experiments.md).
+    """
+    source = source_of(config)
+    content = next((its for name, its in ranked.items() if kind_of(name) == Content.__name__), None)
+    if config["kd_item_init"] != "auto" or source != "text" or content is None or not len(content.log_likelihood):
+        return source
+    least = popularity(data)
+    if content.ndcg >= least.ndcg:
+        return source
+    getLogger().info(
+        f"kd_item_init=auto takes no start from text, since texts rank the held-out examples worse than popularity "
+        f"(NDCG@10 {content.ndcg:.4f} to {least.ndcg:.4f})."
+    )
+    return "none"

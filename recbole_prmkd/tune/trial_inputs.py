@@ -26,7 +26,7 @@ from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.build import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.holdout import Ranked, popularity
-from recbole_prmkd.teachers.item_start import source_of
+from recbole_prmkd.teachers.item_start import useful_source
 from recbole_prmkd.teachers.trust import trusted
 
 
@@ -68,10 +68,9 @@ class TrialInputs:
         """A trial's own copy of the data, and the teacher cache that its settings ask for."""
         split = unpacked(ray.get(self.split), config)
         wanted = config["kd_teachers"] if has_teachers(config) else []
-        cache = None
+        cache, data = None, teacher_data(split, config["kd_teacher_seed"])
+        ranked = {name: self.teachers[name].ranked for name in wanted}
         if wanted:
-            data = teacher_data(split, config["kd_teacher_seed"])
-            ranked = {name: self.teachers[name].ranked for name in wanted}
             names, trust = trusted(wanted, ranked, popularity(data), config["kd_teacher_check"], config["kd_fusion"])
             given = [self.teachers[name] for name in names]
             parts = [
@@ -79,7 +78,7 @@ class TrialInputs:
                 for each in given
             ]
             cache = cache_of(parts, data.canonical, config, trust)
-        start = source_of(config)
+        start = useful_source(config, ranked, data)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
 
