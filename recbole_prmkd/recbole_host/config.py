@@ -29,6 +29,7 @@ from recbole_prmkd.recbole_host.processes import any_device, on_cpu
 from recbole_prmkd.recbole_host.shapes import check_plain, check_settings
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.auto import AUTO, MINUTES, choose_teachers
+from recbole_prmkd.teachers.pretrained import start_from_shipped
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _PATHS = re.compile(
@@ -141,6 +142,7 @@ def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
         config["kd_teachers"], config.why_teachers = choose_teachers(config)
         if config["kd_teacher_minutes"] == AUTO:
             config["kd_teacher_minutes"] = MINUTES
+        config.why_teachers += start_from_shipped(config)
     if config["kd_teacher_minutes"] == AUTO:
         config["kd_teacher_minutes"] = None
     if config["kd"] == "single":
@@ -176,7 +178,7 @@ def with_absolute_paths(settings: Mapping[str, Any], base: Config) -> dict[str, 
     """
     absolute = dict(settings)
     for key in filter(_PATHS.fullmatch, base.parameters["Distillation"]):
-        if base[key] and not (key.endswith("_checkpoint") and base[key] == keys.SCRATCH):
+        if base[key] and not (key.endswith("_checkpoint") and base[key] in (keys.SCRATCH, keys.SHIPPED)):
             absolute[key] = str(Path(base[key]).resolve())
     if base["kd_text_encoder"] and Path(base["kd_text_encoder"]).is_dir():
         absolute["kd_text_encoder"] = str(Path(base["kd_text_encoder"]).resolve())

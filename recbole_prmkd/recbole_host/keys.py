@@ -19,7 +19,8 @@ from recbole_prmkd.recbole_host.host_properties import host_properties, hosts, i
 REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
 WARM_START = "warm_start"  # the `kd` of the student alone, started from text
 _MANY = 40  # words that a sentence does not list
-SCRATCH = "scratch"  # as kd_<teacher>_checkpoint: start from scratch, even if kd_teacher_dir holds a pre-trained file
+# As kd_<teacher>_checkpoint: from scratch, even if kd_teacher_dir holds a file; from the package's own file.
+SCRATCH, SHIPPED = "scratch", "shipped"
 
 
 def properties_dir() -> Path:

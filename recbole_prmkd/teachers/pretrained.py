@@ -2,7 +2,8 @@
 
 The card says what the weights were made from (data sets with hashes, text encoder, settings, versions) and carries
 the hash of the file, and its own. Fine-tuning starts from `kd_<teacher>_checkpoint`, or else from the file of the
-teacher's kind that lies in `kd_teacher_dir`; `kd_<teacher>_checkpoint=scratch` starts from neither.
+teacher's kind that lies in `kd_teacher_dir`; `kd_<teacher>_checkpoint=scratch` starts from neither. `shipped` is a file
+that comes with this package (docs/shipped-weights.md); `kd_teachers=auto` starts from it where it fits.
 """
 
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ from recbole_prmkd.data.encoder import encoder_digest, encoder_folder
 from recbole_prmkd.data.processed import READY
 from recbole_prmkd.data.text import has_ready_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of
+from recbole_prmkd.recbole_host.keys import SCRATCH, SHIPPED, kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.disk import replacing
 from recbole_prmkd.storage.json_files import read_json, read_sealed, write_sealed
 
 SCHEMA = "recbole_prmkd/pretrained/2"
+SHIPPED_FOLDER = Path(__file__).parent / "weights"
+_SHAPES = ("n_layers", "n_heads", "hidden_size", "inner_size", "n_exps", "max_item_list_length")  # of a shipped file
 _FORMER = "recbole_prmkd/pretrained/1"  # without a checksum of the card; still read
 _SIGNS = ((b"recbole_prmkd/pretrained",), (b'"sha256"', b'"text_encoder"'))  # a flipped bit leaves the one or the other
 
@@ -94,7 +97,12 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
     if given == SCRATCH:
         return None
     file = Path(given) if given else weights_file(Path(config["kd_teacher_dir"]), kind)
+    if given == SHIPPED:
+        file = weights_file(SHIPPED_FOLDER, kind)
     if not file.is_file():
+        if given == SHIPPED:
+            have = ", ".join(sorted(each.stem for each in SHIPPED_FOLDER.glob("*.safetensors")))
+            raise UserError(f"No weights of {kind} come with this package, only of {have}: name a file, or scratch.")
         if given:
             raise UserError(f"There is no checkpoint {given!r}: check --kd_{teacher.lower()}_checkpoint.")
         return None
@@ -109,3 +117,24 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
             "--kd_text_encoder."
         )
     return file, card
+
+
+def start_from_shipped(config: Config) -> list[str]:
+    """Let teachers that `kd_teachers=auto` has chosen start from the package's own files; one line for each file.
+
+    Not where the user has named another start or other sizes, has a file in `kd_teacher_dir`, or reads texts by another
+    encoder.
+    """
+    lines = []
+    for name in config["kd_teachers"]:
+        file, key = weights_file(SHIPPED_FOLDER, name), f"kd_{name}_checkpoint".lower()
+        own_sizes = [f"kd_{name}_{size}".lower() in config.external_config_dict for size in _SHAPES]
+        own_file = weights_file(Path(config["kd_teacher_dir"]), name).is_file()
+        if not file.is_file() or config[key] or own_file or any(own_sizes):
+            continue
+        card = read_card(file)
+        if card is not None and card["text_encoder"]["digest"] == text_encoder(config)["digest"]:
+            config[key] = SHIPPED
+            made_from = ", ".join(entry["name"] for entry in card["datasets"])
+            lines.append(f"{name}: starts from the weights of this package, pre-trained on {made_from}.")
+    return lines
