@@ -171,7 +171,10 @@ def test_dense_and_sparse_scores_leave_the_same_soft_targets(sequences, number):
     raw = closed_form.histories(examples, index, ITEMS, 0.8, 50) @ weights.numpy()
     item_seq, known = examples.histories(index, 50)[0], torch.arange(ITEMS) > 0
     dense = linear_scores.of_dense(torch.from_numpy(raw), item_seq, known, number, scale)
-    few = linear_scores.of_sparse(sparse.csr_array(raw), item_seq, known, number, scale)
+    few = [torch.empty_like(part) for part in dense]
+    for rows, part in linear_scores.of_sparse(sparse.csr_array(raw), item_seq, known, number, scale):
+        for whole, block in zip(few, part, strict=True):
+            whole[rows] = block
     exact = (linear_scores.relative_to_best(torch.from_numpy(raw), item_seq) + 0.1).log()
     stored = largest(exact.masked_fill(~known, torch.nan), number, 0.6)
     says = ~dense[2].isnan()
@@ -205,6 +208,16 @@ def test_many_items_are_ranked_alike(sequences):
     forms = ((linear_judge.Judge, weights), (linear_judge.SparseJudge, sparse.csr_array(weights)))
     found = [judge.ndcg(judge.raw(form, 0.8)) for kind, form in forms for judge in [kind(examples, number, 50)]]
     assert 0 < found[0] < 1 and found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_the_largest_weights_of_each_row_are_kept():
+    weights = sparse.csr_array(np.array([[0, 3, -4, 1], [0, 0, 0, 0], [5, 0, 0, 0], [1, 2, 3, 4]], dtype=np.float32))
+    assert closed_form.trimmed(weights, 2).toarray().tolist() == [
+        [0, 3, -4, 0],
+        [0, 0, 0, 0],
+        [5, 0, 0, 0],
+        [0, 0, 3, 4],
+    ]
 
 
 def test_one_user_is_refused():

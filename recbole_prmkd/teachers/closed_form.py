@@ -21,7 +21,8 @@ from recbole_prmkd.data.examples import Examples
 
 DENSE_ITEMS = 6000  # up to this many items: 150 MB a matrix
 NEIGHBOURS = 100
-_BLOCK = 1 << 20  # numbers of small regressions that are solved at a time, at least: they stay in the CPU's cache
+_BLOCK = 1 << 20  # numbers of small regressions solved at a time, which stay in the CPU's cache
+_PLACES = 1 << 23  # items x small regressions at a time
 _EXAMPLES = 1 << 20  # histories that are collected at a time
 _LONGEST = 500  # newest items of a user that count in X: their pairs grow with the square
 
@@ -107,21 +108,22 @@ def _factor(gram: sparse.csr_array, penalty: float) -> Tensor:
 
 
 def _local_ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float) -> sparse.csr_array:
-    """The same with each column's weights on its own neighbours alone; right: gram itself for a diagonal of 0."""
-    gram.sort_indices()
-    n_items, length, diagonal = gram.shape[0], np.diff(gram.indptr), gram.diagonal()
+    """The same with each column's weights on its own neighbours alone; right: gram itself for a diagonal of 0.
+
+    Each pair of items is kept in the row of the item with fewer pairs, so that no row is long.
+    """
+    n_items, diagonal = gram.shape[0], gram.diagonal()
+    rank = np.empty(n_items, dtype=np.int32)
+    rank[np.argsort(np.diff(gram.indptr), kind="stable")] = np.arange(n_items, dtype=np.int32)
+    pairs = _where(gram, rank[gram.indices] > np.repeat(rank, np.diff(gram.indptr)))
     by_column = gram if right is gram else right.tocsc()  # a gram matrix is symmetric
+    place = np.zeros(max(_PLACES, n_items), dtype=np.uint8)  # of the items of several columns, from 1
     sources, targets, weights = [], [], []
-    block = max(_BLOCK, gram.nnz // 8)  # every look-up below reads all of gram once, to see that it is sorted
-    for columns, chosen, value in _neighbours(by_column, np.sqrt(diagonal + penalty), right is gram, block):
+    for columns, chosen, value in _neighbours(by_column, np.sqrt(diagonal + penalty), right is gram):
+        order = np.argsort(np.where(chosen >= 0, rank[chosen], n_items), axis=1)
+        chosen, value = (np.take_along_axis(part, order, axis=1) for part in (chosen, value))
         valid = chosen >= 0  # [b, K]
-        order = np.argsort(np.where(valid, length[chosen], np.iinfo(np.int64).max), axis=1)  # short rows first
-        chosen, value, valid = (np.take_along_axis(part, order, axis=1) for part in (chosen, value, valid))
-        low, high = np.triu_indices(chosen.shape[1], 1)  # low by low: lookups in one row after the other
-        system = np.zeros((*chosen.shape, chosen.shape[1]), dtype=np.float32)  # [b, K, K]; below the diagonal
-        pairs = (np.take(chosen, each, axis=1).ravel() for each in (low, high))
-        found = gram[tuple(pairs)].reshape(len(columns), -1)
-        system[:, high, low] = found * valid[:, high]  # what is not valid comes last
+        system = _systems(pairs, chosen, valid, place)  # [b, K, K]
         each = np.arange(chosen.shape[1])
         system[:, each, each] = diagonal[chosen] * valid + penalty
         factor = torch.linalg.cholesky(torch.from_numpy(system))
@@ -133,8 +135,34 @@ def _local_ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float
     return sparse.csr_array((np.concatenate(weights), where), shape=(n_items, n_items))
 
 
+def _where(matrix: sparse.csr_array, wanted: np.ndarray) -> sparse.csr_array:
+    """These entries of a matrix alone; wanted: [nnz]."""
+    before = np.concatenate([[0], np.cumsum(wanted)])
+    return sparse.csr_array((matrix.data[wanted], matrix.indices[wanted], before[matrix.indptr]), shape=matrix.shape)
+
+
+def _systems(pairs: sparse.csr_array, chosen: np.ndarray, valid: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """What stands below the diagonal of each column's gram matrix, [b, K, K].
+
+    chosen: [b, K] neighbours, in the order in which `pairs` has a pair in the row of the first one. place: zeros.
+    """
+    n_items, (b, width) = pairs.shape[0], chosen.shape
+    column, first = np.nonzero(valid)
+    own = column * n_items + chosen[valid]
+    place[own] = first + 1
+    rows = pairs[chosen[valid]]
+    length = np.diff(rows.indptr)
+    second = place[np.repeat(column * n_items, length) + rows.indices]  # of each pair, from 1; 0: no neighbour
+    place[own] = 0
+    found = np.flatnonzero(second)
+    system = np.zeros((b, width, width), dtype=np.float32)
+    start = np.repeat(column * width**2 + first, length)[found]
+    system.reshape(-1)[start + width * (second[found].astype(np.int64) - 1)] = rows.data[found]
+    return system
+
+
 def _neighbours(
-    by_column: Matrix, norm: np.ndarray, without_itself: bool, block: int
+    by_column: Matrix, norm: np.ndarray, without_itself: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Blocks of columns [b], their neighbours [b, K], -1 for none, and their values [b, K], 0 for none.
 
@@ -143,11 +171,11 @@ def _neighbours(
     """
     count = np.diff(by_column.indptr)
     order = np.argsort(count, kind="stable").astype(np.int32)
-    first = int(np.searchsorted(count[order], 1))
+    first, most = int(np.searchsorted(count[order], 1)), max(1, _PLACES // len(order))
     while first < len(order):
-        size = _fitting(count[order[first : first + block]], block)
-        columns = order[first : first + size]
-        first += size
+        columns = order[first : first + most]
+        columns = columns[: _fitting(count[columns])]
+        first += len(columns)
         within = np.arange(count[columns[-1]])  # [W]
         inside = within < count[columns][:, None]  # [b, W]
         place = np.minimum(by_column.indptr[columns][:, None] + within, by_column.nnz - 1)
@@ -161,10 +189,10 @@ def _neighbours(
         yield columns, np.where(inside, items, -1), np.where(inside, value, np.float32(0))
 
 
-def _fitting(count: np.ndarray, block: int) -> int:
-    """How many of the columns with these ascending numbers of values make a block of this many numbers."""
+def _fitting(count: np.ndarray) -> int:
+    """How many of the columns with these ascending numbers of values fit into the CPU's cache."""
     cost = np.maximum(count, np.minimum(count, NEIGHBOURS).astype(np.int64) ** 2) * np.arange(1, len(count) + 1)
-    return max(1, int(np.searchsorted(cost, block, side="right")))
+    return max(1, int(np.searchsorted(cost, _BLOCK, side="right")))
 
 
 def largest(weights: Matrix, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,3 +211,12 @@ def largest(weights: Matrix, number: int) -> tuple[np.ndarray, np.ndarray]:
             index, value = index[best], value[best]
         columns[row, : len(index)], values[row, : len(index)] = index, value
     return values, columns
+
+
+def trimmed(weights: sparse.csr_array, number: int) -> sparse.csr_array:
+    """The largest weights of each row alone."""
+    values, columns = largest(weights, number)
+    bounds = np.arange(0, values.size + 1, number)
+    kept = sparse.csr_array((values.ravel(), columns.ravel(), bounds), shape=weights.shape)
+    kept.eliminate_zeros()
+    return kept

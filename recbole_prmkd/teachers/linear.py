@@ -37,6 +37,7 @@ MIXES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of transitions, in units of EASE's standar
 _TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transitions are learnt from
 _EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
 _KEPT = 200  # weights of an item in M of all users
+_MANY_ITEMS = 50_000  # above this the scores of training examples have these weights too, and no others
 _SCORES = 1 << 24  # scored at a time
 
 
@@ -141,22 +142,28 @@ class Linear(Teacher):
         """
         fold = self._fold_of_examples(data.fit, data.train)
         of_fit = self._fold_of_examples(data.fit, data.fit)
-        scale, known = Floor(self.chosen.floor, self.temperature), self.covered_items()
         for part in range(int(of_fit.max()) + 1):
-            examples = torch.nonzero(fold == part).squeeze(1)
-            if not len(examples):
-                continue
-            examples = examples[torch.argsort(data.train.lengths[examples], stable=True)]
-            others = data.fit.select(torch.nonzero(of_fit != part).squeeze(1))
-            weights = fitted(others, self.n_items, self.chosen)
-            dense = isinstance(weights, np.ndarray)
-            for index in examples.split(rows_at_a_time(self.n_items, dense)):
-                item_seq, _ = data.train.histories(index, self.newest)
-                history = closed_form.histories(data.train, index, self.n_items, self.chosen.decay, self.newest)
-                if dense:
-                    yield index, of_dense(_times(history, weights), item_seq, known, number, scale)
-                else:
-                    yield index, of_sparse(history @ weights, item_seq, known, number, scale)
+            numbers = torch.nonzero(fold == part).squeeze(1)
+            if len(numbers):
+                others = data.fit.select(torch.nonzero(of_fit != part).squeeze(1))
+                yield from self.scores_of(data.train, numbers, fitted(others, self.n_items, self.chosen), number)
+
+    def scores_of(
+        self, examples: Examples, numbers: Tensor, weights: Matrix, number: int
+    ) -> Iterator[tuple[Tensor, Kept]]:
+        """The same of the examples with these numbers, by a model with these weights."""
+        scale, known = Floor(self.chosen.floor, self.temperature), self.covered_items()
+        dense = isinstance(weights, np.ndarray)
+        if not dense and self.n_items > _MANY_ITEMS:
+            weights = closed_form.trimmed(weights, self.columns.shape[1])
+        for index in numbers.split(rows_at_a_time(self.n_items, dense)):
+            item_seq, _ = examples.histories(index, self.newest)
+            history = closed_form.histories(examples, index, self.n_items, self.chosen.decay, self.newest)
+            if dense:
+                yield index, of_dense(_times(history, weights), item_seq, known, number, scale)
+            else:
+                for part, kept in of_sparse(history @ weights, item_seq, known, number, scale):
+                    yield index[part], kept
 
     def _fold_of_examples(self, fit: Examples, examples: Examples) -> Tensor:
         """The part of the users that each example's user is in, [N]; users come in the order of `fit`."""

@@ -1,5 +1,6 @@
 """How well a linear model ranks the next items of unseen users, and what makes its scores probabilities."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,13 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.teachers import closed_form
 from recbole_prmkd.teachers.calibration import least
 from recbole_prmkd.teachers.closed_form import Matrix
-from recbole_prmkd.teachers.linear_scores import Floor, is_in, padded, relative_to_best
+from recbole_prmkd.teachers.linear_scores import Floor, blocks, is_in, relative_to_best
 from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 FLOORS = (0.3, 0.1, 0.03, 0.01)
 TEMPERATURES = tuple(float(tau) for tau in np.geomspace(0.2, 5.0, 33))
 
+Surprise = Callable[[float, float], float]  # of the targets, by floor and temperature
 Raw = Any  # scores [V, n_items]: a Tensor, or a scipy.sparse.csr_array
 
 
@@ -59,7 +61,7 @@ class Judge:
         _, temperature, floor = min(found)
         return floor, temperature
 
-    def _surprise(self, raw: Raw) -> Any:
+    def _surprise(self, raw: Raw) -> Surprise:
         relative = relative_to_best(raw, self.item_seq)
 
         def surprise(floor: float, temperature: float) -> float:
@@ -87,34 +89,40 @@ class SparseJudge(Judge):
 
     def ndcg(self, raw: sparse.csr_array) -> float:
         """NDCG@10; 0 for a target without a score above 0, which all items without a score precede."""
-        value, of_target, _ = self._candidates(raw)
-        rank = (value >= of_target[:, None]).sum(1)  # [V], from 1
-        found = (of_target > 0) & (rank <= 10)
-        return float(torch.where(found, 1 / torch.log2(rank + 1.0), 0).mean())
+        total = 0.0
+        for _, value, of_target, _ in self._candidates(raw):
+            rank = (value >= of_target[:, None]).sum(1)  # [b], from 1
+            found = (of_target > 0) & (rank <= 10)
+            total += float(torch.where(found, 1 / torch.log2(rank + 1.0), 0).sum())
+        return total / len(self.examples)
 
-    def _candidates(self, raw: sparse.csr_array) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores above 0 of the candidates [V, W], of the targets [V], and the best one outside the history [V]."""
-        item, value = padded(raw)
-        value.clamp_(min=0)
-        is_target = item == self.examples.targets[:, None]
-        had = is_in(item, self.item_seq)
-        best = value.masked_fill(had, 0).amax(1)
-        return value.masked_fill(had & ~is_target, 0), (value * is_target).sum(1), best
+    def _candidates(self, raw: sparse.csr_array) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Numbers of examples [b], scores of candidates [b, W] and targets [b], the best outside the history [b]."""
+        for index, item, value in blocks(raw):
+            value.clamp_(min=0)
+            is_target = item == self.examples.targets[index, None]
+            had = is_in(item, self.item_seq[index])
+            best = value.masked_fill(had, 0).amax(1)
+            yield index, value.masked_fill(had & ~is_target, 0), (value * is_target).sum(1), best
 
-    def _surprise(self, raw: sparse.csr_array) -> Any:
-        value, of_target, best = self._candidates(raw)
-        relative = torch.where(best[:, None] > 0, value / best[:, None], 0)
-        target = torch.where(best > 0, of_target / best, 0)
+    def _surprise(self, raw: sparse.csr_array) -> Surprise:
         had = self.item_seq.sort(dim=1).values
         first = torch.ones_like(had, dtype=torch.bool)
         first[:, 1:] = had[:, 1:] != had[:, :-1]
-        left_out = (first & (had > 0) & (had != self.examples.targets[:, None])).sum(1)
-        at_floor = self.n_items - 1 - left_out - (relative > 0).sum(1)  # candidates without a score above 0
+        left_out = (first & (had > 0) & (had != self.examples.targets[:, None])).sum(1)  # [V]
+        parts = []
+        for index, value, of_target, best in self._candidates(raw):
+            relative = torch.where(best[:, None] > 0, value / best[:, None], 0)  # [b, W]
+            above = relative > 0
+            zeros = self.n_items - 1 - left_out[index] - above.sum(1)  # candidates without a score above 0
+            target = torch.where(best > 0, of_target / best, 0)
+            parts.append((relative, above, zeros, target))
 
         def surprise(floor: float, temperature: float) -> float:
-            scale = Floor(floor, temperature)
-            total = scale.weight(relative).masked_fill_(relative == 0, 0).sum(1)
-            total = total + at_floor * scale.weight(torch.zeros(()))
-            return float((total.log() - (target + floor).log() / temperature).mean())
+            scale, total = Floor(floor, temperature), 0.0
+            for relative, above, zeros, target in parts:
+                weight = (scale.weight(relative) * above).sum(1) + zeros * scale.weight(torch.zeros(()))
+                total += float((weight.log() - (target + floor).log() / temperature).sum())
+            return total / len(self.examples)
 
         return surprise

@@ -4,6 +4,7 @@ Of few items a row of scores is dense. Of many only the items that follow an ite
 floor, so that the work grows with these and not with the number of items. Both give the same soft targets.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy import sparse
 from torch import Tensor
 
 SCORES = 1 << 24  # scored at a time
-_ROWS = 1024  # of sparse scores at a time: each has up to a few thousand
+_ROWS = 2048  # of sparse scores at a time: each has up to a few thousand
+_CACHED = 1 << 19  # numbers that stay in the CPU's cache
 
 
 class Floor(NamedTuple):
@@ -54,31 +56,44 @@ def of_dense(raw: Tensor, item_seq: Tensor, known: Tensor, number: int, scale: F
     return _sorted(item, value, left, count, says, scale)
 
 
-def of_sparse(raw: sparse.csr_array, item_seq: Tensor, known: Tensor, number: int, scale: Floor) -> Kept:
-    """The same of sparse raw scores [B, n_items], which only covered items have; 0 in place of an item: none."""
-    item, value = padded(raw, number)
-    value.clamp_(min=0)
-    had = is_in(item, item_seq)  # [B, W]
-    top = value.masked_fill(had, 0).amax(1, keepdim=True)  # [B, 1]
-    relative = torch.where(top > 0, value / top, 0)  # [B, W]
-    value, column = relative.topk(number, dim=1)  # [B, M]
-    left = scale.weight(relative).masked_fill_(relative == 0, 0).scatter_(1, column, 0).sum(1)
-    count = known.sum() - (value > 0).sum(1)
-    floors = known.sum() - (relative > 0).sum(1)  # items that have no score above the floor
-    left = left + floors * scale.weight(torch.zeros(()))
-    item = item.gather(1, column).masked_fill_(value == 0, 0)
-    return _sorted(item, value.masked_fill(value == 0, -1), left, count, top.squeeze(1) > 0, scale)
+def of_sparse(
+    raw: sparse.csr_array, item_seq: Tensor, known: Tensor, number: int, scale: Floor
+) -> Iterator[tuple[Tensor, Kept]]:
+    """The same of sparse raw scores, which only covered items have: numbers [b] of examples and what is kept of them.
+
+    0 in place of an item: none.
+    """
+    for index, item, value in blocks(raw, number):
+        value.clamp_(min=0)
+        top = value.masked_fill(is_in(item, item_seq[index]), 0).amax(1, keepdim=True)  # [b, 1]
+        relative = torch.where(top > 0, value / top, 0)  # [b, W]
+        value, column = relative.topk(number, dim=1)  # [b, M]
+        left = scale.weight(relative).masked_fill_(relative == 0, 0).scatter_(1, column, 0).sum(1)
+        count = known.sum() - (value > 0).sum(1)
+        floors = known.sum() - (relative > 0).sum(1)  # items that have no score above the floor
+        left = left + floors * scale.weight(torch.zeros(()))
+        item = item.gather(1, column).masked_fill_(value == 0, 0)
+        value = value.masked_fill(value == 0, -1)
+        yield index, _sorted(item, value, left, count, top.squeeze(1) > 0, scale)
 
 
-def padded(raw: sparse.csr_array, width: int = 1) -> tuple[Tensor, Tensor]:
-    """Items and values of each row beside each other, [B, W] both, 0 for none; W is at least `width`."""
-    count = np.diff(raw.indptr)
-    within = np.arange(max(int(count.max(initial=0)), width))  # [W]
-    inside = within < count[:, None]  # [B, W]
-    place = np.minimum(raw.indptr[:-1, None] + within, raw.nnz)
-    parts = (np.append(part, part.dtype.type(0))[place] for part in (raw.indices, raw.data))
-    item, value = (torch.from_numpy(np.where(inside, part, part.dtype.type(0))) for part in parts)
-    return item, value
+def blocks(raw: sparse.csr_array, width: int = 1) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Numbers of rows [b], their items and values beside each other, [b, W] both, 0 for none; W is at least `width`.
+
+    Rows with equally many values come together, as many as stay in the CPU's cache.
+    """
+    count, first = np.diff(raw.indptr), 0
+    order = np.argsort(count, kind="stable")
+    while first < len(order):
+        most = np.maximum(count[order[first:]], width) * np.arange(1, len(order) - first + 1)
+        rows = order[first : first + max(1, int(np.searchsorted(most, _CACHED, side="right")))]
+        first += len(rows)
+        within = np.arange(max(int(count[rows[-1]]), width))  # [W]
+        inside = within < count[rows][:, None]  # [b, W]
+        part = raw[rows]
+        item, value = np.zeros(inside.shape, part.indices.dtype), np.zeros(inside.shape, part.dtype)
+        item[inside], value[inside] = part.indices, part.data
+        yield torch.from_numpy(rows), torch.from_numpy(item), torch.from_numpy(value)
 
 
 def is_in(item: Tensor, item_seq: Tensor) -> Tensor:
