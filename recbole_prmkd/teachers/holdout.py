@@ -24,6 +24,7 @@ from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 USELESS = 0.05  # of the mixture: a teacher below this share adds nothing
 VERSION = "1.0"  # raise it when the same teacher and holdout give other numbers
+SCORES = 1 << 26  # ranked at a time, at most: 256 MB
 _ROUNDS = 100  # of EM
 _EXAMPLES = 2000  # of the holdout, at most
 
@@ -82,7 +83,7 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
     covered = model.covered_items()
     order = torch.arange(len(covered)) if order is None else order
     ranked = []
-    for index in torch.arange(len(examples)).split(256):
+    for index in torch.arange(len(examples)).split(min(256, max(1, SCORES // 4 // len(covered)))):
         batch = dataset[index].to(config["device"])
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
@@ -98,8 +99,10 @@ def popularity(data: TeacherData) -> Ranked:
         return Ranked(0.0, torch.zeros(0))
     count = torch.bincount(data.fit.targets, minlength=n_items).float()
     count[0] = 0
-    scores = (count + 1e-3).log().expand(len(examples), -1)
-    ndcg, likelihood = _ranked(scores, 1.0, examples, torch.arange(len(examples)))
+    scores = (count + 1e-3).log()  # [n_items]
+    batches = torch.arange(len(examples)).split(max(1, SCORES // n_items))
+    ranked = [_ranked(scores.expand(len(index), -1), 1.0, examples, index) for index in batches]
+    ndcg, likelihood = map(torch.cat, zip(*ranked, strict=True))
     return Ranked(float(ndcg.mean()), likelihood)
 
 
