@@ -7,12 +7,13 @@ import pytest
 import tiny_teachers
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.teacher_cache.scores import CachedScores
 from recbole_prmkd.teacher_cache.stored_scores import largest
-from recbole_prmkd.teachers import closed_form, linear
+from recbole_prmkd.teachers import closed_form, linear_judge, linear_scores
 from recbole_prmkd.teachers.linear import Choice, Linear, fitted
 
 ITEMS, USERS = 12, 200  # PAD included; enough users that each item follows each other one
@@ -120,8 +121,8 @@ def test_nobody_is_taught_by_a_model_that_has_seen_their_targets(sequences):
 
     def taught(data):
         scores = torch.zeros(len(data.train), ITEMS)
-        for index, part in model.training_scores(data):
-            scores[index] = part.nan_to_num(-99)
+        for index, (items, kept, rest) in model.largest_scores(data, ITEMS - 1):
+            scores[index] = rest[:, None].expand(-1, ITEMS).scatter(1, items.long(), kept.float()).nan_to_num(-99)
         return scores
 
     before = taught(data)
@@ -139,7 +140,7 @@ def test_nobody_is_taught_by_a_model_that_has_seen_their_targets(sequences):
 def test_every_example_is_scored_once_by_the_other_parts(sequences):
     model, data = model_of(sequences)
     model.solve(data)
-    numbers = torch.cat([index for index, _ in model.training_scores(data)])
+    numbers = torch.cat([index for index, _ in model.largest_scores(data, 3)])
     assert numbers.sort().values.tolist() == list(range(len(data.train)))
 
 
@@ -148,7 +149,75 @@ def test_settings_are_chosen_on_users_that_the_model_has_not_seen(sequences):
     model, data = model_of([[a, a + 1, a + 2, a + 3] for a in range(1, 8)] * 6)
     model.solve(data)
     assert model.chosen.ndcg > 0.6
-    assert model.chosen.temperature in linear.TEMPERATURES and model.chosen.floor in linear.FLOORS
+    assert model.chosen.temperature in linear_judge.TEMPERATURES and model.chosen.floor in linear_judge.FLOORS
+
+
+def served(kept, temperature):
+    """The soft targets [B, n_items] that a student sees of these stored scores."""
+    items, scores, rest = kept
+    every = torch.ones(ITEMS, dtype=torch.bool).index_fill_(0, torch.tensor([0]), False)
+    cached = CachedScores("L", temperature, 0.1, items.numpy(), scores.numpy(), rest.numpy(), every)
+    out = torch.empty(len(items), ITEMS - 1)
+    cached.scores(np.arange(len(items)), [torch.arange(1, ITEMS)], [out])
+    return (out / temperature).softmax(1)
+
+
+@pytest.mark.parametrize("number", [1, 4, ITEMS - 1])
+def test_dense_and_sparse_scores_leave_the_same_soft_targets(sequences, number):
+    examples, scale = examples_of(sequences), linear_scores.Floor(0.1, 0.6)
+    index = torch.arange(len(examples))
+    weights = torch.randn(ITEMS, ITEMS) * (torch.rand(ITEMS, ITEMS) < 0.3)
+    weights[0], weights[:, 0], weights[3] = 0, 0, 0
+    raw = closed_form.histories(examples, index, ITEMS, 0.8, 50) @ weights.numpy()
+    item_seq, known = examples.histories(index, 50)[0], torch.arange(ITEMS) > 0
+    dense = linear_scores.of_dense(torch.from_numpy(raw), item_seq, known, number, scale)
+    few = [torch.empty_like(part) for part in dense]
+    for rows, part in linear_scores.of_sparse(sparse.csr_array(raw), item_seq, known, number, scale):
+        for whole, block in zip(few, part, strict=True):
+            whole[rows] = block
+    exact = (linear_scores.relative_to_best(torch.from_numpy(raw), item_seq) + 0.1).log()
+    stored = largest(exact.masked_fill(~known, torch.nan), number, 0.6)
+    says = ~dense[2].isnan()
+    assert says.any() and not says.all() and torch.equal(says, ~few[2].isnan())
+    for found in (dense, few):
+        part = [tensor[says] for tensor in found]
+        wanted = served([tensor[says] for tensor in stored], 0.6)
+        assert torch.allclose(served(part, 0.6), wanted, atol=2e-3)
+        assert found[1][~says].isnan().all()
+
+
+def test_dense_and_sparse_scores_are_judged_alike(sequences):
+    examples = examples_of(sequences)
+    first, second = torch.rand(2, ITEMS, ITEMS) * (torch.rand(2, ITEMS, ITEMS) < 0.5)
+    first[:, 0] = second[:, 0] = 0
+    found = []
+    for kind, form in ((linear_judge.Judge, Tensor.numpy), (linear_judge.SparseJudge, sparse.csr_array)):
+        judge = kind(examples, ITEMS, 50)
+        raw = judge.mixed(judge.raw(form(first), 0.8), judge.raw(form(second), 0.8), 0.5)
+        surprise = judge._surprise(raw)
+        found.append([judge.spread(raw), surprise(0.1, 0.5), surprise(0.01, 2.0), *judge.calibrated(raw)])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_many_items_are_ranked_alike(sequences):
+    """Of many items most have no score, and a target without one is far from the first ten."""
+    examples, number = examples_of(sequences), 60
+    weights = np.zeros((number, number), dtype=np.float32)
+    weights[1:ITEMS, 1:ITEMS] = np.random.default_rng(0).standard_normal((ITEMS - 1, ITEMS - 1))
+    weights[:, 3] = 0
+    forms = ((linear_judge.Judge, weights), (linear_judge.SparseJudge, sparse.csr_array(weights)))
+    found = [judge.ndcg(judge.raw(form, 0.8)) for kind, form in forms for judge in [kind(examples, number, 50)]]
+    assert 0 < found[0] < 1 and found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_the_largest_weights_of_each_row_are_kept():
+    weights = sparse.csr_array(np.array([[0, 3, -4, 1], [0, 0, 0, 0], [5, 0, 0, 0], [1, 2, 3, 4]], dtype=np.float32))
+    assert closed_form.trimmed(weights, 2).toarray().tolist() == [
+        [0, 3, -4, 0],
+        [0, 0, 0, 0],
+        [5, 0, 0, 0],
+        [0, 0, 3, 4],
+    ]
 
 
 def test_one_user_is_refused():

@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache.scores import CachedScores
+from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.fit import FittedTeacher
+from recbole_prmkd.teachers.linear import Linear
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored scores
 CACHED, PARTS = CachedScores, ("top", "scores", "rest", "covered")
@@ -43,13 +45,21 @@ def made(
     scores = np.full((number, width), np.nan, dtype=np.float16)
     rest = np.full(number, np.nan, dtype=np.float32)
     with tqdm(total=number, desc=f"{teacher.name} scores", unit="example") as bar:
-        for index, every in model.training_scores(data):
+        for index, kept in _kept(model, data, width):
             bar.update(len(index))
-            kept = largest(every.cpu(), width, model.temperature)
             top[index], scores[index], rest[index] = (part.numpy() for part in kept)
     arrays = {"top": top, "scores": scores, "rest": rest, "covered": covered.numpy()}
     counts = {"unknown_rows": int(np.isnan(rest).sum()), "unknown_items": int((~covered[1:]).sum())}
     yield arrays, counts
+
+
+def _kept(model: Teacher, data: TeacherData, width: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
+    """Numbers [B] of training examples and what to keep of their scores, as `largest` gives it."""
+    if isinstance(model, Linear):  # needs no dense scores
+        yield from model.largest_scores(data, width)
+    else:
+        for index, every in model.training_scores(data):
+            yield index, largest(every.cpu(), width, model.temperature)
 
 
 def largest(scores: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

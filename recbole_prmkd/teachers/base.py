@@ -52,7 +52,8 @@ class Teacher(SequentialRecommender):
     learns: bool = True
     # Whether its vector of an example depends on user and target, not on the history alone.
     reads_examples: bool = False
-    # Whether a history's "vector" [B, n_items] is its scores of all items; then `training_scores` gives what to store.
+    # Whether a history's "vector" [B, n_items] is its scores of all items; then `training_scores` or `largest_scores`
+    # gives what to store.
     scores_all_items: bool = False
     # Whether its score is a cosine; otherwise, where it does not score all items at once, the product of two vectors.
     cosine: bool = True

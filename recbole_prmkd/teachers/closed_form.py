@@ -21,7 +21,9 @@ from recbole_prmkd.data.examples import Examples
 
 DENSE_ITEMS = 6000  # up to this many items: 150 MB a matrix
 NEIGHBOURS = 100
-_COLUMNS = 256  # small regressions solved at a time
+_BLOCK = 1 << 20  # numbers of small regressions solved at a time, which stay in the CPU's cache
+_PLACES = 1 << 23  # items x small regressions at a time
+_EXAMPLES = 1 << 20  # histories that are collected at a time
 _LONGEST = 500  # newest items of a user that count in X: their pairs grow with the square
 
 Matrix = Any  # scipy.sparse.csr_array [n_items, n_items], or a dense np.ndarray
@@ -29,9 +31,14 @@ Matrix = Any  # scipy.sparse.csr_array [n_items, n_items], or a dense np.ndarray
 
 def interactions(examples: Examples, n_items: int) -> sparse.csr_array:
     """X [users, n_items] of the examples: 1 where an item is in a history of the user or is a target."""
-    numbers = torch.arange(len(examples))
-    items, lengths = _newest(examples, numbers, _LONGEST)
-    users = torch.cat([examples.users.repeat_interleave(lengths), examples.users])
+    order = torch.from_numpy(np.lexsort((examples.stop.numpy(), examples.start.numpy(), examples.users.numpy())))
+    users, start, stop = (part[order] for part in (examples.users, examples.start, examples.stop))
+    first = torch.maximum(start, stop - _LONGEST)
+    same = (users[1:] == users[:-1]) & (start[1:] == start[:-1])  # as the example before: its items count already
+    first[1:] = torch.where(same, torch.maximum(first[1:], stop[:-1]), first[1:])
+    lengths = stop - first
+    items = examples.items[_slices(first, lengths)]
+    users = torch.cat([users.repeat_interleave(lengths), examples.users])
     pairs = np.unique((users * n_items + torch.cat([items, examples.targets])).numpy())
     n_users = int(examples.users.max()) + 1 if len(examples) else 1
     ones = np.ones(len(pairs), dtype=np.float32)
@@ -55,26 +62,32 @@ def _newest(examples: Examples, numbers: Tensor, newest: int) -> tuple[Tensor, T
     """The newest items of these histories, one history after the other [M], and how many of each [B]."""
     stop = examples.stop[numbers]
     lengths = (stop - examples.start[numbers]).clamp(max=newest)  # [B]
-    within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-    return examples.items[(stop - lengths).repeat_interleave(lengths) + within], lengths
+    return examples.items[_slices(stop - lengths, lengths)], lengths
+
+
+def _slices(first: Tensor, lengths: Tensor) -> Tensor:
+    """first[0], first[0] + 1, ..., lengths[0] numbers; then those of first[1], and so on: [sum of lengths]."""
+    return torch.arange(int(lengths.sum())) + (first - lengths.cumsum(0) + lengths).repeat_interleave(lengths)
 
 
 def transitions(
     examples: Examples, n_items: int, decay: float, newest: int
 ) -> tuple[sparse.csr_array, sparse.csr_array]:
     """H'H and H'Y of all examples, [n_items, n_items] both."""
-    numbers = torch.arange(len(examples))
-    history = histories(examples, numbers, n_items, decay, newest)
+    blocks = torch.arange(len(examples)).split(_EXAMPLES)
+    parts = [histories(examples, numbers, n_items, decay, newest) for numbers in blocks]
+    history = parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+    del parts
     ones, rows = np.ones(len(examples), dtype=np.float32), np.arange(len(examples))
     target = sparse.csr_array((ones, (rows, examples.targets.numpy())), shape=history.shape)
-    return (history.T @ history).tocsr(), (history.T @ target).tocsr()
+    by_item = history.T.tocsr()
+    return by_item @ history, by_item @ target
 
 
 def ease(gram: sparse.csr_array, penalty: float) -> Matrix:
     """B from X'X; its diagonal is 0."""
     if gram.shape[0] > DENSE_ITEMS:
-        right = gram - sparse.diags_array(gram.diagonal(), format="csr")
-        return _local_ridge(gram, right, penalty)
+        return _local_ridge(gram, gram, penalty)
     inverse = torch.cholesky_inverse(_factor(gram, penalty))
     weights = inverse.div_(-inverse.diagonal().clone()).numpy()
     np.fill_diagonal(weights, 0)
@@ -95,19 +108,26 @@ def _factor(gram: sparse.csr_array, penalty: float) -> Tensor:
 
 
 def _local_ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float) -> sparse.csr_array:
-    """The same with each column's weights on its own neighbours alone."""
-    n_items = gram.shape[0]
+    """The same with each column's weights on its own neighbours alone; right: gram itself for a diagonal of 0.
+
+    Each pair of items is kept in the row of the item with fewer pairs, so that no row is long.
+    """
+    n_items, diagonal = gram.shape[0], gram.diagonal()
+    rank = np.empty(n_items, dtype=np.int32)
+    rank[np.argsort(np.diff(gram.indptr), kind="stable")] = np.arange(n_items, dtype=np.int32)
+    pairs = _where(gram, rank[gram.indices] > np.repeat(rank, np.diff(gram.indptr)))
+    by_column = gram if right is gram else right.tocsc()  # a gram matrix is symmetric
+    place = np.zeros(max(_PLACES, n_items), dtype=np.uint8)  # of the items of several columns, from 1
     sources, targets, weights = [], [], []
-    for columns, chosen, valid, values in _neighbours(gram, right, penalty):
-        block = np.zeros((*chosen.shape, chosen.shape[1]), dtype=np.float32)  # [b, K, K]
-        for one, of_one, inside in zip(block, chosen, valid, strict=True):
-            own = of_one[inside]
-            one[: len(own), : len(own)] = gram[own][:, own].toarray()
-        system = torch.from_numpy(block)
-        system.diagonal(dim1=1, dim2=2).add_(penalty)
-        solved = torch.cholesky_solve(torch.from_numpy(values)[..., None], torch.linalg.cholesky(system))[
-            ..., 0
-        ].numpy()
+    for columns, chosen, value in _neighbours(by_column, np.sqrt(diagonal + penalty), right is gram):
+        order = np.argsort(np.where(chosen >= 0, rank[chosen], n_items), axis=1)
+        chosen, value = (np.take_along_axis(part, order, axis=1) for part in (chosen, value))
+        valid = chosen >= 0  # [b, K]
+        system = _systems(pairs, chosen, valid, place)  # [b, K, K]
+        each = np.arange(chosen.shape[1])
+        system[:, each, each] = diagonal[chosen] * valid + penalty
+        factor = torch.linalg.cholesky(torch.from_numpy(system))
+        solved = torch.cholesky_solve(torch.from_numpy(value)[..., None], factor)[..., 0].numpy()  # [b, K]
         sources.append(chosen[valid])
         targets.append(np.repeat(columns, valid.sum(1)))
         weights.append(solved[valid])
@@ -115,27 +135,64 @@ def _local_ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float
     return sparse.csr_array((np.concatenate(weights), where), shape=(n_items, n_items))
 
 
+def _where(matrix: sparse.csr_array, wanted: np.ndarray) -> sparse.csr_array:
+    """These entries of a matrix alone; wanted: [nnz]."""
+    before = np.concatenate([[0], np.cumsum(wanted)])
+    return sparse.csr_array((matrix.data[wanted], matrix.indices[wanted], before[matrix.indptr]), shape=matrix.shape)
+
+
+def _systems(pairs: sparse.csr_array, chosen: np.ndarray, valid: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """What stands below the diagonal of each column's gram matrix, [b, K, K].
+
+    chosen: [b, K] neighbours, in the order in which `pairs` has a pair in the row of the first one. place: zeros.
+    """
+    n_items, (b, width) = pairs.shape[0], chosen.shape
+    column, first = np.nonzero(valid)
+    own = column * n_items + chosen[valid]
+    place[own] = first + 1
+    rows = pairs[chosen[valid]]
+    length = np.diff(rows.indptr)
+    second = place[np.repeat(column * n_items, length) + rows.indices]  # of each pair, from 1; 0: no neighbour
+    place[own] = 0
+    found = np.flatnonzero(second)
+    system = np.zeros((b, width, width), dtype=np.float32)
+    start = np.repeat(column * width**2 + first, length)[found]
+    system.reshape(-1)[start + width * (second[found].astype(np.int64) - 1)] = rows.data[found]
+    return system
+
+
 def _neighbours(
-    gram: sparse.csr_array, right: sparse.csr_array, penalty: float
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of columns [b], their neighbours [b, K], which of these count, and their values in `right`."""
-    norm = np.sqrt(gram.diagonal() + penalty)
-    by_column = right.tocsc()
-    for first in range(0, gram.shape[0], _COLUMNS):
-        columns = np.arange(first, min(first + _COLUMNS, gram.shape[0]))
-        chosen = np.zeros((len(columns), NEIGHBOURS), dtype=np.int64)
-        values = np.zeros((len(columns), NEIGHBOURS), dtype=np.float32)
-        count = np.zeros(len(columns), dtype=np.int64)
-        for n, column in enumerate(columns):
-            part = slice(by_column.indptr[column], by_column.indptr[column + 1])
-            items, value = by_column.indices[part], by_column.data[part]
-            if len(items) > NEIGHBOURS:
-                best = np.argpartition(-value / norm[items], NEIGHBOURS)[:NEIGHBOURS]
-                items, value = items[best], value[best]
-            count[n] = len(items)
-            chosen[n, : len(items)], values[n, : len(items)] = items, value
-        width = max(int(count.max()), 1)
-        yield columns, chosen[:, :width], np.arange(width) < count[:, None], values[:, :width]
+    by_column: Matrix, norm: np.ndarray, without_itself: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Blocks of columns [b], their neighbours [b, K], -1 for none, and their values [b, K], 0 for none.
+
+    by_column: indptr, indices and data by column. norm: [n_items]; the largest value / norm are neighbours.
+    Columns with equally many values come together, so that little of a block is empty.
+    """
+    count = np.diff(by_column.indptr)
+    order = np.argsort(count, kind="stable").astype(np.int32)
+    first, most = int(np.searchsorted(count[order], 1)), max(1, _PLACES // len(order))
+    while first < len(order):
+        columns = order[first : first + most]
+        columns = columns[: _fitting(count[columns])]
+        first += len(columns)
+        within = np.arange(count[columns[-1]])  # [W]
+        inside = within < count[columns][:, None]  # [b, W]
+        place = np.minimum(by_column.indptr[columns][:, None] + within, by_column.nnz - 1)
+        items, value = by_column.indices[place], np.where(inside, by_column.data[place], 0)
+        if without_itself:
+            inside &= items != columns[:, None]
+        rank = np.where(inside, -value / norm[items], np.inf)
+        kept = slice(None, min(NEIGHBOURS, max(int(inside.sum(1).max()), 1)))
+        best = np.argpartition(rank, kept.stop - 1, axis=1)[:, kept]
+        inside, items, value = (np.take_along_axis(part, best, axis=1) for part in (inside, items, value))
+        yield columns, np.where(inside, items, -1), np.where(inside, value, np.float32(0))
+
+
+def _fitting(count: np.ndarray) -> int:
+    """How many of the columns with these ascending numbers of values fit into the CPU's cache."""
+    cost = np.maximum(count, np.minimum(count, NEIGHBOURS).astype(np.int64) ** 2) * np.arange(1, len(count) + 1)
+    return max(1, int(np.searchsorted(cost, _BLOCK, side="right")))
 
 
 def largest(weights: Matrix, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,3 +211,12 @@ def largest(weights: Matrix, number: int) -> tuple[np.ndarray, np.ndarray]:
             index, value = index[best], value[best]
         columns[row, : len(index)], values[row, : len(index)] = index, value
     return values, columns
+
+
+def trimmed(weights: sparse.csr_array, number: int) -> sparse.csr_array:
+    """The largest weights of each row alone."""
+    values, columns = largest(weights, number)
+    bounds = np.arange(0, values.size + 1, number)
+    kept = sparse.csr_array((values.ravel(), columns.ravel(), bounds), shape=weights.shape)
+    kept.eliminate_zeros()
+    return kept

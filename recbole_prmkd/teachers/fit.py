@@ -37,7 +37,7 @@ from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
 from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.clock import TimeIsUp, clock
 from recbole_prmkd.teachers.data import TeacherData, shuffled_items, teacher_config
-from recbole_prmkd.teachers.holdout import Ranked, rank_or_load
+from recbole_prmkd.teachers.holdout import SCORES, Ranked, rank_or_load
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 
@@ -96,6 +96,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
             f"No training example has a history that {name} could learn from: lower the filters, or take a data "
             "set with more interactions of a user."
         )
+    config["eval_batch_size"] = max(1, min(config["eval_batch_size"], SCORES // len(data.canonical)))
     init_seed(config["seed"], config["reproducibility"])
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
     checkpoint = start(model, name, run)

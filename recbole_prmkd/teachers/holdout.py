@@ -20,10 +20,9 @@ from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 VERSION = "1.1"  # raise it when the same teacher and holdout give other numbers
+SCORES = 1 << 26  # ranked at a time, at most: 256 MB
 _EXAMPLES = 2000  # of the holdout, at most
 _STORED = 1 << 24  # log-probabilities of a teacher that are stored, at most: 32 MB
-
-
 _ARRAYS = ("log_likelihood", "log_probability")
 
 
@@ -83,7 +82,7 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
     covered = model.covered_items()
     order = torch.arange(len(covered)) if order is None else order
     ranked, sampled = [], items_beside_target(len(examples), len(covered))
-    for index in torch.arange(len(examples)).split(256):
+    for index in torch.arange(len(examples)).split(min(256, max(1, SCORES // 4 // len(covered)))):
         batch = dataset[index].to(config["device"])
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
@@ -99,9 +98,11 @@ def popularity(data: TeacherData) -> Ranked:
         return Ranked(0.0, torch.zeros(0))
     count = torch.bincount(data.fit.targets, minlength=n_items).float()
     count[0] = 0
-    scores = (count + 1e-3).log().expand(len(examples), -1)
+    scores = (count + 1e-3).log()  # [n_items]
     sampled = items_beside_target(len(examples), n_items)
-    ndcg, *of_examples = _ranked(scores, 1.0, examples, torch.arange(len(examples)), sampled)
+    batches = torch.arange(len(examples)).split(max(1, SCORES // n_items))
+    ranked = [_ranked(scores.expand(len(index), -1), 1.0, examples, index, sampled) for index in batches]
+    ndcg, *of_examples = map(torch.cat, zip(*ranked, strict=True))
     return Ranked(float(ndcg.mean()), *of_examples)
 
 

@@ -7,13 +7,12 @@ Penalties, decay and mix are those that rank best for users whom the model has n
 the users. Floor and temperature are those under which these users' next items are most likely, so that the soft targets
 of teachers of different kinds stand on one scale. The sum of both models is SLIST's (WWW'21); the rest is our choice.
 
-A student is taught by M of the other parts' users alone (`training_scores`), since M of all users knows the targets of
+A student is taught by M of the other parts' users alone (`largest_scores`), since M of all users knows the targets of
 its training examples.
 """
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
-from functools import partial
 from logging import getLogger
 
 import numpy as np
@@ -26,22 +25,20 @@ from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers import closed_form
 from recbole_prmkd.teachers.base import Teacher
-from recbole_prmkd.teachers.calibration import least
 from recbole_prmkd.teachers.closed_form import Matrix
 from recbole_prmkd.teachers.data import TeacherData
-from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
+from recbole_prmkd.teachers.linear_judge import Judge, SparseJudge
+from recbole_prmkd.teachers.linear_scores import Floor, Kept, of_dense, of_sparse, relative_to_best, rows_at_a_time
 
 EASE_PENALTIES = (100.0, 300.0, 1000.0)
 TRANSITION_PENALTIES = (300.0, 1000.0)
 DECAYS = (0.8, 0.9, 0.95)
 MIXES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of transitions, in units of EASE's standard deviation
-FLOORS = (0.3, 0.1, 0.03, 0.01)
-TEMPERATURES = tuple(float(tau) for tau in np.geomspace(0.2, 5.0, 33))
 _TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transitions are learnt from
 _EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
 _KEPT = 200  # weights of an item in M of all users
+_MANY_ITEMS = 50_000  # above this the scores of training examples have these weights too, and no others
 _SCORES = 1 << 24  # scored at a time
-_JUDGED = 1 << 27  # scores of unseen users that are held at a time: 512 MB
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ class Linear(Teacher):
         raw = torch.zeros(len(item_seq), self.n_items, device=item_seq.device)
         raw.scatter_add_(1, self.columns[item_seq].long().flatten(1), values)  # [B, n_items]
         raw[:, 0] = 0
-        return _relative(raw, item_seq)
+        return relative_to_best(raw, item_seq)
 
     def scores(self, histories: Tensor, items: Tensor) -> Tensor:
         """Logarithms of the histories' scores: [B, n_items], [n_items, 1] -> [B, n_items]."""
@@ -138,27 +135,35 @@ class Linear(Teacher):
         self.known[0] = False
         self.choice.copy_(torch.tensor(astuple(choice), dtype=torch.float64))
 
-    def training_scores(self, data: TeacherData) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers [B] of training examples and their scores [B, n_items], by models that have not seen their users.
+    def largest_scores(self, data: TeacherData, number: int) -> Iterator[tuple[Tensor, Kept]]:
+        """Numbers [B] of training examples and what to store of their scores, by models that have not seen their users.
 
-        NaN where neither the example nor the item is covered. Every example comes once.
+        Every example comes once. number: of items of an example, M.
         """
         fold = self._fold_of_examples(data.fit, data.train)
         of_fit = self._fold_of_examples(data.fit, data.fit)
-        for number in range(int(of_fit.max()) + 1):
-            examples = torch.nonzero(fold == number).squeeze(1)
-            if not len(examples):
-                continue
-            others = data.fit.select(torch.nonzero(of_fit != number).squeeze(1))
-            weights = fitted(others, self.n_items, self.chosen)
-            for index in examples.split(max(1, _SCORES // self.n_items)):
-                item_seq, _ = data.train.histories(index, self.newest)
-                history = closed_form.histories(data.train, index, self.n_items, self.chosen.decay, self.newest)
-                relative = _relative(_times(history, weights), item_seq)
-                scores = (relative + self.chosen.floor).log()
-                scores[(relative == 0).all(dim=1)] = torch.nan
-                scores[:, ~self.covered_items()] = torch.nan
-                yield index, scores
+        for part in range(int(of_fit.max()) + 1):
+            numbers = torch.nonzero(fold == part).squeeze(1)
+            if len(numbers):
+                others = data.fit.select(torch.nonzero(of_fit != part).squeeze(1))
+                yield from self.scores_of(data.train, numbers, fitted(others, self.n_items, self.chosen), number)
+
+    def scores_of(
+        self, examples: Examples, numbers: Tensor, weights: Matrix, number: int
+    ) -> Iterator[tuple[Tensor, Kept]]:
+        """The same of the examples with these numbers, by a model with these weights."""
+        scale, known = Floor(self.chosen.floor, self.temperature), self.covered_items()
+        dense = isinstance(weights, np.ndarray)
+        if not dense and self.n_items > _MANY_ITEMS:
+            weights = closed_form.trimmed(weights, self.columns.shape[1])
+        for index in numbers.split(rows_at_a_time(self.n_items, dense)):
+            item_seq, _ = examples.histories(index, self.newest)
+            history = closed_form.histories(examples, index, self.n_items, self.chosen.decay, self.newest)
+            if dense:
+                yield index, of_dense(_times(history, weights), item_seq, known, number, scale)
+            else:
+                for part, kept in of_sparse(history @ weights, item_seq, known, number, scale):
+                    yield index[part], kept
 
     def _fold_of_examples(self, fit: Examples, examples: Examples) -> Tensor:
         """The part of the users that each example's user is in, [N]; users come in the order of `fit`."""
@@ -187,59 +192,28 @@ def choose(examples: Examples, fold: Tensor, n_items: int, newest: int) -> Choic
     fold: [N] of the examples' users.
     """
     others = examples.select(torch.nonzero(fold != 0).squeeze(1))
-    unseen = examples.select(_newest_examples(examples, fold == 0, min(_EXAMPLES, max(1, _JUDGED // n_items))))
-    judge = _Judge(unseen, n_items, newest)
+    unseen = examples.select(_newest_examples(examples, fold == 0, _EXAMPLES))
+    judge = (Judge if n_items <= closed_form.DENSE_ITEMS else SparseJudge)(unseen, n_items, newest)
     gram = _gram(others, n_items)
-    found: list[tuple[float, float, float, Matrix]] = []
+    ease = (-1.0, 0.0, 0.0, None)
     for penalty in EASE_PENALTIES:
         weights = closed_form.ease(gram, penalty)
         ndcg, decay = max((judge.ndcg(judge.raw(weights, decay)), decay) for decay in DECAYS)
-        found.append((ndcg, penalty, decay, weights))
-    ndcg, ease_penalty, decay, weights = max(found, key=lambda each: each[0])
-    best = (ndcg, 0.0, TRANSITION_PENALTIES[0], judge.raw(weights, decay))
+        if ndcg > ease[0]:
+            ease = (ndcg, penalty, decay, judge.raw(weights, decay))
+        del weights
+    ndcg, ease_penalty, decay, first = ease
+    best = (ndcg, 0.0, TRANSITION_PENALTIES[0], first)
     gram, right = closed_form.transitions(others, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
     for penalty in TRANSITION_PENALTIES:
         raw = judge.raw(closed_form.ridge(gram, right, penalty), decay)
-        unit = float(best[3].std() / raw.std().clamp(min=1e-9))
+        unit = judge.spread(best[3]) / max(judge.spread(raw), 1e-9)
         for mix in MIXES[1:]:
-            mixed = judge.raw(weights, decay).add_(raw, alpha=mix * unit)
+            mixed = judge.mixed(first, raw, mix * unit)
             if (score := judge.ndcg(mixed)) > best[0]:
                 best = (score, mix * unit, penalty, mixed)
     floor, temperature = judge.calibrated(best[3])
     return Choice(ease_penalty, best[2], decay, best[1], floor, temperature, best[0])
-
-
-class _Judge:
-    """Examples of unseen users, and how well scores rank them."""
-
-    def __init__(self, examples: Examples, n_items: int, newest: int) -> None:
-        self.examples, self.n_items, self.newest = examples, n_items, newest
-        self.numbers = torch.arange(len(examples))
-        self.item_seq, _ = examples.histories(self.numbers, int(examples.lengths.max()))
-
-    def raw(self, weights: Matrix, decay: float) -> Tensor:
-        """Scores [V, n_items]."""
-        history = closed_form.histories(self.examples, self.numbers, self.n_items, decay, self.newest)
-        return _times(history, weights)
-
-    def ndcg(self, scores: Tensor) -> float:
-        """NDCG@10 among the items that the user has not had."""
-        return float(ndcg_at_10(self._unseen(scores), self.examples.targets).mean())
-
-    def _unseen(self, scores: Tensor) -> Tensor:
-        return without_history(scores, self.item_seq, self.examples.targets)
-
-    def calibrated(self, raw: Tensor) -> tuple[float, float]:
-        """Floor and temperature under which the targets are most likely."""
-        relative = _relative(raw, self.item_seq)
-
-        def surprise(floor: float, temperature: float) -> float:
-            logits = self._unseen((relative + floor).log()) / temperature
-            return float(torch.nn.functional.cross_entropy(logits, self.examples.targets))
-
-        found = ((*least(partial(surprise, floor), TEMPERATURES), floor) for floor in FLOORS)
-        _, temperature, floor = min(found)
-        return floor, temperature
 
 
 def _newest_examples(examples: Examples, wanted: Tensor, number: int) -> Tensor:
@@ -259,13 +233,3 @@ def _times(history: Matrix, weights: Matrix) -> Tensor:
     """H M [B, n_items], dense."""
     product = history @ weights
     return torch.from_numpy(product if isinstance(product, np.ndarray) else product.toarray())
-
-
-def _relative(raw: Tensor, item_seq: Tensor) -> Tensor:
-    """Scores above 0, relative to the largest one outside the history [B, n_items]; all 0 where there is none.
-
-    item_seq: [B, L], 0 for PAD.
-    """
-    raw = raw.clamp(min=0)
-    top = raw.scatter(1, item_seq, 0).amax(1, keepdim=True)  # [B, 1]
-    return torch.where(top > 0, raw / top, 0)
