@@ -65,7 +65,7 @@ setup(
         *(f"recbole_prmkd.{name}" for name in find_namespace_packages(include=["properties", "properties.*"])),
     ],
     package_dir={"recbole_prmkd.properties": "properties"},
-    package_data={"": ["*.yaml", "*.html", "py.typed"]},
+    package_data={"": ["*.yaml", "*.html", "py.typed"], "recbole_prmkd.teachers": ["weights/*"]},
     install_requires=REQUIRED,
     extras_require={"demo": DEMO, "docs": DOCS, "test": TEST},
     entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},
