@@ -27,6 +27,7 @@ VERSION = "1.0"  # raise it when the same teacher and holdout give other numbers
 SCORES = 1 << 26  # ranked at a time, at most: 256 MB
 _ROUNDS = 100  # of EM
 _EXAMPLES = 2000  # of the holdout, at most
+_FEW = 100  # of the holdout
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, ch
     for name, share in zip(names, shares, strict=True):
         lines.append(f"{name:<20}  {ranked[name].ndcg:7.4f}  {_mean(ranked[name]):14.3f}  {share:5.2f}")
     lines.append(f"{'popularity':<20}  {least.ndcg:7.4f}  {_mean(least):14.3f}  {max(0.0, 1 - sum(shares)):5.2f}")
-    getLogger().info(f"Teachers on {number} held-out training examples:\n" + "\n".join(lines))
+    few = f" (fewer than {_FEW}: chance decides much)" if number < _FEW else ""
+    getLogger().info(f"Teachers on {number} held-out training examples{few}:\n" + "\n".join(lines))
     for name, share in zip(names, shares, strict=True):
         if ranked[name].ndcg < least.ndcg:
             fault = f"ranks the holdout worse than popularity ({ranked[name].ndcg:.4f} to {least.ndcg:.4f})"
