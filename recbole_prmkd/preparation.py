@@ -211,5 +211,6 @@ def _warn_of_uncovered(name: str, notes: Mapping[str, Any], split: Split) -> Non
     if notes["unknown_rows"] or notes["unknown_items"]:
         getLogger().warning(
             f"{name} does not cover {notes['unknown_rows']} of {len(split.train)} training examples (no history) and "
-            f"{notes['unknown_items']} of {len(split.item_tokens)} items (no text or image): its weight is zero there."
+            f"{notes['unknown_items']} of {len(split.item_tokens)} items (nothing that it reads of them): its weight "
+            "is zero there."
         )

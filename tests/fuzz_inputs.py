@@ -45,9 +45,8 @@ def known_keys(own: dict[str, Any]) -> st.SearchStrategy[str]:
     """A key of RecBole, of a model, of this package, or of a teacher."""
     lists = [name for name in dir(argument_list) if name.endswith("_arguments")]
     stock = {*POOL["keys"], *(key for name in lists for key in getattr(argument_list, name))}
-    teachers = {
-        f"kd_{kind}_{key}".lower() for kind in ("Vectors", "UniSRec") for key in keys.teacher_settings(kind, {})
-    }
+    kinds = ("Vectors", "UniSRec", "Linear")
+    teachers = {f"kd_{kind}_{key}".lower() for kind in kinds for key in keys.teacher_settings(kind, {})}
     groups = [stock, stock, {*own} - stock, {*keys.key_table()}, teachers]
     return st.one_of(*(st.sampled_from(sorted(group - {*POOL["left_out"]})) for group in groups))
 

@@ -1,6 +1,7 @@
 """`kd_teachers: auto` and `kd_teacher_minutes`."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.teachers import auto
+from recbole_prmkd.teachers.clock import TimeIsUp, clock
 
 
 @pytest.fixture
@@ -51,10 +53,34 @@ def test_a_text_setting_of_the_user_is_not_passed_over(choose):
 
 
 def test_what_is_too_dear_is_left_out(choose, monkeypatch):
-    monkeypatch.setattr(auto, "_TEXTS_PER_SECOND", (1e-3, 1e-3))
+    monkeypatch.setattr(auto, "_TOKENS_PER_SECOND", (1e-3, 1e-3))
     names, why, _ = choose()
     assert names == ["Linear"] and "minutes" in why and "kd_teacher_minutes is 5" in why
     assert choose(kd_teacher_minutes=1e9)[0] == ["Linear", "Content", "UniSRec", "Recformer"]
+
+
+def test_short_texts_are_cheaper_than_long_ones(choose, tiny_path, tmp_path):
+    """The estimate follows the size of the item file, up to kd_text_max_tokens for each item."""
+    shutil.copytree(tiny_path / "tiny", tmp_path / "tiny")
+    folders = {"data_path": str(tmp_path), "kd_cache_dir": str(tmp_path), "kd_teacher_dir": str(tmp_path)}
+    _, _, config = choose(**folders)
+    items, short = auto._encoding(config, gpu=False)
+    file = tmp_path / "tiny" / "tiny.item"
+    file.write_text("\n".join(line + " long" * 5000 for line in file.read_text().splitlines()))
+    _, long = auto._encoding(config, gpu=False)
+    assert short < long < 2 * items * config["kd_text_max_tokens"] / auto._rate(auto._TOKENS_PER_SECOND, False) / 60
+
+
+def test_an_epoch_ends_when_the_time_is_up():
+    """An epoch of many batches is not waited for, and the callback then ends the training."""
+    seen = []
+    trainer = SimpleNamespace(_train_epoch=lambda loader, epoch: seen.extend(loader))
+    after_epoch = clock(trainer, "T", 0.0)
+    trainer._train_epoch([1, 2, 3], 0)
+    assert seen == [1]
+    with pytest.raises(TimeIsUp):
+        after_epoch(0, 0.1)
+    assert clock(trainer, "T", None) is None
 
 
 def test_pictures_bring_their_teacher(choose, tmp_path):
@@ -89,5 +115,5 @@ def test_a_teacher_stops_when_its_time_is_up(settings, tmp_path):
     folders = {"kd_teacher_dir": str(tmp_path / "t"), "kd_cache_dir": str(tmp_path / "c")}
     given = settings(kd="mean", kd_teacher_minutes=1e-6, kd_unisrec_epochs=3, **folders)
     run = run_recbole_prmkd("BPR", "tiny", config_dict=given)
-    assert "UniSRec stops after epoch 0: kd_teacher_minutes is 1e-06" in logged(tmp_path)
+    assert "UniSRec stops in epoch 0: kd_teacher_minutes is 1e-06" in logged(tmp_path)
     assert run["result"]["teachers"]["UniSRec"]["holdout"] > 0

@@ -22,7 +22,8 @@ from recbole_prmkd.teachers.unisrec import UniSRec
 AUTO = "auto"
 MINUTES = 5.0  # for each teacher, where the user has not said
 
-_TEXTS_PER_SECOND = 15, 3000  # of all-MiniLM-L6-v2: a CPU core, a GPU
+_TOKENS_PER_SECOND = 4000, 800_000  # of all-MiniLM-L6-v2: a CPU core, a GPU
+_BYTES_PER_TOKEN, _EXTRA_TOKENS = 4, 3  # of English, and those that each text has beside its own
 _RECFORMER_ROWS_PER_SECOND = 3, 400  # training examples: a CPU core, a GPU
 _RECFORMER_EPOCHS = 5
 
@@ -33,19 +34,19 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     Raises:
         UserError: the user has set a key of the text, and it cannot be used.
     """
-    names, why = [Linear.__name__], ["Linear: learns from the interactions alone, in seconds."]
+    names, why = [Linear.__name__], ["Linear: learns from the interactions alone, in closed form."]
     missing = missing_text(config)
     if missing is not None:
-        why.append(f"no Content, UniSRec, Recformer or UniM2Rec: {missing}")
+        why.append(f"no Content, UniSRec, Recformer or UniM2Rec, so Linear is the only teacher: {missing}")
         return names, why
     gpu = config["device"].type == "cuda"
     minutes = _minutes(config)
-    items = _lines(item_file(config))
-    encoding = items / _rate(_TEXTS_PER_SECOND, gpu) / 60
+    limit = f"about {{}} minutes here (a rough estimate), and kd_teacher_minutes is {minutes:g}."
+    items, encoding = _encoding(config, gpu)
     if encoding > minutes:
         why.append(
-            f"no Content, UniSRec, Recformer or UniM2Rec: to encode {items} texts takes about {encoding:.0f} minutes "
-            f"here, and kd_teacher_minutes is {minutes:g}."
+            "no Content, UniSRec, Recformer or UniM2Rec, so Linear is the only teacher: to encode "
+            f"{items} texts takes {limit.format(_rounded(encoding))}"
         )
         return names, why
     names += [Content.__name__, UniSRec.__name__]
@@ -55,9 +56,7 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     ]
     training = _RECFORMER_EPOCHS * _interactions(config) / _rate(_RECFORMER_ROWS_PER_SECOND, gpu) / 60
     if training > minutes:
-        why.append(
-            f"no Recformer: training takes about {training:.0f} minutes here, and kd_teacher_minutes is {minutes:g}."
-        )
+        why.append(f"no Recformer: training takes {limit.format(_rounded(training))}")
     else:
         names.append(Recformer.__name__)
         why.append("Recformer: reads the items' text word by word.")
@@ -81,6 +80,19 @@ def missing_text(config: Config) -> str | None:
 
 def _minutes(config: Config) -> float:
     return MINUTES if config["kd_teacher_minutes"] == "auto" else config["kd_teacher_minutes"] or float("inf")
+
+
+def _rounded(minutes: float) -> str:
+    return f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}"
+
+
+def _encoding(config: Config, gpu: bool) -> tuple[int, float]:
+    """How many texts there are, and the minutes that it takes to encode them; from the size of their file."""
+    file = item_file(config)
+    items = _lines(file)
+    size = file.stat().st_size if file.is_file() else 0
+    tokens = min(size / _BYTES_PER_TOKEN + _EXTRA_TOKENS * items, config["kd_text_max_tokens"] * items)
+    return items, tokens / _rate(_TOKENS_PER_SECOND, gpu) / 60
 
 
 def _rate(per_second: tuple[int, int], gpu: bool) -> float:

@@ -202,7 +202,7 @@ def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[
         trainer = quiet_trainer(get_trainer(config["MODEL_TYPE"], config["model"]), config, model, Path(folder))
         watch_loss(trainer, name)
         with overflow_explained(config, name), suppress(TimeIsUp):
-            callback = clock(name, config["kd_teacher_minutes"])
+            callback = clock(trainer, name, config["kd_teacher_minutes"])
             trainer.fit(train, holdout, show_progress=config["show_progress"], callback_fn=callback)
         # The best epoch's weights, read back as RecBole does before a test.
         score = _valid_score(trainer, holdout, best=True)

@@ -12,7 +12,7 @@ its training examples.
 """
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from logging import getLogger
 
 import numpy as np
@@ -52,6 +52,11 @@ class Choice:
     floor: float = 0.1
     temperature: float = 0.5
     ndcg: float = 0.0
+
+    def described(self) -> str:
+        """For a log."""
+        values = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in asdict(self).items() if name != "ndcg")
+        return f"NDCG@10 {self.ndcg:.4f} with {', '.join(values)}"
 
 
 class Linear(Teacher):
@@ -126,7 +131,7 @@ class Linear(Teacher):
         if not len(fold) or int(fold.max()) == 0:
             raise UserError("Linear needs training examples of at least two users: leave it out of kd_teachers.")
         choice = choose(data.fit, fold, self.n_items, self.newest)
-        getLogger().info(f"Linear on unseen users: {choice}")
+        getLogger().info(f"Linear on unseen users: {choice.described()}.")
         values, columns = closed_form.largest(fitted(data.fit, self.n_items, choice), self.columns.shape[1])
         self.weights.copy_(torch.from_numpy(values))
         self.columns.copy_(torch.from_numpy(columns))

@@ -180,7 +180,7 @@ class RecBoleTeacher(RecBoleScores):
             watch_loss(trainer, name)
             if not loaded and config["epochs"]:
                 with overflow_explained(config, name), suppress(TimeIsUp):
-                    callback = clock(name, self.config["kd_teacher_minutes"])
+                    callback = clock(trainer, name, self.config["kd_teacher_minutes"])
                     trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
                 if not weights_are_finite(self.host):
                     raise NotFinite(weights_sentence(trainer, name))

@@ -23,6 +23,7 @@ from recbole_prmkd.teachers.unseen import ndcg_at_10
 USELESS = 0.05  # a teacher below this share or exponent adds nothing
 PRODUCT = "product"
 _ROUNDS = 100  # of EM
+_FEW = 100  # of the holdout
 _FIT = 1 << 23  # log-probabilities of a teacher that exponents are found on, at most
 
 
@@ -133,7 +134,8 @@ def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, ch
         lines.append(f"{name:<20}  {ranked[name].ndcg:7.4f}  {_mean(ranked[name]):14.3f}  {count:8.2f}")
     rest = "" if fusion == PRODUCT else f"  {max(0.0, 1 - sum(shares)):8.2f}"
     lines.append(f"{'popularity':<20}  {least.ndcg:7.4f}  {_mean(least):14.3f}{rest}")
-    getLogger().info(f"Teachers on {number} held-out training examples:\n" + "\n".join(lines))
+    few = f" (fewer than {_FEW}: chance decides much)" if number < _FEW else ""
+    getLogger().info(f"Teachers on {number} held-out training examples{few}:\n" + "\n".join(lines))
     if len(names) > 1:
         _report_together(names, ranked, trust, fusion)
     for name, count in zip(names, counts, strict=True):
