@@ -33,7 +33,7 @@ from recbole_prmkd.teachers.linear_scores import Floor, Kept, of_dense, of_spars
 EASE_PENALTIES = (100.0, 300.0, 1000.0)
 TRANSITION_PENALTIES = (300.0, 1000.0)
 DECAYS = (0.8, 0.9, 0.95)
-MIXES = (0.0, 0.25, 0.5, 1.0, 2.0)  # of transitions, in units of EASE's standard deviation
+MIXES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of transitions, in units of EASE's standard deviation
 _TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transitions are learnt from
 _EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
 _KEPT = 200  # weights of an item in M of all users
@@ -66,7 +66,7 @@ class Linear(Teacher):
     the logarithm; it is 0 for a history that says nothing.
     """
 
-    version = "1.0"
+    version = "1.1"
     columns: Tensor
     known: Tensor
     choice: Tensor
@@ -212,7 +212,7 @@ def choose(examples: Examples, fold: Tensor, n_items: int, newest: int) -> Choic
     gram, right = closed_form.transitions(others, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
     for penalty in TRANSITION_PENALTIES:
         raw = judge.raw(closed_form.ridge(gram, right, penalty), decay)
-        unit = judge.spread(best[3]) / max(judge.spread(raw), 1e-9)
+        unit = judge.spread(first) / max(judge.spread(raw), 1e-9)
         for mix in MIXES[1:]:
             mixed = judge.mixed(first, raw, mix * unit)
             if (score := judge.ndcg(mixed)) > best[0]:
