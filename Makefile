@@ -1,4 +1,4 @@
-# make demo   set up .venv, train SASRec on ml-100k without and with distillation, print a table
+# make demo   set up .venv, train SASRec on ml-100k without and with distillation, three seeds, print a table and a picture
 # make test   set up .venv, check style, types and spelling, build the documentation, run the tests
 # make docs   build the documentation into build/site (open build/site/index.html)
 PYTHON ?= python3
@@ -7,7 +7,6 @@ EXAMPLES ?= 200
 SEED ?=
 BIN = $(VENV)/bin
 PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks
-RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
 .PHONY: help demo docs test test-slow test-fuzz lint format bench reproduce clean
 .DEFAULT_GOAL := help
@@ -23,9 +22,8 @@ $(VENV)/.installed: setup.py constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(RUN) --kd=none --kd_output_dir=runs/demo/none
-	$(RUN) --kd=prmkd --kd_output_dir=runs/demo/prmkd
-	$(BIN)/python -m recbole_prmkd.report runs/demo/none runs/demo/prmkd
+	OMP_NUM_THREADS=1 $(BIN)/python run_recbole_prmkd.py --compare=none,auto,ensemble --models=SASRec --datasets=ml-100k \
+	    --seeds=3 --compare_jobs=2 --config_files=properties/demo.yaml --kd_output_dir=runs/demo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
