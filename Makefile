@@ -6,7 +6,7 @@ VENV ?= .venv
 EXAMPLES ?= 200
 SEED ?=
 BIN = $(VENV)/bin
-PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks
+PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks examples
 RUN = $(BIN)/python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
 .PHONY: help demo docs test test-slow test-fuzz lint format bench reproduce clean
@@ -52,13 +52,14 @@ test-fuzz: $(VENV)/.installed
 	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py --hypothesis-show-statistics \
 		$(if $(SEED),--hypothesis-seed=$(SEED))
 
-# Speed of encoding and of PyGLightGCN, cost of distillation, as ratios inside one run. Another data set:
+# Speed of encoding, of PyGLightGCN and of recommending, cost of distillation, as ratios inside one run. Another data set:
 # make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encoding.py $(DATA)
 	$(BIN)/python benchmarks/lightgcn.py $(DATA)
 	$(BIN)/python benchmarks/epoch.py $(DATA)
 	$(BIN)/python benchmarks/catalogue.py
+	$(BIN)/python benchmarks/recommend.py
 
 # The comparisons of docs/results.md on the data sets that are present. It first says how long that takes; --estimate stops there:
 # make reproduce DATA="--data_path=... --estimate"

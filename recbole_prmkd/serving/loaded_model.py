@@ -34,7 +34,6 @@ from recbole_prmkd.serving.histories import Histories, known_histories
 from recbole_prmkd.serving.kept_data import DATA, Kept, read
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers import TEACHERS
-from recbole_prmkd.training import ranking
 
 
 class LoadedModel:
@@ -73,6 +72,8 @@ class LoadedModel:
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """The metrics of result.json once more: valid, test, and both with earlier items left out (`*_unseen`)."""
+        from recbole_prmkd.training import ranking  # which imports this room for `carry_over`
+
         config, split, results = self.config, self.split, {}
         with tempfile.TemporaryDirectory() as folder, ranking(config, split, self.model):
             trainer = quiet_trainer(host_trainer(config, type(self.model)), config, self.model, Path(folder))
