@@ -72,6 +72,7 @@ class _Scoring(nn.Module):
         super().__init__()
         self.model, self.names, self.by_rows, self.n_items = scorer.model, names, scorer.by_rows, scorer.n_items
         self.user = scorer.config["USER_ID_FIELD"]
+        self.eval()  # as the model is; the exporter puts the mode back that it finds here
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Scores [B, n_items]."""
