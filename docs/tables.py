@@ -148,6 +148,7 @@ _ROOMS = {
     "Teachers and checkpoints": ["recbole_prmkd/teachers/*.py"],
     "Student and distillation": ["recbole_prmkd/students/*.py", "recbole_prmkd/distil/**/*.py"],
     "Stored folders and results": ["recbole_prmkd/teacher_cache/*.py", "recbole_prmkd/results/*.py"],
+    "Trained students": ["recbole_prmkd/serving/*.py"],
     "Comparisons": ["recbole_prmkd/compare/*.py"],
     "Sweeps and Ray": ["recbole_prmkd/tune/*.py"],
 }

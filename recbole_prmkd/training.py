@@ -149,6 +149,8 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
             "kd_item_init has no effect here, since the model is built already: run_recbole_prmkd starts its items so."
         )
         config["kd_item_init"] = "none"
+    if config["kd_student_checkpoint"]:
+        getLogger().warning("kd_student_checkpoint has no effect here, since the model is built already.")
     if config["kd_guard"]:
         getLogger().warning("kd_guard has no effect here: run_recbole_prmkd trains the other students too.")
     check_distillation(config)

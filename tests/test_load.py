@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from trained import FAMILIES, SMALL, trained
 
-from recbole_prmkd import UserError, load
+from recbole_prmkd import UserError, export, load, recommend, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.results.run_folder import read_result
@@ -69,8 +69,6 @@ def test_checkpoint_runs_no_code(runs, tmp_path):
 
 def test_another_process_may_read_weights_only(runs, tmp_path):
     """The file of --format=weights needs no torch.load at all."""
-    from recbole_prmkd import export
-
     (file,) = export(runs / "LightGCN", "weights", tmp_path / "student.safetensors")
     code = (
         "import torch, sys\n"
@@ -81,8 +79,6 @@ def test_another_process_may_read_weights_only(runs, tmp_path):
         "print(lists.item_id.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    from recbole_prmkd import recommend
-
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(recommend(runs / "LightGCN", users=["u1"], topk=3).item_id.tolist())
 
@@ -129,8 +125,6 @@ def test_incomplete_folder_gives_one_sentence(runs, tmp_path, spoil, words):
 
 
 def test_unsaved_student_keeps_no_data(runs, tmp_path):
-    from recbole_prmkd import run_recbole_prmkd
-
     settings = {**SMALL, "data_path": str(runs / "elsewhere"), "kd_output_dir": str(tmp_path / "run")}
     run_recbole_prmkd("BPR", "shop", config_dict=settings, saved=False)
     assert not (tmp_path / "run" / "data.safetensors").exists()
@@ -141,3 +135,20 @@ def test_later_run_takes_the_place_of_an_earlier_ones_data(runs, tmp_path):
     folder = trained("BPR", runs / "elsewhere", tmp_path / "run")
     trained("SASRec", runs / "elsewhere", folder)
     assert load(folder).name == "SASRec"
+
+
+def test_model_of_ones_own_is_named_again(runs, tmp_path, monkeypatch):
+    """In a new process RecBole knows no such class, and no name in a file imports anything."""
+    from recbole.model.general_recommender import BPR
+
+    class Mine(BPR):
+        pass
+
+    settings = {**SMALL, "data_path": str(runs / "elsewhere"), "kd_output_dir": str(tmp_path / "run")}
+    run_recbole_prmkd(Mine, "shop", config_dict=settings)
+    monkeypatch.delitem(sys.modules, "recbole.model.general_recommender.mine")
+    with pytest.raises(UserError, match=r"a model of your own: .*--model=package.module:Mine"):
+        load(tmp_path / "run")
+    with pytest.raises(UserError, match="The model is a Mine, not a BPR"):
+        load(tmp_path / "run", model=BPR)
+    assert isinstance(load(tmp_path / "run", model=Mine).model, Mine)

@@ -130,7 +130,7 @@ def read(file: Path) -> Kept:
         UserError: it is missing, damaged, or of another kind or version.
     """
     if not file.is_file():
-        raise UserError(f"There is no {file}.")
+        raise UserError(f"There is no {file}: name a run's folder, or a file of --format=weights.")
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -25,6 +25,7 @@ from recbole_prmkd.data.split import Split, split_dataset
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.boundary import recbole_errors
 from recbole_prmkd.recbole_host.config import find_model
+from recbole_prmkd.recbole_host.host_properties import is_host
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.own_checkpoint import read_weights
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
@@ -100,7 +101,9 @@ class LoadedModel:
             raise UserError(f"The model is a {self.name}, not a {found.__name__}: name its own class, or none.")
         try:
             get_model(self.name)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, ImportError) as error:
+            if is_host(self.name):
+                raise UserError(f"{self.name} needs a package that is not installed: {error}.") from error
             raise UserError(
                 f"{self.name} is a model of your own: name its class as in training, with "
                 f"--model=package.module:{self.name}, or recbole_prmkd.load(..., model=...)."
