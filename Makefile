@@ -1,4 +1,4 @@
-# make demo   set up .venv, train SASRec on ml-100k without and with distillation, three seeds, print a table and a picture
+# make demo   set up .venv, train SASRec on ml-100k without and with distillation (three seeds), write a report
 # make test   set up .venv, check style, types and spelling, build the documentation, run the tests
 # make docs   build the documentation into build/site (open build/site/index.html)
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV ?= .venv
 EXAMPLES ?= 200
 SEED ?=
 BIN = $(VENV)/bin
-PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks
+PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks examples
 
 .PHONY: help demo docs test test-slow test-fuzz lint format bench reproduce clean
 .DEFAULT_GOAL := help
@@ -50,13 +50,14 @@ test-fuzz: $(VENV)/.installed
 	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py --hypothesis-show-statistics \
 		$(if $(SEED),--hypothesis-seed=$(SEED))
 
-# Speed of encoding and of PyGLightGCN, cost of distillation, as ratios inside one run. Another data set:
+# Speed of encoding, of PyGLightGCN and of recommending, cost of distillation, as ratios inside one run. Another data set:
 # make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/encoding.py $(DATA)
 	$(BIN)/python benchmarks/lightgcn.py $(DATA)
 	$(BIN)/python benchmarks/epoch.py $(DATA)
 	$(BIN)/python benchmarks/catalogue.py
+	$(BIN)/python benchmarks/recommend.py
 
 # The comparisons of docs/results.md on the data sets that are present. It first says how long that takes; --estimate stops there:
 # make reproduce DATA="--data_path=... --estimate"

@@ -6,6 +6,8 @@ python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --nproc=
 python run_recbole_prmkd.py --model=SASRec --dataset=ml-100k --kd=prmkd --tune=hyper/sasrec.yaml --tune_trials=50
 python run_recbole_prmkd.py --model=UniSRec --train_stage=pretrain --datasets=first,second
 python run_recbole_prmkd.py --compare=none,mean,prmkd_plus --models=SASRec,LightGCN --datasets=ml-100k --seeds=5
+python run_recbole_prmkd.py --recommend=RUN_FOLDER --output=lists.parquet
+python run_recbole_prmkd.py --export=RUN_FOLDER --format=vectors
 """
 
 import argparse
@@ -45,6 +47,8 @@ with _interruptible_imports():
 @interruptible()
 def main() -> None:
     """Read the command line and run; wrong input ends with exit code 1 and one sentence."""
+    if any(argument.partition("=")[0] in ("--recommend", "--export") for argument in sys.argv[1:]):
+        return _serve()
     parser = argparse.ArgumentParser(
         description="Distil pre-trained recommendation models into any RecBole model.",
         epilog="Every key of RecBole and of properties/kd.yaml is an option: --key=value.",
@@ -134,12 +138,26 @@ def main() -> None:
         sys.exit(f"recbole_prmkd: {error}")
 
 
+def _serve() -> None:
+    """Use a trained student."""
+    from recbole_prmkd.serving.command import serve
+
+    keep_freed_memory()
+    say_reuse("the same command goes on after the last finished part")
+    try:
+        serve(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"recbole_prmkd: {error}")
+
+
 def _check_options(arguments: argparse.Namespace, others: list[str]) -> None:
     """Reject what would be ignored."""
     for other in others:
         name, equals, value = other.partition("=")
         if not (name.startswith("--") and equals) or "=" in value:
             raise UserError(f"RecBole would ignore the argument {other!r}: write --key=value, or use a config file.")
+        if name in ("--users", "--histories", "--unseen", "--output", "--format"):
+            raise UserError(f"{name} is for trained students: add --recommend=RUN_FOLDER or --export=RUN_FOLDER.")
     for option in ("tune", "tune_resume", "compare", "ray_address"):
         if getattr(arguments, option) == "":  # a shell variable that is not set
             raise UserError(f"--{option}= is empty: give it a value, or leave it out.")

@@ -20,6 +20,7 @@ REQUIRED = [
     "pydantic>=2.9",  # the documented, checked schema of result.json
     "numpy>=1.26,<3",
     "pandas>=2.2,<3",  # with pandas 3 RecBole's NaN filling silently does nothing
+    "pyarrow>=16",  # lists of recommendations as parquet and CSV, part by part; ray[tune] brings it too
     "scipy>=1.15",  # paired tests and the bootstrap of a comparison; its rng came with 1.15
     "filelock>=3.12",  # one comparison at a time in a folder; torch brings it too
     "psutil>=5.9",  # the processes that Ctrl-C has to end; RecBole imports it without declaring it
@@ -36,6 +37,9 @@ DOCS = [
     "mkdocs-material>=9.6",  # its theme, kept until May 2027; its successor Zensical reads the same mkdocs.yml
     "mkdocstrings[python]>=0.27",  # API pages from the docstrings, read without importing the package
 ]
+# A student as an ONNX file; torch 2.13's exporter by tracing needs `onnx`, the comparison of the scores the runtime.
+ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
+SERVE = ["faiss-cpu>=1.10", "fastapi>=0.115", "uvicorn>=0.30"]  # examples/serve.py: an index and a small HTTP service
 TEST = [
     *DEMO,
     "pytest>=8",
@@ -67,6 +71,6 @@ setup(
     package_dir={"recbole_prmkd.properties": "properties"},
     package_data={"": ["*.yaml", "*.html", "py.typed"], "recbole_prmkd.teachers": ["weights/*"]},
     install_requires=REQUIRED,
-    extras_require={"demo": DEMO, "docs": DOCS, "test": TEST},
+    extras_require={"demo": DEMO, "docs": DOCS, "test": TEST, "onnx": ONNX, "serve": SERVE},
     entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},
 )

@@ -65,8 +65,17 @@ def teacher_keys() -> str:
 
 def options() -> str:
     """The options of run_recbole_prmkd.py, from its calls of `add_argument`."""
+    return _options(ROOT / "run_recbole_prmkd.py")
+
+
+def serving_options() -> str:
+    """The options of --recommend and --export."""
+    return _options(PACKAGE / "serving" / "command.py")
+
+
+def _options(file: Path) -> str:
     rows = []
-    for call in ast.walk(ast.parse((ROOT / "run_recbole_prmkd.py").read_text(encoding="utf-8"))):
+    for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument":
             given = {keyword.arg: ast.unparse(keyword.value).strip("'\"") for keyword in call.keywords}
             names = ", ".join(f"`{ast.literal_eval(name)}`" for name in call.args)
@@ -106,6 +115,7 @@ TABLES = {
     "presets": presets,
     "teacher keys": teacher_keys,
     "options": options,
+    "serving options": serving_options,
     "result": result,
     "messages": messages,
 }
@@ -138,6 +148,7 @@ _ROOMS = {
     "Teachers and checkpoints": ["recbole_prmkd/teachers/*.py"],
     "Student and distillation": ["recbole_prmkd/students/*.py", "recbole_prmkd/distil/**/*.py"],
     "Stored folders and results": ["recbole_prmkd/teacher_cache/*.py", "recbole_prmkd/results/*.py"],
+    "Trained students": ["recbole_prmkd/serving/*.py"],
     "Comparisons": ["recbole_prmkd/compare/*.py"],
     "Sweeps and Ray": ["recbole_prmkd/tune/*.py"],
 }
@@ -145,6 +156,7 @@ _PARTS_OF_RESULT = {
     "RunResult": "The file",
     "StudentResult": "`student`",
     "KDResult": "`student.kd`",
+    "CarriedOver": "`student.carried_over`",
     "TeacherResult": "`teachers.<name>`",
     "GuardResult": "`guard`",
     "StepResult": "`steps.<step>`",

@@ -10,6 +10,7 @@ The package reads as the data flows. Each folder's own docstring is its map.
 - `distil`: the method, from a batch to kd_loss; `distil.objective` shows it on one screen
 - `students`: how any RecBole model is scored, what is known of its class, where its items start
 - `results`: metrics, result.json, figures, tables
+- `serving`: a trained student in use: loaded without its data set, recommending, exported, continued on new data
 - `compare`: a grid of runs and the report on them; `tune`: sweeps on Ray
 - `recbole_host`: everything that knows RecBole's insides
 
@@ -30,8 +31,22 @@ from recbole_prmkd.recbole_host import registry  # isort: skip
 from recbole_prmkd.distil.trainer import PRMKDTrainer
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.quick_start import run_recbole_prmkd
+from recbole_prmkd.serving import LoadedModel, export, load, recommend
 from recbole_prmkd.students.traits import Traits
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.pretrain import pretrain
 
-__all__ = ["TEACHERS", "PRMKDTrainer", "Traits", "UserError", "compat", "pretrain", "registry", "run_recbole_prmkd"]
+__all__ = [
+    "TEACHERS",
+    "LoadedModel",
+    "PRMKDTrainer",
+    "Traits",
+    "UserError",
+    "compat",
+    "export",
+    "load",
+    "pretrain",
+    "recommend",
+    "registry",
+    "run_recbole_prmkd",
+]

@@ -4,13 +4,14 @@ A plain run does this for itself; a sweep does it once, and hands the product to
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import getLogger
 from typing import Any
 
 from recbole.config import Config
+from recbole.data.dataset import Dataset
 from recbole.utils import set_color
 from torch import Tensor
 
@@ -67,11 +68,14 @@ class Prepared:
     start_vectors: Tensor | None = None
 
 
-def prepare(config: Config, steps: Steps) -> Prepared:
-    """Data, teachers and teacher cache; each taken from disk where it still matches, else made."""
+def prepare(config: Config, steps: Steps, on_read: Callable[[Dataset], None] | None = None) -> Prepared:
+    """Data, teachers and teacher cache; each taken from disk where it still matches, else made.
+
+    on_read: called with the data set before it is split.
+    """
     _warn_of_unnamed(config)
     with steps("data"):
-        split = load_split(config)
+        split = load_split(config, on_read)
     check_bounds(config, split.dataset.item_num, *split.sizes[1:])
     check_labels(config, split.valid_data, split.test_data)
     return prepare_on(config, split, steps)

@@ -41,6 +41,8 @@ from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, 
 from recbole_prmkd.results.run_result import Measured, run_result
 from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult
 from recbole_prmkd.results.target_ranks import save_ranks
+from recbole_prmkd.serving.carry_over import check_start
+from recbole_prmkd.serving.kept_data import DATA, keep_data
 from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
@@ -70,7 +72,8 @@ def run_recbole_prmkd(
     if config["local_rank"] > 0:  # the first process on this machine writes the result
         return _follow(config, output, saved)
     check_run(config, output)
-    files = (RESULT, CURVES, RANKS, f"{config['model']}.pth")
+    check_start(config)
+    files = (RESULT, CURVES, RANKS, DATA, f"{config['model']}.pth")
     with output_folder(output, files=files) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
         _draw(config, run, folder / CURVES)
@@ -108,7 +111,8 @@ def _run(
         init_seed(config["seed"], config["reproducibility"])
         getLogger().info(config)
     warn_of_ignored(config)
-    prepared = prepare(config, steps)
+    keeps = saved and checkpoints is None and config["kd"] != ENSEMBLE
+    prepared = prepare(config, steps, partial(keep_data, folder / DATA, config) if keeps else None)
     student = partial(_student, saved=saved, checkpoints=checkpoints)
     guard = None
     if config["kd"] == ENSEMBLE:
@@ -176,6 +180,7 @@ def _student(
         train_losses=[float(loss) for loss in trainer.train_loss_dict.values()],
         valid_scores=valid_scores,
         kd=_kd_result(trainer),
+        carried_over=trainer.carried_over,
     )
     memory = peak_memory_mb(config["device"])
     return Measured(measured, best_score, best_valid, test, memory, getattr(trainer, "history", []), ranks)

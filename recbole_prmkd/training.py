@@ -33,6 +33,7 @@ from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import host_trainer
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import same_samples
+from recbole_prmkd.serving.carry_over import carry_over
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.warm_start import warm_start
@@ -58,10 +59,13 @@ def make_trainer(config: Config, prepared: Prepared, folder: Path) -> Any:
         start(student, config["model"], config)
     if prepared.start_vectors is not None:
         warm_start(student, config, split.dataset, prepared.start_vectors, source_of(config))
+    carried = carry_over(student, config, split.dataset) if config["kd_student_checkpoint"] else None
     getLogger().info(student)
     _log_flops(student, config, split)
     host = host_trainer(config, model_class)
-    return quiet_trainer(distillation_trainer(host) if has_teachers(config) else host, config, student, folder)
+    trainer = quiet_trainer(distillation_trainer(host) if has_teachers(config) else host, config, student, folder)
+    trainer.carried_over = carried
+    return trainer
 
 
 def train(
@@ -145,6 +149,8 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
             "kd_item_init has no effect here, since the model is built already: run_recbole_prmkd starts its items so."
         )
         config["kd_item_init"] = "none"
+    if config["kd_student_checkpoint"]:
+        getLogger().warning("kd_student_checkpoint has no effect here, since the model is built already.")
     if config["kd_guard"]:
         getLogger().warning("kd_guard has no effect here: run_recbole_prmkd trains the other students too.")
     check_distillation(config)

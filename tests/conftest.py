@@ -190,3 +190,18 @@ def made_up_run():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Runs of one student of each family, in folders of their names; their data set lies `elsewhere` afterwards."""
+    from trained import FAMILIES, trained, write_data
+
+    folder = tmp_path_factory.mktemp("runs")
+    data = write_data(folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pytest"])
+        for model in FAMILIES:
+            trained(model, data, folder / model)
+    shutil.move(data, folder / "elsewhere")
+    return folder

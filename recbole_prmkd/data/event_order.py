@@ -60,14 +60,14 @@ class EventTimes:
     def _noting(self, own: Callable[[Dataset], None]) -> Callable[[Dataset], None]:
         def filled(dataset: Dataset) -> None:
             own(dataset)
-            self._times = _times(dataset)
+            self._times = exact_times(dataset)
 
         return filled
 
     def _building(self, own: Callable[[Dataset], list[Dataset]]) -> Callable[[Dataset], list[Dataset]]:
         def build(dataset: Dataset) -> list[Dataset]:
             if self._times is None and isinstance(dataset.inter_feat, pd.DataFrame):  # a data set that was saved
-                self._times = _times(dataset)
+                self._times = exact_times(dataset)
             if self._times is None or not self._sorts:
                 return own(dataset)
             stand_in = _StandIn(self._times, self.exact)
@@ -152,7 +152,7 @@ def _warn_of_lost(users: np.ndarray, times: np.ndarray, sorted_by: np.ndarray, t
         )
 
 
-def _times(dataset: Dataset) -> np.ndarray | None:
+def exact_times(dataset: Dataset) -> np.ndarray | None:
     """Exact times of the interactions, missing ones at the mean, [N]; None where the column holds none."""
     field, frame = dataset.time_field, dataset.inter_feat
     if field not in frame or dataset.field2type[field] not in (FeatureType.FLOAT, FeatureType.TOKEN):

@@ -72,13 +72,15 @@ class Split:
         return _size(self.train_data), _size(self.valid_data), _size(self.test_data)
 
 
-def load_split(config: Config) -> Split:
+def load_split(config: Config, on_read: Callable[[Dataset], None] | None = None) -> Split:
     """Read and split the data set with RecBole's own code, in RecBole's own order of calls.
 
     Adds one column, the example's number, to the training interactions; the student does not see it. Logs how
     many lines of the file did not become interactions. The validation or test part may be empty. Of two pre-split files
     the second one is the test part, or the validation part by its name.
 
+    Args:
+        on_read: called with the data set before it is split.
     Raises:
         UserError: the files or settings cannot be read, or there is nothing to train on.
     """
@@ -93,6 +95,17 @@ def load_split(config: Config) -> Split:
         dataset = create_dataset(config)
         getLogger().info(dataset)
     _report_lost_lines(config, dataset, loaded)
+    if on_read is not None:
+        on_read(dataset)
+    return split_dataset(config, dataset, times)
+
+
+def split_dataset(config: Config, dataset: Dataset, times: EventTimes) -> Split:
+    """The split of a data set that has been read, or that a run has kept.
+
+    Raises:
+        UserError: it cannot be split with these settings, or there is nothing to train on.
+    """
     if len(config["benchmark_filename"] or []) == 2:
         _add_empty_part(config, dataset)
     splitting = recbole_errors(f"split {config['dataset']} with these settings", config)

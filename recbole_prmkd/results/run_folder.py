@@ -21,6 +21,7 @@ from recbole_prmkd.storage.locks import LOCK, alone
 
 RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
+DATA = "data.safetensors"  # what the student is rebuilt from (`serving.kept_data`)
 UNFINISHED = "unfinished"
 _CURVES_FILES = "events.out.tfevents.*"
 PROGRESS = "progress"  # start of the names of a training's state there (`results.resume`)
@@ -135,7 +136,7 @@ def _remove_old(path: Path) -> None:
         checkpoint, guarded = run.student.checkpoint, [*run.guard.valid] if run.guard else []
     except UserError:
         checkpoint, guarded = None, []
-    for name in (RESULT, CURVES, RANKS, *([checkpoint] if checkpoint else [])):
+    for name in (RESULT, CURVES, RANKS, DATA, *([checkpoint] if checkpoint else [])):
         (path / name).unlink(missing_ok=True)
     for kd in ("", *guarded):
         for file in (path / "tensorboard" / kd).glob(_CURVES_FILES):  # else TensorBoard shows two runs as one

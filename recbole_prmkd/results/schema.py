@@ -43,6 +43,17 @@ class KDResult(_Part):
     )
 
 
+class CarriedOver(_Part):
+    """What a student that goes on from an earlier run (`kd_student_checkpoint`) has taken over."""
+
+    folder: str = Field(description="of the earlier run")
+    weights: int = Field(description="tensors that were taken over, whole or by their rows")
+    users: int = Field(description="that both data sets have")
+    new_users: int
+    items: int = Field(description="that both data sets have")
+    new_items: int
+
+
 class StudentResult(_Measured):
     """The student, with the best epoch's weights; with `kd: ensemble` the teachers together, 0 epochs and seconds."""
 
@@ -54,6 +65,7 @@ class StudentResult(_Measured):
     train_losses: list[float] = Field(description="sum over the batches, per epoch, as RecBole logs it")
     valid_scores: list[float] = Field(default=[], description="valid_metric at each validation")
     kd: KDResult | None = Field(default=None, description="None where kd_loss was not in use")
+    carried_over: CarriedOver | None = Field(default=None, description="None without kd_student_checkpoint")
 
 
 class CoveredResult(_Part):

@@ -1,0 +1,173 @@
+"""Lists of recommendations: for users of the data set, or for new histories."""
+
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from recbole_prmkd.errors import UserError
+from recbole_prmkd.serving.histories import Histories, histories_of
+from recbole_prmkd.serving.list_file import ListFile, as_table, check_output
+from recbole_prmkd.serving.loaded_model import LoadedModel, load
+from recbole_prmkd.serving.scoring import Scorer, ids_by_token
+from recbole_prmkd.serving.user_files import known_only, read_histories, read_users
+from recbole_prmkd.storage.store import digest
+
+TOPK = 20
+_PART_LINES = 1 << 20  # lines of a part of the file
+
+
+def recommend(
+    model: LoadedModel | str | Path,
+    users: Sequence[str] | str | Path | None = None,
+    histories: Mapping[str, Sequence[str]] | str | Path | None = None,
+    topk: int = TOPK,
+    unseen: bool = True,
+    output: str | Path | None = None,
+    progress: bool = False,
+) -> pd.DataFrame | Path:
+    """The best items of each user, by the model's scores.
+
+    The whole known history is used: training, validation and test, newest items last.
+
+    Args:
+        model: what `load` gave, or what it takes.
+        users: tokens, or a file of them; None: all users of the data set.
+        histories: item tokens of each user by the user's name, newest last, or a file of them; for users that the
+            model never saw. Such names need not be in the data set.
+        topk: items of a list; of fewer items, all there are.
+        unseen: leave out what is in the user's history.
+        output: file (.parquet or .csv) that is written in parts; a killed call goes on with it.
+        progress: show a bar.
+    Returns:
+        A table with the columns user_id, rank, item_id and score; with `output` the file's path.
+    Raises:
+        UserError: bad input, or histories for a model that cannot score them.
+    """
+    if output is not None:
+        check_output(Path(output))
+    if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
+        raise UserError(f"topk is {topk!r}: write a whole number above 0.")
+    if not isinstance(unseen, bool):
+        raise UserError(f"unseen is {unseen!r}: write True or False.")
+    if users is not None and histories is not None:
+        raise UserError("Name users or histories, not both: histories bring their own users.")
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    names, numbers, sequences = _asked(loaded, users, histories)
+    scorer = Scorer(loaded, sequences, known=histories is None)
+    if output is None:
+        parts = [as_table(*part) for part in _lists(loaded, scorer, names, numbers, topk, unseen, progress)]
+        return pa.concat_tables(parts).to_pandas()
+    return _written(Path(output), loaded, scorer, names, numbers, topk, unseen, progress)
+
+
+def top_items(scores: Tensor, seen: tuple[Tensor, Tensor] | None, topk: int) -> tuple[Tensor, Tensor]:
+    """The best items of each user, and their scores: [B, K] both; where there are fewer, the id is 0.
+
+    Args:
+        scores: [B, n_items], padding first; changed in place.
+        seen: (row, item) pairs to leave out, [P] each.
+    """
+    if seen is not None:
+        scores[seen[0].to(scores.device), seen[1].to(scores.device)] = -torch.inf
+    best, ids = torch.topk(scores, min(topk, scores.shape[1]))
+    return torch.where(best == -torch.inf, 0, ids), best
+
+
+def _asked(loaded: LoadedModel, users: Any, histories: Any) -> tuple[list[str], np.ndarray, Histories]:
+    """The users' names, their numbers in the histories, and the histories."""
+    if histories is not None:
+        return _new_users(loaded, histories)
+    ids = ids_by_token(loaded.user_tokens)
+    if users is None:
+        names = list(ids)
+    else:
+        given = read_users(Path(users)) if isinstance(users, str | Path) else list(dict.fromkeys(map(str, users)))
+        names, said = known_only(given, ids, "users")
+        if said:
+            getLogger().warning(said)
+        if not names:
+            raise UserError(f"None of the {len(given)} users is in the data set: give histories for new users.")
+    return names, np.array([ids[name] for name in names], dtype=np.int64), loaded.histories
+
+
+def _new_users(loaded: LoadedModel, histories: Any) -> tuple[list[str], np.ndarray, Histories]:
+    given = read_histories(Path(histories)) if isinstance(histories, str | Path) else dict(histories)
+    ids = ids_by_token(loaded.item_tokens)
+    _, said = known_only((str(item) for items in given.values() for item in items), ids, "items")
+    if said:
+        getLogger().warning(said)
+    sequences = {str(name): [ids[token] for token in map(str, items) if token in ids] for name, items in given.items()}
+    named = [name for name, items in sequences.items() if items]
+    if len(named) < len(sequences):
+        getLogger().warning(f"{len(sequences) - len(named)} histories without a known item left out.")
+    if not named:
+        raise UserError("No history has an item of the data set: write items as its files have them.")
+    return named, np.arange(len(named)), histories_of([sequences[name] for name in named])
+
+
+def _lists(
+    loaded: LoadedModel,
+    scorer: Scorer,
+    names: list[str],
+    numbers: np.ndarray,
+    topk: int,
+    unseen: bool,
+    progress: bool,
+    start: int = 0,
+) -> Any:
+    """For each batch of users from `start` on: their names, the item tokens, the ids and the scores of their lists."""
+    items = pa.array(loaded.item_tokens, pa.string())
+    size = scorer.batch
+    bar = tqdm(total=len(numbers), initial=start, unit="lists", desc="Recommend", disable=not progress)
+    with bar:
+        for place in range(start, len(numbers), size):
+            batch = numbers[place : place + size]
+            scores = scorer.scores(batch)
+            seen = scorer.histories.pairs(batch) if unseen else None
+            ids, best = top_items(scores, seen, topk)
+            yield names[place : place + size], items, ids.cpu().numpy(), best.cpu().numpy()
+            bar.update(len(batch))
+
+
+def _written(
+    output: Path,
+    loaded: LoadedModel,
+    scorer: Scorer,
+    names: list[str],
+    numbers: np.ndarray,
+    topk: int,
+    unseen: bool,
+    progress: bool,
+) -> Path:
+    per_part = scorer.batch * max(1, _PART_LINES // (scorer.batch * topk))  # users of a part
+    weights = loaded.model.state_dict()
+    belongs_to = {
+        "model": digest([part for name in sorted(weights) for part in (name, weights[name].cpu())]),
+        "users": digest([*names, scorer.histories.items, scorer.histories.start]),
+        "topk": topk,
+        "unseen": unseen,
+        "users of a part": per_part,
+    }
+    file = ListFile(output, belongs_to)
+    part: list[pa.Table] = []
+    there = 0
+    for users, items, ids, scores in _lists(
+        loaded, scorer, names, numbers, topk, unseen, progress, start=min(file.done * per_part, len(numbers))
+    ):
+        part.append(as_table(users, items, ids, scores))
+        there += len(users)
+        if there >= per_part:
+            file.write(pa.concat_tables(part))
+            part, there = [], 0
+    if part:
+        file.write(pa.concat_tables(part))
+    file.finish()
+    return output
