@@ -129,6 +129,7 @@ def test_a_figure_that_fails_loses_no_run(error, settings, tmp_path, monkeypatch
     run = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", epochs=1))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "SASRec.pth",
+        "data.safetensors",
         "log",
         "result.json",
         "tensorboard",

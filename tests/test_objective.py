@@ -48,6 +48,7 @@ CONFIG = {
     "kd_confidence": "probability",
     "kd_consistency": "std",
     "kd_consistency_damping": 0.5,
+    "kd_fusion": "sum",
     "kd_false_negative_mask": True,
     "kd_history_mask": False,
     "kd_shuffled_teachers": False,
