@@ -63,7 +63,8 @@ def recommend(
     names, numbers, sequences = _asked(loaded, users, histories)
     scorer = Scorer(loaded, sequences, known=histories is None)
     if output is None:
-        ids, best = _lists(scorer, numbers, topk, unseen, progress, 0, len(numbers))
+        with _bar(len(numbers), 0, progress) as bar:
+            ids, best = _lists(scorer, numbers, topk, unseen, bar, 0, len(numbers))
         return as_table(names, pa.array(loaded.item_tokens, pa.string()), ids, best).to_pandas()
     return _written(Path(output), loaded, scorer, names, numbers, topk, unseen, progress)
 
@@ -113,8 +114,12 @@ def _new_users(loaded: LoadedModel, histories: Any) -> tuple[list[str], np.ndarr
     return named, np.arange(len(named)), histories_of([sequences[name] for name in named])
 
 
+def _bar(number: int, done: int, shown: bool) -> Any:
+    return tqdm(total=number, initial=done, unit="lists", desc="Recommend", disable=not shown)
+
+
 def _lists(
-    scorer: Scorer, numbers: np.ndarray, topk: int, unseen: bool, progress: bool, start: int, stop: int
+    scorer: Scorer, numbers: np.ndarray, topk: int, unseen: bool, bar: Any, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and scores of the lists of the users from `start` to `stop`, [users, K] both; an id of 0 ends a list.
 
@@ -124,14 +129,13 @@ def _lists(
     width = min(topk, scorer.n_items)
     ids = np.zeros((stop - start, width), dtype=np.int32)
     best = np.zeros((stop - start, width), dtype=np.float32)
-    with tqdm(total=len(numbers), initial=start, unit="lists", desc="Recommend", disable=not progress) as bar:
-        for place in range(start, stop, scorer.batch):
-            batch = numbers[place : min(place + scorer.batch, stop)]
-            seen = scorer.histories.pairs(batch) if unseen else None
-            found, scores = top_items(scorer.scores(batch), seen, topk)
-            lines = slice(place - start, place - start + len(batch))
-            ids[lines], best[lines] = found.cpu().numpy(), scores.cpu().numpy()
-            bar.update(len(batch))
+    for place in range(start, stop, scorer.batch):
+        batch = numbers[place : min(place + scorer.batch, stop)]
+        seen = scorer.histories.pairs(batch) if unseen else None
+        found, scores = top_items(scorer.scores(batch), seen, topk)
+        lines = slice(place - start, place - start + len(batch))
+        ids[lines], best[lines] = found.cpu().numpy(), scores.cpu().numpy()
+        bar.update(len(batch))
     return ids, best
 
 
@@ -156,9 +160,11 @@ def _written(
     }
     file = ListFile(output, belongs_to)
     items = pa.array(loaded.item_tokens, pa.string())
-    for start in range(file.done * per_part, len(numbers), per_part):
-        stop = min(start + per_part, len(numbers))
-        ids, best = _lists(scorer, numbers, topk, unseen, progress, start, stop)
-        file.write(as_table(names[start:stop], items, ids, best))
+    done = min(file.done * per_part, len(numbers))
+    with _bar(len(numbers), done, progress) as bar:
+        for start in range(done, len(numbers), per_part):
+            stop = min(start + per_part, len(numbers))
+            ids, best = _lists(scorer, numbers, topk, unseen, bar, start, stop)
+            file.write(as_table(names[start:stop], items, ids, best))
     file.finish()
     return output
