@@ -142,7 +142,6 @@ def _serve() -> None:
     """Use a trained student."""
     from recbole_prmkd.serving.command import serve
 
-    keep_freed_memory()
     say_reuse("the same command goes on after the last finished part")
     try:
         serve(sys.argv[1:])

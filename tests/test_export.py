@@ -84,6 +84,13 @@ def test_student_teaches_the_next_one(runs, tmp_path):
     assert recommend(tmp_path / "run", users=["u1"], topk=2).item_id.tolist()
 
 
+def test_model_without_weights_is_one_file(runs, tmp_path):
+    """Pop has no trained weight: its counts stand beside them."""
+    folder = trained("Pop", runs / "elsewhere", tmp_path / "run")
+    (file,) = export(folder, "weights")
+    pd.testing.assert_frame_equal(recommend(file, topk=4), recommend(folder, topk=4))
+
+
 @pytest.mark.parametrize("model", FAMILIES)
 def test_weights_are_one_file(runs, model, tmp_path):
     (file,) = export(runs / model, "weights", tmp_path / "student.safetensors")

@@ -59,7 +59,7 @@ def export(
     if format == "onnx":
         write_onnx(loaded, file)
     else:
-        with_weights(loaded.kept, loaded.model.state_dict(), file)
+        with_weights(loaded.kept, loaded.model.state_dict(), file, loaded.model.other_parameter())
     return [file]
 
 

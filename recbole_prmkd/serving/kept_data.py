@@ -38,7 +38,7 @@ __all__ = ["DATA", "Kept", "keep_data", "read", "with_weights"]
 
 SCHEMA = "recbole_prmkd/data/1"
 _KEY = "recbole_prmkd"
-_DATA, _WEIGHTS = "data/", "weights/"
+_DATA, _WEIGHTS, _OTHERS = "data/", "weights/", "others/"
 _MAX_HEADER = 90_000_000  # bytes of JSON; safetensors reads at most 100 MB
 
 
@@ -53,7 +53,12 @@ class Kept:
     @property
     def weights(self) -> dict[str, Tensor]:
         """The model's weights by name; none in a run's folder, where they are in the checkpoint."""
-        return {name.removeprefix(_WEIGHTS): t for name, t in self.tensors.items() if name.startswith(_WEIGHTS)}
+        return self._of(_WEIGHTS)
+
+    @property
+    def others(self) -> dict[str, Tensor]:
+        """What the model keeps beside its weights (Pop's counts), where these are in the file."""
+        return self._of(_OTHERS)
 
     def config(self) -> Config:
         """The settings of the run, for this machine.
@@ -72,11 +77,13 @@ class Kept:
         Raises:
             UserError: another version has written it.
         """
-        tensors = {name.removeprefix(_DATA): t for name, t in self.tensors.items() if name.startswith(_DATA)}
         try:
-            return restored_dataset(tensors, self.content["dataset"], config)
+            return restored_dataset(self._of(_DATA), self.content["dataset"], config)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise self._unreadable(error) from error
+
+    def _of(self, start: str) -> dict[str, Tensor]:
+        return {name.removeprefix(start): each for name, each in self.tensors.items() if name.startswith(start)}
 
     def _unreadable(self, error: Exception) -> UserError:
         versions = self.content.get("versions") or {}
@@ -113,13 +120,20 @@ def write(file: Path, tensors: Mapping[str, Tensor], config: Config, dataset: An
     _save(file, tensors, content)
 
 
-def with_weights(kept: Kept, weights: Mapping[str, Tensor], file: Path) -> None:
+def with_weights(
+    kept: Kept, weights: Mapping[str, Tensor], file: Path, others: Mapping[str, Any] | None = None
+) -> None:
     """Write the same data with the model's weights beside them, in one file.
+
+    Args:
+        others: what the model keeps beside its weights; tensors are written.
 
     Raises:
         UserError: the disk cannot be written.
     """
-    given = {_WEIGHTS + name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    named = {_WEIGHTS + name: each for name, each in weights.items()}
+    named |= {_OTHERS + name: each for name, each in (others or {}).items() if isinstance(each, Tensor)}
+    given = {name: each.detach().cpu().clone() for name, each in named.items()}
     _save(file, {**kept.tensors, **given}, kept.content)
 
 

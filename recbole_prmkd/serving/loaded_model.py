@@ -118,7 +118,9 @@ class LoadedModel:
             dataset = training_dataset(config, self.kept)
             init_seed(config["seed"], config["reproducibility"])
             model = get_model(self.name)(config, dataset).to(config["device"])
-        weights, others = (self.kept.weights, {}) if self.kept.weights else self._checkpoint()
+        weights, others = (
+            (self.kept.weights, self.kept.others) if self.kept.weights or self.kept.others else self._checkpoint()
+        )
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -159,7 +161,7 @@ def load(path: str | Path, model: type | str | None = None) -> LoadedModel:
         kept = read(path)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}): copy it again, or train again.") from error
-    if path.name != DATA and not kept.weights:
+    if path.name != DATA and not (kept.weights or kept.others):
         raise UserError(f"{path} holds no weights: name the run's folder, or a file of --format=weights.")
     return LoadedModel(kept, model)
 

@@ -63,8 +63,9 @@ def recommend(
     names, numbers, sequences = _asked(loaded, users, histories)
     scorer = Scorer(loaded, sequences, known=histories is None)
     if output is None:
-        parts = [as_table(*part) for part in _lists(loaded, scorer, names, numbers, topk, unseen, progress)]
-        return pa.concat_tables(parts).to_pandas()
+        with _bar(len(numbers), 0, progress) as bar:
+            ids, best = _lists(scorer, numbers, topk, unseen, bar, 0, len(numbers))
+        return as_table(names, pa.array(loaded.item_tokens, pa.string()), ids, best).to_pandas()
     return _written(Path(output), loaded, scorer, names, numbers, topk, unseen, progress)
 
 
@@ -113,28 +114,29 @@ def _new_users(loaded: LoadedModel, histories: Any) -> tuple[list[str], np.ndarr
     return named, np.arange(len(named)), histories_of([sequences[name] for name in named])
 
 
+def _bar(number: int, done: int, shown: bool) -> Any:
+    return tqdm(total=number, initial=done, unit="lists", desc="Recommend", disable=not shown)
+
+
 def _lists(
-    loaded: LoadedModel,
-    scorer: Scorer,
-    names: list[str],
-    numbers: np.ndarray,
-    topk: int,
-    unseen: bool,
-    progress: bool,
-    start: int = 0,
-) -> Any:
-    """For each batch of users from `start` on: their names, the item tokens, the ids and the scores of their lists."""
-    items = pa.array(loaded.item_tokens, pa.string())
-    size = scorer.batch
-    bar = tqdm(total=len(numbers), initial=start, unit="lists", desc="Recommend", disable=not progress)
-    with bar:
-        for place in range(start, len(numbers), size):
-            batch = numbers[place : place + size]
-            scores = scorer.scores(batch)
-            seen = scorer.histories.pairs(batch) if unseen else None
-            ids, best = top_items(scores, seen, topk)
-            yield names[place : place + size], items, ids.cpu().numpy(), best.cpu().numpy()
-            bar.update(len(batch))
+    scorer: Scorer, numbers: np.ndarray, topk: int, unseen: bool, bar: Any, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores of the lists of the users from `start` to `stop`, [users, K] both; an id of 0 ends a list.
+
+    The arrays are made before the first score: among the large blocks of scores, many small results that stay would
+    let the process's memory grow from batch to batch.
+    """
+    width = min(topk, scorer.n_items)
+    ids = np.zeros((stop - start, width), dtype=np.int32)
+    best = np.zeros((stop - start, width), dtype=np.float32)
+    for place in range(start, stop, scorer.batch):
+        batch = numbers[place : min(place + scorer.batch, stop)]
+        seen = scorer.histories.pairs(batch) if unseen else None
+        found, scores = top_items(scorer.scores(batch), seen, topk)
+        lines = slice(place - start, place - start + len(batch))
+        ids[lines], best[lines] = found.cpu().numpy(), scores.cpu().numpy()
+        bar.update(len(batch))
+    return ids, best
 
 
 def _written(
@@ -157,17 +159,12 @@ def _written(
         "users of a part": per_part,
     }
     file = ListFile(output, belongs_to)
-    part: list[pa.Table] = []
-    there = 0
-    for users, items, ids, scores in _lists(
-        loaded, scorer, names, numbers, topk, unseen, progress, start=min(file.done * per_part, len(numbers))
-    ):
-        part.append(as_table(users, items, ids, scores))
-        there += len(users)
-        if there >= per_part:
-            file.write(pa.concat_tables(part))
-            part, there = [], 0
-    if part:
-        file.write(pa.concat_tables(part))
+    items = pa.array(loaded.item_tokens, pa.string())
+    done = min(file.done * per_part, len(numbers))
+    with _bar(len(numbers), done, progress) as bar:
+        for start in range(done, len(numbers), per_part):
+            stop = min(start + per_part, len(numbers))
+            ids, best = _lists(scorer, numbers, topk, unseen, bar, start, stop)
+            file.write(as_table(names[start:stop], items, ids, best))
     file.finish()
     return output
