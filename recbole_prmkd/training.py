@@ -180,12 +180,18 @@ def adapted(config: Config, prepared: Prepared, trainer: Any) -> Iterator[Any]:
     windows = _windows(config, split, trainer.model)
     with ExitStack() as stack:
         if windows is not None or distils(config):
-            dropout = config["kd_dropout"] if distils(config) else 1.0
-            stack.enter_context(student.attached(windows, dropout))
+            stack.enter_context(student.attached(windows, _dropout(config, prepared)))
         if prepared.teacher_cache is not None:
             stack.enter_context(all_shown_afterwards(split.train_data))
             trainer.distil(*_objective(config, prepared, student))
         yield WindowLoader(config, split.train_data._dataset, split.train) if windows else split.train_data
+
+
+def _dropout(config: Config, prepared: Prepared) -> float:
+    """Factor on the student's dropout: `kd_dropout`, the nearer to 1 the less the teachers teach."""
+    if not distils(config) or prepared.teacher_cache is None:
+        return 1.0
+    return float(1 - prepared.teacher_cache.trust.strength * (1 - config["kd_dropout"]))
 
 
 def _objective(
@@ -196,6 +202,12 @@ def _objective(
         return None, None
     split, cache = prepared.split, prepared.teacher_cache
     assert cache is not None
+    if cache.trust.strength == 0:
+        getLogger().warning(
+            "The teachers together rank the held-out examples no better than popularity, so they do not teach "
+            "(kd_teacher_check=weigh): the student trains alone. Give it other teachers, text or vectors."
+        )
+        return None, None
     excluded = exclusions_of(config, split.train, split.future, student.sequential)
     top_items = (
         top_items_of(config, cache, len(split.train), excluded)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from recbole_prmkd import run_recbole_prmkd
+from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.distil.weighting import by_prior, fuse
 from recbole_prmkd.recbole_host.keys import checked
 from recbole_prmkd.teacher_cache.scores import Trust
@@ -171,16 +171,39 @@ def test_dropped_teachers_are_not_in_the_result(settings, monkeypatch):
     assert list(run["teachers"]) == ["Linear"]
 
 
-def test_teachers_that_know_nothing_teach_nothing(settings):
-    """Shuffled teachers, a control: the check sees them as they teach, so that their KD loss weighs little."""
+@pytest.mark.parametrize("fusion", ["sum", "product"])
+def test_teachers_that_rank_no_better_than_popularity_do_not_teach(fusion):
+    signals = Signals()
+    noise = signals.of(torch.randn(3000, 20, generator=torch.Generator().manual_seed(4)))
+    useful = signals.of(signals.second)
+    _, trust_of_noise = trusted(["Noise"], {"Noise": noise}, useful, "weigh", fusion)
+    assert trust_of_noise.strength == 0
+    _, trust_of_both = trusted(
+        ["Noise", "Good"], {"Noise": noise, "Good": signals.of(signals.first)}, useful, "weigh", fusion
+    )
+    assert trust_of_both.strength > 0.5
+
+
+def test_teachers_that_know_nothing_teach_little(settings):
+    """Shuffled teachers, a control: the check sees them as they teach, and their KD loss weighs little or nothing."""
     given = {"kd_teachers": ["Linear"], "kd_teacher_check": "weigh", "epochs": 1}
-    weight = {
-        shuffled: run_recbole_prmkd(
-            "SASRec", "tiny", config_dict=settings(kd="mean", kd_shuffled_teachers=shuffled, **given)
-        )["result"]["student"]["kd"]["weight"]
-        for shuffled in (False, True)
-    }
+    weight = {}
+    for shuffled in (False, True):
+        own = settings(kd="mean", kd_shuffled_teachers=shuffled, **given)
+        kd = run_recbole_prmkd("SASRec", "tiny", config_dict=own)["result"]["student"]["kd"]
+        weight[shuffled] = kd["weight"] if kd else 0
     assert weight[True] < 0.5 < 2.5 < weight[False] <= 5
+
+
+def test_without_anything_to_teach_the_student_trains_alone(settings, monkeypatch):
+    """As it is, its dropout too."""
+    monkeypatch.setattr(preparation, "trusted", lambda names, *_: (names, Trust([1.0], 0.0)))
+    given = {"kd_teachers": ["Linear"], "kd_dropout": 0.0, "epochs": 1}
+    alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", **given))["result"]
+    assert alone["student"]["kd"] is None and alone["distillation"] == []
+    own = settings(kd="none", kd_protocol="ranking", kd_shared_prefixes=True, epochs=1)
+    plain = run_recbole_prmkd("SASRec", "tiny", config_dict=own)["result"]
+    assert plain["student"]["train_losses"] == alone["student"]["train_losses"]
 
 
 def test_a_run_multiplies_its_teachers(settings, tmp_path):

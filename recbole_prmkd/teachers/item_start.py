@@ -32,6 +32,8 @@ def useful_source(config: Config, ranked: Mapping[str, Ranked], data: TeacherDat
     content = next((its for name, its in ranked.items() if kind_of(name) == Content.__name__), None)
     if config["kd_item_init"] != "auto" or source != "text" or content is None or not len(content.log_likelihood):
         return source
+    if config["kd_shuffled_teachers"]:  # the ranks are then those of other items' texts
+        return source
     least = popularity(data)
     if content.ndcg >= least.ndcg:
         return source

@@ -8,6 +8,7 @@ teacher has learnt from the holdout. One that adds nothing to the others gets al
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import getLogger
 
 import numpy as np
@@ -33,7 +34,8 @@ def trusted(
     """The teachers that teach by `kd_teacher_check`, and how much each and all of them count.
 
     Args:
-        least: popularity. It takes part in the mixture, so that teachers who know no more than it teach little.
+        least: popularity. It takes part in the mixture, so that teachers who know little more than it teach little.
+            Teachers who together rank no better than it do not teach.
     """
     shares = dict(zip(names, shares_of(names, ranked, least), strict=True))
     if check == "drop":
@@ -41,11 +43,12 @@ def trusted(
         names = [name for name in names if shares[name] >= USELESS or name == best]
     if check != "weigh" or len(least.log_likelihood) == 0:
         return list(names), Trust([1.0] * len(names))
-    strength = min(1.0, sum(shares.values()))
-    if fusion == PRODUCT:
-        powers = exponents([ranked[name] for name in names])
-        return list(names), Trust(powers, strength, sum(powers))
-    return list(names), Trust(list(shares.values()), strength)
+    teachers, strength = [ranked[name] for name in names], min(1.0, sum(shares.values()))
+    powers = exponents(teachers) if fusion == PRODUCT else list(shares.values())
+    trust = Trust(powers, strength, sum(powers)) if fusion == PRODUCT else Trust(powers, strength)
+    if together(teachers, trust, fusion) <= together([least], Trust([1.0]), fusion):
+        trust = replace(trust, strength=0.0)  # a share alone may come from smoothing what popularity says
+    return list(names), trust
 
 
 def mixture(likelihoods: Tensor) -> Tensor:
