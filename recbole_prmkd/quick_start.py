@@ -38,15 +38,17 @@ from recbole_prmkd.results.groups import noted_ranks, student_groups
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.resume import Progress, clear
-from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
+from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, TEXT, UNFINISHED, output_folder, write_result
 from recbole_prmkd.results.run_result import Measured, run_result
 from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.serving.carry_over import check_start
 from recbole_prmkd.serving.kept_data import DATA, keep_data
+from recbole_prmkd.serving.new_items import keep_text
 from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
+from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.training import distils, make_trainer, ranking, train
 
 
@@ -74,7 +76,7 @@ def run_recbole_prmkd(
         return _follow(config, output, saved)
     check_run(config, output)
     check_start(config)
-    files = (RESULT, CURVES, RANKS, DATA, f"{config['model']}.pth")
+    files = (RESULT, CURVES, RANKS, DATA, TEXT, f"{config['model']}.pth")
     with output_folder(output, files=files) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
         _draw(config, run, folder / CURVES)
@@ -114,6 +116,8 @@ def _run(
     warn_of_ignored(config)
     keeps = saved and checkpoints is None and config["kd"] != ENSEMBLE
     prepared = prepare(config, steps, partial(keep_data, folder / DATA, config) if keeps else None)
+    if keeps and prepared.start_vectors is not None and source_of(config) == "text":
+        keep_text(folder / TEXT, config, prepared.start_vectors)
     student = partial(_student, saved=saved, checkpoints=checkpoints)
     guard = None
     if config["kd"] == ENSEMBLE:

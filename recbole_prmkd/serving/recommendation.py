@@ -16,6 +16,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.serving.histories import Histories, histories_of
 from recbole_prmkd.serving.list_file import ListFile, as_table, check_output
 from recbole_prmkd.serving.loaded_model import LoadedModel, load
+from recbole_prmkd.serving.new_items import WithNewItems, digest_of
 from recbole_prmkd.serving.scoring import Scorer, ids_by_token
 from recbole_prmkd.serving.user_files import known_only, read_histories, read_users
 from recbole_prmkd.storage.store import digest
@@ -32,6 +33,7 @@ def recommend(
     unseen: bool = True,
     output: str | Path | None = None,
     progress: bool = False,
+    new_items: str | Path | None = None,
 ) -> pd.DataFrame | Path:
     """The best items of each user, by the model's scores.
 
@@ -46,6 +48,8 @@ def recommend(
         unseen: leave out what is in the user's history.
         output: file (.parquet or .csv) that is written in parts; a killed call goes on with it.
         progress: show a bar.
+        new_items: a table with item_id and the columns of the items' text: items that came after training, whose
+            vectors follow from their texts (`new_items`). Only for a run that started from text.
     Returns:
         A table with the columns user_id, rank, item_id and score; with `output` the file's path.
     Raises:
@@ -61,9 +65,11 @@ def recommend(
         raise UserError("Name users or histories, not both: histories bring their own users.")
     loaded = model if isinstance(model, LoadedModel) else load(model)
     names, numbers, sequences = _asked(loaded, users, histories)
-    scorer = Scorer(loaded, sequences, known=histories is None)
+    own = Scorer(loaded, sequences, known=histories is None)
+    folder = loaded.kept.file.parent
+    scorer = own if new_items is None else WithNewItems(own, numbers, folder, Path(new_items))
     if output is None:
-        parts = [as_table(*part) for part in _lists(loaded, scorer, names, numbers, topk, unseen, progress)]
+        parts = [as_table(*part) for part in _lists(scorer, names, numbers, topk, unseen, progress)]
         return pa.concat_tables(parts).to_pandas()
     return _written(Path(output), loaded, scorer, names, numbers, topk, unseen, progress)
 
@@ -114,8 +120,7 @@ def _new_users(loaded: LoadedModel, histories: Any) -> tuple[list[str], np.ndarr
 
 
 def _lists(
-    loaded: LoadedModel,
-    scorer: Scorer,
+    scorer: Scorer | WithNewItems,
     names: list[str],
     numbers: np.ndarray,
     topk: int,
@@ -124,7 +129,7 @@ def _lists(
     start: int = 0,
 ) -> Any:
     """For each batch of users from `start` on: their names, the item tokens, the ids and the scores of their lists."""
-    items = pa.array(loaded.item_tokens, pa.string())
+    items = pa.array(scorer.item_tokens, pa.string())
     size = scorer.batch
     bar = tqdm(total=len(numbers), initial=start, unit="lists", desc="Recommend", disable=not progress)
     with bar:
@@ -140,7 +145,7 @@ def _lists(
 def _written(
     output: Path,
     loaded: LoadedModel,
-    scorer: Scorer,
+    scorer: Scorer | WithNewItems,
     names: list[str],
     numbers: np.ndarray,
     topk: int,
@@ -155,12 +160,13 @@ def _written(
         "topk": topk,
         "unseen": unseen,
         "users of a part": per_part,
+        **digest_of(scorer),
     }
     file = ListFile(output, belongs_to)
     part: list[pa.Table] = []
     there = 0
     for users, items, ids, scores in _lists(
-        loaded, scorer, names, numbers, topk, unseen, progress, start=min(file.done * per_part, len(numbers))
+        scorer, names, numbers, topk, unseen, progress, start=min(file.done * per_part, len(numbers))
     ):
         part.append(as_table(users, items, ids, scores))
         there += len(users)
