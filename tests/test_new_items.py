@@ -56,7 +56,7 @@ def test_ridge_is_that_of_scikit_learn_at_the_best_penalty():
     rng = np.random.default_rng(0)
     inputs, new = rng.normal(size=(60, 7)), rng.normal(size=(5, 7))
     outputs = inputs @ rng.normal(size=(7, 3)) + rng.normal(size=(60, 3)) + 4
-    found = ridge(*map(torch.from_numpy, (inputs, outputs, new))).numpy()
+    found, explained = ridge(*map(torch.from_numpy, (inputs, outputs, new)))
     centred = inputs - inputs.mean(0)
     largest = np.linalg.eigvalsh(centred.T @ centred)[-1]
     errors = {}
@@ -65,7 +65,12 @@ def test_ridge_is_that_of_scikit_learn_at_the_best_penalty():
         residual = (np.eye(60) - hat) @ (outputs - outputs.mean(0))
         errors[penalty] = (residual**2).sum() / (60 - 1 - np.trace(hat)) ** 2
     best = min(errors, key=errors.get)
-    np.testing.assert_allclose(found, Ridge(alpha=best).fit(inputs, outputs).predict(new), rtol=1e-6)
+    model = Ridge(alpha=best).fit(inputs, outputs)
+    centre, fitted = outputs.mean(0), model.predict(inputs)
+    spread = np.linalg.norm(outputs - centre) / np.linalg.norm(fitted - centre)
+    np.testing.assert_allclose(found.numpy(), centre + spread * (model.predict(new) - centre), rtol=1e-6)
+    left = ((outputs - fitted) ** 2).sum() / ((outputs - centre) ** 2).sum()
+    assert explained == pytest.approx(1 - left) and 0.5 < explained < 1 < spread
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR"])

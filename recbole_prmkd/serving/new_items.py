@@ -2,9 +2,9 @@
 
 A student that starts from text (`kd_item_init`) keeps the texts' principal components in its folder. The trained
 student's item vectors are regressed on them (ridge regression over the items that it knows, with an intercept, the
-penalty by generalised cross-validation). What the regression says of a new item's text is that item's vector. So a new
-item has the scale of the trained vectors, and what the students have learnt of items with such texts; what its text
-does not say, such as its popularity, is that of the mean item.
+penalty by generalised cross-validation). What the regression says of a new item's text is that item's vector, scaled
+about the mean item so that the same regression gives the known items the spread of their trained vectors. This orders
+new items better than the principal components that the student started from (docs/after-training.md has the figures).
 """
 
 import json
@@ -130,7 +130,9 @@ class WithNewItems:
         items = self.products.items
         known = (text.components[text.covered], items.cpu().double()[text.covered])
         components = (_encoded(list(texts.values()), scorer.config, text.about) - text.mean) @ text.axes
-        self.vectors = ridge(*known, components).to(items)  # [M, D]
+        vectors, explained = ridge(*known, components)
+        self.vectors = vectors.to(items)  # [M, D]
+        getLogger().warning(f"Texts explain {explained:.0%} of the variance of the trained item vectors.")
 
     def scores(self, users: np.ndarray) -> Tensor:
         """As the scorer's own, with the new items at the end."""
@@ -138,11 +140,17 @@ class WithNewItems:
         return torch.cat([scores, (vectors @ self.vectors.T).to(scores)], dim=1)
 
 
-def ridge(inputs: Tensor, outputs: Tensor, new: Tensor) -> Tensor:
-    """Predictions [M, D] for new inputs [M, W], from known inputs [N, W] and outputs [N, D], with an intercept.
+def ridge(inputs: Tensor, outputs: Tensor, new: Tensor) -> tuple[Tensor, float]:
+    """Predictions for new inputs from a ridge regression with an intercept, and the share of the variance explained.
 
     One penalty for all outputs: the one with the least generalised cross-validation error (Golub, Heath and Wahba,
-    1979), of a fixed grid.
+    1979), of a fixed grid. Predictions are scaled about the mean output so that those of the known inputs have the
+    outputs' standard deviation.
+
+    Args:
+        inputs, outputs: [N, W] and [N, D], known. new: [M, W].
+    Returns:
+        [M, D], and a share from 0 to 1.
     """
     mean, centre = inputs.mean(dim=0), outputs.mean(dim=0)
     variance, axes = torch.linalg.eigh((inputs - mean).T @ (inputs - mean))
@@ -150,15 +158,14 @@ def ridge(inputs: Tensor, outputs: Tensor, new: Tensor) -> Tensor:
     seen = axes.T @ (inputs - mean).T @ (outputs - centre)  # [W, D]
     strength = seen.square().sum(dim=1) / variance  # [W] of the outputs' squares that each axis explains
     total = (outputs - centre).square().sum()
-    best = None
-    for penalty in _PENALTIES * float(variance[-1]):
-        kept = variance / (variance + penalty)
-        error = (total - ((2 * kept - kept**2) * strength).sum()) / (len(inputs) - 1 - kept.sum()).clamp(min=1) ** 2
-        if best is None or error < best[0]:
-            best = error, penalty
-    assert best is not None
-    weights = axes @ (seen / (variance + best[1])[:, None])  # [W, D]
-    return (new - mean) @ weights + centre
+    shrunk = [variance / (variance + penalty) for penalty in _PENALTIES * float(variance[-1])]  # [W] each
+    left = [total - ((2 * kept - kept**2) * strength).sum() for kept in shrunk]
+    freedom = [(len(inputs) - 1 - kept.sum()).clamp(min=1) for kept in shrunk]
+    best = int(torch.stack([rest / number**2 for rest, number in zip(left, freedom, strict=True)]).argmin())
+    kept = shrunk[best]
+    spread = (total / (kept**2 * strength).sum().clamp(min=1e-12)).sqrt()
+    weights = axes @ (seen * (kept / variance)[:, None])  # [W, D]
+    return (new - mean) @ weights * spread + centre, float(1 - left[best] / total.clamp(min=1e-12))
 
 
 def _new_texts(file: Path, fields: list[str], known: list[str]) -> dict[str, str]:
