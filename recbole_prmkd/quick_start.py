@@ -116,8 +116,6 @@ def _run(
     warn_of_ignored(config)
     keeps = saved and checkpoints is None and config["kd"] != ENSEMBLE
     prepared = prepare(config, steps, partial(keep_data, folder / DATA, config) if keeps else None)
-    if keeps and prepared.start_vectors is not None and source_of(config) == "text":
-        keep_text(folder / TEXT, config, prepared.start_vectors)
     student = partial(_student, saved=saved, checkpoints=checkpoints)
     guard = None
     if config["kd"] == ENSEMBLE:
@@ -157,6 +155,8 @@ def _student(
         if checkpoints is not None:
             trainer.saved_model_file = str(checkpoints / place / Path(trainer.saved_model_file).name)
         student = trainer.model
+    if saved and checkpoints is None and prepared.start_vectors is not None and source_of(config) == "text":
+        keep_text(folder / place / TEXT, config, prepared.start_vectors)
     best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder / place)
     with steps("evaluation"), _testing(config, trainer), ranking(config, split, student):
         with noted_ranks(trainer, config) as noted:
