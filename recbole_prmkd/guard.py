@@ -22,7 +22,7 @@ from recbole.data.dataloader import AbstractDataLoader
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, start_vectors
 from recbole_prmkd.recbole_host.keys import WARM_START, has_teachers
-from recbole_prmkd.results.run_folder import RANKS, clear_leftovers, move
+from recbole_prmkd.results.run_folder import RANKS, TEXT, clear_leftovers, move
 from recbole_prmkd.results.run_result import Measured
 from recbole_prmkd.results.schema import GuardResult
 from recbole_prmkd.students.warm_start import NoWarmStart
@@ -144,7 +144,7 @@ def _take_out(folder: Path, kept: str, others: Mapping[str, Any], checkpoint: st
     """Put the kept student's files in the place of the distilled one's, and all curves beside each other."""
     for kd in others:
         place = folder / GUARD / kd
-        for name in (checkpoint, RANKS) if kd == kept else ():
+        for name in (checkpoint, RANKS, TEXT) if kd == kept else ():
             if (place / name).is_file():
                 move(place / name, folder / name)
         if (place / "tensorboard").is_dir():

@@ -34,18 +34,21 @@ from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import run_logging
 from recbole_prmkd.results.covered import student_ranks
 from recbole_prmkd.results.evaluation import evaluate_unseen, leaves_out, plain
+from recbole_prmkd.results.groups import noted_ranks, student_groups
 from recbole_prmkd.results.names import for_folder
 from recbole_prmkd.results.plots import draw_distillation
 from recbole_prmkd.results.resume import Progress, clear
-from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, UNFINISHED, output_folder, write_result
+from recbole_prmkd.results.run_folder import CURVES, RANKS, RESULT, TEXT, UNFINISHED, output_folder, write_result
 from recbole_prmkd.results.run_result import Measured, run_result
 from recbole_prmkd.results.schema import KDResult, RunResult, StudentResult
 from recbole_prmkd.results.target_ranks import save_ranks
 from recbole_prmkd.serving.carry_over import check_start
 from recbole_prmkd.serving.kept_data import DATA, keep_data
+from recbole_prmkd.serving.new_items import keep_text
 from recbole_prmkd.storage.disk import remove
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teachers.ensemble import ENSEMBLE, serve
+from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.training import distils, make_trainer, ranking, train
 
 
@@ -73,7 +76,7 @@ def run_recbole_prmkd(
         return _follow(config, output, saved)
     check_run(config, output)
     check_start(config)
-    files = (RESULT, CURVES, RANKS, DATA, f"{config['model']}.pth")
+    files = (RESULT, CURVES, RANKS, DATA, TEXT, f"{config['model']}.pth")
     with output_folder(output, files=files) as folder, run_logging(config, folder):
         returned, run = _run(config, folder, saved)
         _draw(config, run, folder / CURVES)
@@ -152,17 +155,20 @@ def _student(
         if checkpoints is not None:
             trainer.saved_model_file = str(checkpoints / place / Path(trainer.saved_model_file).name)
         student = trainer.model
+    if saved and checkpoints is None and prepared.start_vectors is not None and source_of(config) == "text":
+        keep_text(folder / place / TEXT, config, prepared.start_vectors)
     best_score, best_valid, seconds, valid_scores = _fit(config, prepared, trainer, steps, saved, folder / place)
     with steps("evaluation"), _testing(config, trainer), ranking(config, split, student):
-        test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
+        with noted_ranks(trainer, config) as noted:
+            test = trainer.evaluate(split.test_data, load_best_model=saved, show_progress=config["show_progress"])
         if not weights_are_finite(student):
             if distils(config):
                 raise NotFinite(weights_sentence(trainer))
             getLogger().warning(weights_sentence(trainer))  # stock RecBole tests it all the same
-        unseen = {
-            part: _unseen(trainer, config, split, part, metrics)
-            for part, metrics in (("valid", best_valid), ("test", test))
-        }
+        valid_unseen = _unseen(trainer, config, split, "valid", best_valid)
+        with noted_ranks(trainer, config) as noted_unseen:
+            test_unseen = _unseen(trainer, config, split, "test", test)
+        groups = student_groups(config, split, noted, noted_unseen)
         if config["kd_save_ranks"] and test:
             save_ranks(trainer, config, split, folder / place)
         ranks = student_ranks(trainer, config, split, [teacher.covered_test for teacher in prepared.teachers])
@@ -171,8 +177,8 @@ def _student(
         model=config["model"],
         valid=plain(best_valid),
         test=plain(test),
-        valid_unseen=unseen["valid"],
-        test_unseen=unseen["test"],
+        valid_unseen=valid_unseen,
+        test_unseen=test_unseen,
         parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
         train_seconds=seconds,
         epochs=len(trainer.train_loss_dict),
@@ -181,6 +187,7 @@ def _student(
         valid_scores=valid_scores,
         kd=_kd_result(trainer),
         carried_over=trainer.carried_over,
+        groups=groups,
     )
     memory = peak_memory_mb(config["device"])
     return Measured(measured, best_score, best_valid, test, memory, getattr(trainer, "history", []), ranks)

@@ -97,9 +97,11 @@ def test_a_run_of_the_ensemble_leaves_the_usual_result(settings, vectors, tmp_pa
     student = first.student
     assert student.parameters == sum(teacher.parameters for teacher in first.teachers.values())
     assert student.epochs == 0 and student.checkpoint is None and first.distillation == []
-    alike = {"model", "valid", "test"}
+    alike = {"model", "valid", "test", "groups"}
     assert student.model_dump(exclude=alike) == second.student.model_dump(exclude=alike)
     assert second.student.test == student.test_unseen != student.test
+    for name, group in second.student.groups.items():
+        assert group.test == student.groups[name].test_unseen == group.test_unseen
     assert run["best_valid_score"] == second.student.valid["mrr@10"]
 
 

@@ -16,6 +16,7 @@ from recbole_prmkd.compare.grid import Grid
 from recbole_prmkd.compare.tables import (
     NOTE,
     cost_table,
+    groups_table,
     headline,
     headline_table,
     kd_name,
@@ -94,6 +95,7 @@ def _section(gathered: Gathered, summary: pd.DataFrame, columns: Sequence[str], 
         "headline": _rows(headline_table(summary, dataset)),
         "tests": _rows(paired_table(summary, dataset)),
         "users": _rows(users_table(gathered, dataset)),
+        "hard": _rows(groups_table(gathered, dataset, columns)),
         "cost": _rows(cost_table(gathered, dataset)),
         # How far two timings of the same plain student differ.
         "noise": [f"{model} {own[AGAIN]['ratio']:.2f}" for model, own in costs.items() if AGAIN in own],

@@ -1,17 +1,19 @@
 """The tables of a comparison as text: for table.md and table.tex, and for the page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from recbole_prmkd.compare.gather import TEACHER, Gathered, serving
+from recbole_prmkd.compare.gather import PARTS, TEACHER, Gathered, serving
 from recbole_prmkd.compare.grid import BASELINE
 from recbole_prmkd.compare.statistics import falls
 from recbole_prmkd.compare.user_gains import interval, user_gains
+from recbole_prmkd.results.groups import WORDS
 from recbole_prmkd.results.names import for_markdown, printable
+from recbole_prmkd.results.schema import GroupResult, StudentResult, TeacherResult
 
 MARKDOWN, LATEX = "table.md", "table.tex"
 NONE = "–"
@@ -127,6 +129,36 @@ def users_table(gathered: Gathered, dataset: str) -> pd.DataFrame:
             if texts:
                 rows.append({"model": model, "": kd_name(kd), **texts})
     return pd.DataFrame(rows)
+
+
+def groups_table(gathered: Gathered, dataset: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean ± deviation over seeds for cold items and for users with short histories; teachers are there once.
+
+    columns: metrics as `headline` gives them.
+    """
+    entries: dict[tuple[str, str], list[StudentResult | TeacherResult]] = {}
+    for cell, run in gathered.runs.items():
+        if cell.dataset == dataset:
+            entries.setdefault((cell.model, cell.kd), []).append(run.student)
+            for name, teacher in run.teachers.items():
+                entries.setdefault((name, TEACHER), [teacher])
+    rows = []
+    for name, words in WORDS.items():
+        for (model, kd), measured in sorted(entries.items(), key=lambda entry: entry[0][1] == TEACHER):
+            groups = [entry.groups[name] for entry in measured if name in entry.groups]
+            if groups:
+                texts = {label(column): _over_seeds(groups, column) for column in columns}
+                examples = f"{groups[0].examples:,}"
+                rows.append({"group": words, "examples": examples, "model": model, "": kd_name(kd), **texts})
+    return pd.DataFrame(rows)
+
+
+def _over_seeds(groups: Sequence[GroupResult], column: str) -> str:
+    """Mean ± deviation of a column such as `test unseen ndcg@10`."""
+    part, metric = column.rsplit(" ", 1)
+    values = pd.Series([getattr(group, PARTS[part]).get(metric, math.nan) for group in groups])
+    deviation = float(values.std(skipna=False))
+    return number(float(values.mean())) + ("" if math.isnan(deviation) else f" ± {number(deviation)}")
 
 
 def cost_table(gathered: Gathered, dataset: str) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
     path, fields = item_file(config), text_fields(config)
     if _is_processed(config):
         texts = processed.texts(path.parent, config["dataset"])
-        return [{processed.TEXT_FIELD: _clean(texts.get(token, ""))} for token in tokens]
+        return [{processed.TEXT_FIELD: clean(texts.get(token, ""))} for token in tokens]
     separator, encoding = config["field_separator"] or "\t", config["encoding"] or "utf-8"
     try:
         # Between tabs a quote is a character like any other; between commas it holds together a text with one.
@@ -105,7 +105,7 @@ def item_texts(config: Config, tokens: Sequence[str]) -> list[dict[str, str]]:
     if not lines.index.isin(list(tokens)).any():
         raise UserError(f"{path} names none of the data set's items: its column {item!r} holds other ids.")
     empty = dict.fromkeys(fields, "")
-    found = {str(token): dict(zip(fields, map(_clean, line), strict=True)) for token, *line in lines.itertuples()}
+    found = {str(token): dict(zip(fields, map(clean, line), strict=True)) for token, *line in lines.itertuples()}
     return [found.get(token, empty) for token in tokens]
 
 
@@ -243,7 +243,7 @@ def _header(path: Path, config: Config) -> dict[str, str]:
         ) from error
 
 
-def _clean(text: Any) -> str:
+def clean(text: Any) -> str:
     """Unescape HTML, drop double quotes, collapse white space (UniSRec's rules)."""
     return " ".join(html.unescape(str(text)).replace('"', "").split())
 

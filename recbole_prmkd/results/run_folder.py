@@ -22,6 +22,7 @@ from recbole_prmkd.storage.locks import LOCK, alone
 RESULT = "result.json"
 CURVES, RANKS = "distillation.svg", "test_ranks.npz"  # beside it, where there are any
 DATA = "data.safetensors"  # what the student is rebuilt from (`serving.kept_data`)
+TEXT = "item_text.safetensors"  # from which new items get their vectors (`serving.new_items`)
 UNFINISHED = "unfinished"
 _CURVES_FILES = "events.out.tfevents.*"
 PROGRESS = "progress"  # start of the names of a training's state there (`results.resume`)

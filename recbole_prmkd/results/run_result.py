@@ -110,4 +110,5 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any], covered: C
         covered=covered,
         cut_items=teacher.cuts.get("cut_items"),
         cut_rows=teacher.cuts.get("cut_rows"),
+        groups=teacher.groups,
     )

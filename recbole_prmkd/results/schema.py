@@ -25,6 +25,14 @@ class _Measured(_Part):
     test_unseen: Metrics
 
 
+class GroupResult(_Part):
+    """Metrics of some of the test examples; each counts by itself, also where RecBole averages over users."""
+
+    examples: int
+    test: Metrics = Field(description="empty where the test ranks samples")
+    test_unseen: Metrics
+
+
 class KDResult(_Part):
     """How the student was distilled: what was found out about its class, and the strength of kd_loss that follows."""
 
@@ -66,6 +74,11 @@ class StudentResult(_Measured):
     valid_scores: list[float] = Field(default=[], description="valid_metric at each validation")
     kd: KDResult | None = Field(default=None, description="None where kd_loss was not in use")
     carried_over: CarriedOver | None = Field(default=None, description="None without kd_student_checkpoint")
+    groups: dict[str, GroupResult] = Field(
+        default={},
+        description="`cold_items`: test examples whose target has no training interaction; `short_histories`: those "
+        "with at most 5 items before them. A group without an example is left out",
+    )
 
 
 class CoveredResult(_Part):
@@ -94,6 +107,7 @@ class TeacherResult(_Measured):
     covered: CoveredResult | None = Field(default=None, description="None in results of earlier versions")
     cut_items: int | None = Field(default=None, description="items whose own text it cuts (Recformer)")
     cut_rows: int | None = Field(default=None, description="training examples whose history it cuts to its tokens")
+    groups: dict[str, GroupResult] = Field(default={}, description="as the student's")
 
 
 class TextResult(_Part):

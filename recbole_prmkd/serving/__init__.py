@@ -4,6 +4,7 @@
 - `loaded_model`: the student rebuilt from a run's folder or from one file, and evaluated again
 - `histories`: what each user is known to have taken; `scoring`: scores of users and of new histories
 - `recommendation`: lists of the best items; `list_file`: their file, which a killed run goes on with
+- `new_items`: items that came after training, by their texts
 - `user_files`: users and histories that somebody names
 - `exports`: vectors, weights, ONNX; `products`: a model's scores as products of user and item vectors
 - `carry_over`: a new student that starts from the weights of an earlier one (`kd_student_checkpoint`)

@@ -11,7 +11,7 @@ from recbole_prmkd.serving.loaded_model import load
 from recbole_prmkd.serving.recommendation import TOPK, recommend
 
 _OF = {
-    "recommend": ("users", "histories", "topk", "unseen", "output", "model"),
+    "recommend": ("users", "histories", "topk", "unseen", "output", "new_items", "model"),
     "export": ("format", "history", "output", "model"),
 }
 
@@ -30,6 +30,9 @@ def serve(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--topk", type=_whole, help=f"items of a list ({TOPK})")
     parser.add_argument("--unseen", type=_boolean, help="leave out what is in the user's history (True)")
+    parser.add_argument(
+        "--new_items", metavar="FILE", help="a table item_id and the text columns: items added after training"
+    )
     parser.add_argument("--export", metavar="RUN_FOLDER", help="write the student for other programs")
     parser.add_argument("--format", help=f"of the export: {', '.join(FORMATS)}")
     parser.add_argument(
@@ -59,6 +62,7 @@ def _recommend(given: argparse.Namespace) -> None:
         unseen=given.unseen is not False,
         output=output,
         progress=True,
+        new_items=given.new_items,
     )
     print(f"Lists: {file}")
 

@@ -50,10 +50,15 @@ class Products:
 
     def users(self, users: np.ndarray) -> Tensor:
         """The users' vectors, [B, D]."""
-        found = self._choose(_noted(self.scorer, users)[1])
+        return self.scored(users)[1]
+
+    def scored(self, users: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The users' scores [B, n_items] and their vectors [B, D]."""
+        scores, products = _noted(self.scorer, users)
+        found = self._choose(products)
         assert found is not None
         vectors = found[0]
-        return torch.nn.functional.pad(vectors, (0, 1), value=1.0) if self._biased else vectors
+        return scores, torch.nn.functional.pad(vectors, (0, 1), value=1.0) if self._biased else vectors
 
 
 class _Noting(TorchFunctionMode):

@@ -16,6 +16,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.serving.histories import Histories, histories_of
 from recbole_prmkd.serving.list_file import ListFile, as_table, check_output
 from recbole_prmkd.serving.loaded_model import LoadedModel, load
+from recbole_prmkd.serving.new_items import WithNewItems, digest_of
 from recbole_prmkd.serving.scoring import Scorer, ids_by_token
 from recbole_prmkd.serving.user_files import known_only, read_histories, read_users
 from recbole_prmkd.storage.store import digest
@@ -32,6 +33,7 @@ def recommend(
     unseen: bool = True,
     output: str | Path | None = None,
     progress: bool = False,
+    new_items: str | Path | None = None,
 ) -> pd.DataFrame | Path:
     """The best items of each user, by the model's scores.
 
@@ -46,6 +48,8 @@ def recommend(
         unseen: leave out what is in the user's history.
         output: file (.parquet or .csv) that is written in parts; a killed call goes on with it.
         progress: show a bar.
+        new_items: a table with item_id and the columns of the items' text: items that came after training, whose
+            vectors follow from their texts (`new_items`). Only for a run that started from text.
     Returns:
         A table with the columns user_id, rank, item_id and score; with `output` the file's path.
     Raises:
@@ -61,11 +65,13 @@ def recommend(
         raise UserError("Name users or histories, not both: histories bring their own users.")
     loaded = model if isinstance(model, LoadedModel) else load(model)
     names, numbers, sequences = _asked(loaded, users, histories)
-    scorer = Scorer(loaded, sequences, known=histories is None)
+    own = Scorer(loaded, sequences, known=histories is None)
+    folder = loaded.kept.file.parent
+    scorer = own if new_items is None else WithNewItems(own, numbers, folder, Path(new_items))
     if output is None:
         with _bar(len(numbers), 0, progress) as bar:
             ids, best = _lists(scorer, numbers, topk, unseen, bar, 0, len(numbers))
-        return as_table(names, pa.array(loaded.item_tokens, pa.string()), ids, best).to_pandas()
+        return as_table(names, pa.array(scorer.item_tokens, pa.string()), ids, best).to_pandas()
     return _written(Path(output), loaded, scorer, names, numbers, topk, unseen, progress)
 
 
@@ -119,7 +125,7 @@ def _bar(number: int, done: int, shown: bool) -> Any:
 
 
 def _lists(
-    scorer: Scorer, numbers: np.ndarray, topk: int, unseen: bool, bar: Any, start: int, stop: int
+    scorer: Scorer | WithNewItems, numbers: np.ndarray, topk: int, unseen: bool, bar: Any, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and scores of the lists of the users from `start` to `stop`, [users, K] both; an id of 0 ends a list.
 
@@ -142,7 +148,7 @@ def _lists(
 def _written(
     output: Path,
     loaded: LoadedModel,
-    scorer: Scorer,
+    scorer: Scorer | WithNewItems,
     names: list[str],
     numbers: np.ndarray,
     topk: int,
@@ -157,9 +163,10 @@ def _written(
         "topk": topk,
         "unseen": unseen,
         "users of a part": per_part,
+        **digest_of(scorer),
     }
     file = ListFile(output, belongs_to)
-    items = pa.array(loaded.item_tokens, pa.string())
+    items = pa.array(scorer.item_tokens, pa.string())
     done = min(file.done * per_part, len(numbers))
     with _bar(len(numbers), done, progress) as bar:
         for start in range(done, len(numbers), per_part):

@@ -36,6 +36,7 @@ class Scorer:
     def __init__(self, loaded: LoadedModel, histories: Histories, known: bool) -> None:
         self.model, self.config, self.dataset = loaded.model, loaded.config, loaded.dataset
         self.histories, self.known = histories, known
+        self.item_tokens = loaded.item_tokens
         self.n_items = self.dataset.item_num
         self.sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.by_rows = isinstance(self.model, AutoEncoderMixin)

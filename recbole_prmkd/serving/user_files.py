@@ -3,9 +3,11 @@
     --users       a text file with a token in each line, or a table with a column user_id
     --histories   a table with the columns user_id and item_id, a line for each event, a user's oldest first; with a
                   column timestamp that decides the order
-Tables are .parquet, .csv, or .tsv and RecBole's .inter (separated by tabs, names such as user_id:token).
+    --new_items   a table with the column item_id and those of the items' text
+Tables are .parquet, .csv, or .tsv and RecBole's .inter and .item (separated by tabs, names such as user_id:token).
 """
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pandas as pd
 
 from recbole_prmkd.errors import UserError
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 _SHOWN = 10  # unknown tokens that are named
 
 
@@ -56,6 +58,15 @@ def read_histories(file: Path) -> dict[str, list[str]]:
     return {str(user): items.tolist() for user, items in table.groupby("user_id", sort=False)["item_id"]}
 
 
+def read_items(file: Path, fields: Sequence[str]) -> pd.DataFrame:
+    """Items by their tokens with these columns of text.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _table(file, ["item_id", *fields], "--new_items", quotes=False)
+
+
 def known_only(tokens: Iterable[str], ids: Mapping[str, int], what: str) -> tuple[list[str], str | None]:
     """The tokens that have an id, and what to say of the others."""
     given = list(tokens)
@@ -67,15 +78,27 @@ def known_only(tokens: Iterable[str], ids: Mapping[str, int], what: str) -> tupl
     return found, f"{len(unknown)} unknown {what} left out: {', '.join(map(repr, unknown[:_SHOWN]))}{more}."
 
 
-def _table(file: Path, columns: Sequence[str], option: str) -> pd.DataFrame:
-    """The table with all its cells as text."""
+def _table(file: Path, columns: Sequence[str], option: str, quotes: bool = True) -> pd.DataFrame:
+    """The table with all its cells as text, what is missing as an empty one.
+
+    quotes: whether they hold a cell together between tabs too; between commas they do.
+    """
     try:
         if file.suffix == ".parquet":
-            table = pd.read_parquet(file).astype(str)
+            table = pd.read_parquet(file)
+            table = table.astype(str).where(table.notna(), "")
         elif file.suffix in _SEPARATORS:
-            table = pd.read_csv(file, sep=_SEPARATORS[file.suffix], dtype=str, keep_default_na=False)
+            separator = _SEPARATORS[file.suffix]
+            plain = not quotes and separator == "\t"
+            table = pd.read_csv(
+                file,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+            ).fillna("")  # a line may end before its last cell
         else:
-            raise UserError(f"{option}={file}: name a table that ends in .parquet, .csv, .tsv or .inter.")
+            raise UserError(f"{option}={file}: name a table that ends in .parquet, .csv, .tsv, .inter or .item.")
     except UserError:
         raise
     except Exception as error:  # pandas and pyarrow raise a dozen kinds

@@ -23,6 +23,12 @@ class NoWarmStart(UserError):
     """The student has no item embedding, or no item has a vector."""
 
 
+def principal_axes(table: Tensor, width: int) -> Tensor:
+    """The first principal axes of a centred table [n, D]: [D, W], W = `width` or the table's rank if that is less."""
+    variance, axes = torch.linalg.eigh(table.T @ table)  # ascending
+    return axes[:, variance > 1e-10 * variance[-1]].flip(1)[:, :width]
+
+
 def principal_components(vectors: Tensor, covered: Tensor, width: int, std: float) -> Tensor:
     """The first components of the covered items' vectors, scaled together to one standard deviation.
 
@@ -37,8 +43,7 @@ def principal_components(vectors: Tensor, covered: Tensor, width: int, std: floa
     """
     table = vectors[covered].double()
     table = table - table.mean(dim=0)
-    variance, axes = torch.linalg.eigh(table.T @ table)  # ascending
-    axes = axes[:, variance > 1e-10 * variance[-1]].flip(1)[:, :width]  # [D, W]
+    axes = principal_axes(table, width)  # [D, W]
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     components = table @ (axes * largest.sign())
     return (components * (std / components.std().clamp(min=1e-12))).to(vectors)

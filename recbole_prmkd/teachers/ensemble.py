@@ -17,7 +17,7 @@ from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
 from recbole_prmkd.data.split import Split
-from recbole_prmkd.results.schema import StudentResult
+from recbole_prmkd.results.schema import GroupResult, StudentResult
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
@@ -77,9 +77,11 @@ def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> St
     data = teacher_data(split, config["kd_teacher_seed"])
     settings = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
     model = Ensemble(settings, data.dataset(settings, data.test), teachers).to(config["device"]).eval()
-    metrics = rankings(model, settings, data)
+    groups: dict[str, GroupResult] = {}
+    metrics = rankings(model, settings, data, groups)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # beside a student whose ranking leaves earlier items out
         metrics |= {part: metrics[f"{part}_unseen"] for part in ("valid", "test")}
+        groups = {name: entry.model_copy(update={"test": entry.test_unseen}) for name, entry in groups.items()}
     return StudentResult(
         valid=metrics["valid"],
         test=metrics["test"],
@@ -92,4 +94,5 @@ def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> St
         checkpoint=None,
         train_losses=[],
         valid_scores=[],
+        groups=groups,
     )

@@ -31,6 +31,8 @@ from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
+from recbole_prmkd.results.groups import groups_of_examples, noted_ranks
+from recbole_prmkd.results.schema import GroupResult
 from recbole_prmkd.storage import store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
@@ -43,7 +45,7 @@ from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 
 # Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
 VERSION = "1.0"
-RANKING_VERSION = "1.1"
+RANKING_VERSION = "1.2"
 _PARTS = ("valid", "test", "valid_unseen", "test_unseen")
 
 
@@ -55,6 +57,7 @@ class FittedTeacher:
     seconds, peak_memory_mb: of fine-tuning, as first measured.
     ranked: on the holdout. metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
     covered_test: [N] which test examples it covers; covered: its metrics on these, `test` and `test_unseen`.
+    groups: its metrics on groups of the test examples, as `results.groups` has them.
     cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
 
@@ -71,6 +74,7 @@ class FittedTeacher:
     ranked: Ranked
     covered_test: Tensor
     covered: dict[str, dict[str, float]]
+    groups: dict[str, GroupResult] = field(default_factory=dict)
     cuts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -128,6 +132,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         ranked=rank_or_load(model, config, data, root, kind, digest, shuffled_items(run, len(data.canonical))),
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
+        groups={name: GroupResult(**entry) for name, entry in metrics["groups"].items()},
         cuts=model.cuts(data.train),
     )
 
@@ -271,10 +276,11 @@ def covered_examples(model: Teacher, config: Config, data: TeacherData, examples
 
 def _metrics(
     kind: str, model: Teacher, config: Config, data: TeacherData, root: Path, digest: str, covered: Tensor
-) -> dict[str, dict[str, float]]:
+) -> Mapping[str, Any]:
     """The teacher's own metrics on the student's validation and test examples; stored apart from its weights.
 
-    covered: [N] which test examples it covers; those of the metrics on these alone end in `_covered`.
+    covered: [N] which test examples it covers; those of the metrics on these alone end in `_covered`. `groups`: those
+    on groups of the test examples.
     """
     identity = store.identity(
         code=f"{model.code_version} ranking {RANKING_VERSION}",
@@ -287,20 +293,25 @@ def _metrics(
     stored = store.find(root, f"metrics-{kind}", identity)
     if stored is None:
         store.check_room(root)
-        metrics = rankings(model, config, data)
+        groups: dict[str, GroupResult] = {}
+        metrics = rankings(model, config, data, groups)
         alone = metrics
         if covered.any() and not covered.all():
             alone = rankings(model, config, replace(data, test=data.test.select(torch.nonzero(covered).squeeze(1))))
         if covered.any():
             metrics |= {f"{part}_covered": alone[part] for part in ("test", "test_unseen")}
-        stored = store.save(root, f"metrics-{kind}", identity, {}, metrics)
+        notes = {**metrics, "groups": {name: entry.model_dump() for name, entry in groups.items()}}
+        stored = store.save(root, f"metrics-{kind}", identity, {}, notes)
     return stored.notes
 
 
-def rankings(model: SequentialRecommender, config: Config, data: TeacherData) -> dict[str, dict[str, float]]:
+def rankings(
+    model: SequentialRecommender, config: Config, data: TeacherData, groups: dict[str, GroupResult] | None = None
+) -> dict[str, dict[str, float]]:
     """Metrics of a frozen teacher, or of a model made of teachers, on validation and test examples, in both rankings.
 
-    config: the model's own; says how long histories are, and which metrics.
+    config: the model's own; says how long histories are, and which metrics. groups: takes the metrics of the test
+    examples' groups.
     """
     metrics: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -314,6 +325,12 @@ def rankings(model: SequentialRecommender, config: Config, data: TeacherData) ->
             with ExitStack() as stack:
                 for teacher in (module for module in model.modules() if isinstance(module, Teacher)):
                     stack.enter_context(encoded_once(teacher))
-                metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
-                metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, loader, examples) or metrics[part]
+                with noted_ranks(trainer, config) as noted:
+                    metrics[part] = plain(trainer.evaluate(loader, load_best_model=False))
+                with noted_ranks(trainer, config) as unseen:
+                    metrics[f"{part}_unseen"] = evaluate_unseen(trainer, config, loader, examples) or metrics[part]
+            if groups is not None and part == "test":
+                groups |= groups_of_examples(
+                    config, len(data.item_tokens), data.train, examples, noted, unseen or noted
+                )
     return metrics
