@@ -54,8 +54,8 @@ def check_start(config: Config) -> None:
     name = result.student.checkpoint
     if not (folder / DATA).is_file() or name is None or not (folder / name).is_file():
         raise UserError(
-            f"kd_student_checkpoint = {path} lacks {DATA} or its checkpoint: name a run's folder that this version "
-            "has written."
+            f"kd_student_checkpoint = {path} lacks {DATA} or its checkpoint: name the folder of a plain run, not of a "
+            "comparison's cell, that this version has written."
         )
     if result.student.model != config["model"]:
         raise UserError(
