@@ -164,3 +164,26 @@ def test_what_does_not_fit_gives_one_sentence(days, more, words):
     settings = {"kd_student_checkpoint": days("yesterday")["output_dir"], **more}
     with pytest.raises(UserError, match=words):
         days("today", kd_teacher_refresh="keep", **settings)
+
+
+@pytest.mark.parametrize("mode", ["keep", "continue"])
+def test_recformer_encodes_only_what_it_has_no_vector_of(days, mode):
+    more = {
+        "kd_teachers": ["Recformer"],
+        "kd_recformer_epochs": 1,
+        "kd_recformer_stage_two_epochs": 0,
+        "kd_recformer_max_item_list_length": 4,
+        "kd_recformer_learning_rate": 1e-3,
+    }
+    yesterday = days("yesterday", **more)
+    today = days("today", kd_student_checkpoint=yesterday["output_dir"], kd_teacher_refresh=mode, **more)
+    before, after = (weights(days, each, "Recformer") for each in (yesterday, today))
+    old, new = rows(0, 11), rows(1, 15)
+    table = "item_embedding.weight"
+    both = sorted(old.keys() & new.keys())
+    known, same = after[table][[new[token] for token in both]], before[table][[old[token] for token in both]]
+    assert after[table][1:].any(dim=1).all() and not after[table][0].any()
+    assert (known == same).all() == (mode == "keep")
+    name = "longformer.encoder.layer.1.output.dense.weight"
+    assert (after[name] == before[name]).all() == (mode == "keep")
+    assert today["result"]["teachers"]["Recformer"]["unknown_items"] == 0
