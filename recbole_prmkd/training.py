@@ -42,8 +42,8 @@ from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teacher_cache.top_items import TopItems, load_or_compute
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
-from recbole_prmkd.teachers.fit import start
 from recbole_prmkd.teachers.item_start import source_of
+from recbole_prmkd.teachers.pretrained import start
 
 # Called after each validation with the trainer, its training loader, the epoch and the validation score.
 AfterEpoch = Callable[[Any, Any, int, float], None]
@@ -151,6 +151,7 @@ def distilled_by_itself(trainer: PRMKDTrainer, train_data: Any, valid_data: Any)
         config["kd_item_init"] = "none"
     if config["kd_student_checkpoint"]:
         getLogger().warning("kd_student_checkpoint has no effect here, since the model is built already.")
+        config["kd_teacher_refresh"] = "full"
     if config["kd_guard"]:
         getLogger().warning("kd_guard has no effect here: run_recbole_prmkd trains the other students too.")
     check_distillation(config)

@@ -6,6 +6,7 @@ import torch
 from trained import FAMILIES, ITEMS, SMALL, USERS, trained, write_data
 
 from recbole_prmkd import UserError, load, run_recbole_prmkd
+from recbole_prmkd.compare import work
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,16 @@ def test_what_does_not_fit_gives_one_sentence(runs, grown, tmp_path, model, more
     with pytest.raises(UserError, match=words):
         trained(model, grown, tmp_path / "run", **folder, **more)
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_comparisons_cell_keeps_no_data_and_says_so(tmp_path):
+    data, cell = write_data(tmp_path / "data"), tmp_path / "cell"
+    cell.mkdir()
+    work.WORK["train"](
+        {"model": "BPR", "dataset": "shop", "settings": {**SMALL, "kd": "none", "data_path": str(data)}}, cell
+    )
+    assert (cell / "result.json").is_file() and not (cell / "data.safetensors").exists()
+    with pytest.raises(UserError, match="which a comparison and earlier versions do not write"):
+        load(cell)
+    with pytest.raises(UserError, match="not of a comparison's cell"):
+        trained("BPR", data, tmp_path / "run", kd_student_checkpoint=str(cell))

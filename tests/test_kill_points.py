@@ -227,6 +227,7 @@ KINDS = {
     r"out/tiny/BPR/\w+/\d+/(job\.json|result\.json|.*\.pth|test_ranks\.npz)": "test_stored_files",
     r"out/best\.yaml": "test_stored_files",
     r"out/(winner/)?(result\.json|\w+\.pth|test_ranks\.npz|distillation\.svg)": "the user's; a name alone is read",
+    r"out/(winner/)?data\.safetensors": "test_load",
     r"out/_jobs/.*/job\.json": "written before each use",
     r"out/.*\.(csv|svg|html|tex|md)": "written, never read",
 }

@@ -1,6 +1,7 @@
 """Item text by external token: fields, cleaning, coverage, and vectors that follow the item, not its number."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,40 @@ def test_encoder_weights_are_checked(cpu_settings, monkeypatch):
     monkeypatch.setattr(encoder, "DEFAULT_ENCODER_SHA256", "0" * 64)
     with pytest.raises(UserError, match="not all-MiniLM-L6-v2"):
         encoder.encoder_folder("all-MiniLM-L6-v2")
+
+
+def test_vectors_of_texts_that_another_data_set_has_are_taken_over(cpu_settings, tiny_encoder, tmp_path, caplog):
+    """Text by text, bit for bit; what is new is encoded, within what other batches change (last bits)."""
+    (tmp_path / "yesterday").mkdir()
+    (tmp_path / "today").mkdir()
+    old, old_items = written(tmp_path / "yesterday", ["red pen", "blue ink", "round table"])
+    new, new_items = written(tmp_path / "today", ["green lamp and more words", "blue ink", "", "red pen"])
+    shared = {"kd_text_encoder": str(tiny_encoder), "kd_cache_dir": str(tmp_path / "cache")}
+
+    def vectors(file, items, dataset, **more):
+        config = config_of(cpu_settings, kd_text_file=file, **{**shared, **more})
+        config["dataset"] = dataset
+        reused = text.prepare_item_text(config, items)
+        folders = sorted((Path(config["kd_cache_dir"]) / dataset).glob("text-*"), key=lambda each: each.stat().st_mtime)
+        return reused, np.load(folders[-1] / "vectors.npy"), folders[-1]
+
+    _, before, _ = vectors(old, old_items, "old")
+    with caplog.at_level("INFO"):
+        reused, after, taken = vectors(new, new_items, "new")
+    assert not reused and "2 of 3 texts have stored vectors" in caplog.text
+    np.testing.assert_array_equal(after[[1, 3]], before[[1, 0]])
+    assert not after[2].any()
+    _, alone, whole = vectors(new, new_items, "new", kd_cache_dir=str(tmp_path / "other"))
+    np.testing.assert_allclose(after, alone, atol=1e-5)
+    assert whole.name != taken.name  # the identity says that some were taken over
+    reused, again, same = vectors(new, new_items, "new")
+    assert reused and same == taken
+    np.testing.assert_array_equal(again, after)
+    # All of them are known: nothing is encoded.
+    _, known, _ = vectors(old, old_items, "third")
+    np.testing.assert_array_equal(known, before)
+    # Another encoder's or setting's vectors are not taken.
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        vectors(new, new_items, "new", kd_text_max_tokens=4)
+    assert "texts have stored vectors" not in caplog.text

@@ -27,6 +27,7 @@ from recbole_prmkd.recbole_host.checks import check_run
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.recbole_host.memory import keep_freed_memory
 from recbole_prmkd.recbole_host.run_files import run_logging
+from recbole_prmkd.serving.kept_data import nothing_kept
 from recbole_prmkd.tune import run_sweep
 from recbole_prmkd.tune.plan import FILE as PLAN
 
@@ -61,9 +62,10 @@ def _check_gpu(gpu: str) -> None:
 
 
 def _train(content: Mapping[str, Any], folder: Path) -> None:
-    """A cell: a plain run."""
+    """A cell: a plain run that keeps no data set."""
     settings = {**content["settings"], "kd_output_dir": str(folder)}
-    run_recbole_prmkd(content["model"], content["dataset"], config_dict=settings)
+    with nothing_kept():
+        run_recbole_prmkd(content["model"], content["dataset"], config_dict=settings)
 
 
 def _prepare(content: Mapping[str, Any], folder: Path) -> None:

@@ -27,11 +27,16 @@ _CHUNK = 8 * _BATCH  # texts that the encoder is given at a time
 
 
 def encode(
-    texts: list[str], config: Config, work: encoding_jobs.EncodingJob, notes: dict[str, Any] | None = None
+    texts: list[str],
+    config: Config,
+    work: encoding_jobs.EncodingJob,
+    notes: dict[str, Any] | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Sentence vectors of texts, equal ones encoded once; an empty text gives a zero vector.
 
     Args:
+        known: text -> its vector [D], where it need not be encoded.
         notes: takes what is worth saying of the texts: `max_tokens` in force, and how many texts were `cut`.
     Returns:
         [len(texts), D] float32, unit length where the encoder normalises (all-MiniLM-L6-v2 does).
@@ -50,6 +55,8 @@ def encode(
     if notes is not None:
         notes.update(max_tokens=int(max_length), cut=sum(tokens.get(text, 0) > max_length for text in texts))
     distinct.sort(key=lambda text: -tokens[text])  # longest first: what does not fit the memory fails at once
+    known = known or {}
+    distinct = [text for text in distinct if text not in known]
     number_of = {text: number for number, text in enumerate(distinct)}
     number = torch.tensor([number_of.get(text, -1) for text in texts])  # [N]
 
@@ -66,7 +73,13 @@ def encode(
             )
         return encoded[number[index] - first].cpu().numpy()
 
-    vectors = work.fill(encoding_jobs.equal_together(number, _CHUNK), encode_chunk)
+    vectors = work.fill(encoding_jobs.equal_together(number, _CHUNK), encode_chunk) if distinct else work.array
+    if known:
+        if not distinct:
+            vectors = np.zeros((len(texts), len(next(iter(known.values())))), dtype=np.float32)
+        for row, text in enumerate(texts):
+            if text in known:
+                vectors[row] = known[text]
     _check_distinct(texts, vectors, {text: tuple(read) for text, read in ids.items() if len(read) <= max_length}, name)
     return vectors
 

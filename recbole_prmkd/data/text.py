@@ -20,6 +20,7 @@ from recbole.data.dataset import Dataset
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.data.encoder import VERSION, encode, encoder_digest, encoder_folder, max_tokens
 from recbole_prmkd.data.encoder_layout import read_layout
+from recbole_prmkd.data.known_texts import find_vectors, known_vectors, text_digests
 from recbole_prmkd.data.lost_lines import first_ten
 from recbole_prmkd.data.split import by_domain, in_dataset
 from recbole_prmkd.errors import UserError
@@ -217,7 +218,7 @@ def _stored_vectors(
         text=store.digest(texts),
         **encoding_jobs.precision_entry(config),
     )
-    stored = None if rebuild else store.find(root, "text", identity)
+    stored = None if rebuild else find_vectors(root, identity)
     if stored is not None:
         return stored, True
     notes = {
@@ -227,9 +228,11 @@ def _stored_vectors(
         "items": len(texts),
         "texts": len(texts) - texts.count(""),
     }
+    known, mark = ({}, {}) if rebuild else known_vectors(config, identity, texts)
+    identity = {**identity, **mark}
     with encoding_jobs.resumable(root, "text", identity, len(texts), label="Item texts", rebuild=rebuild) as work:
-        vectors = encode(texts, config, work, notes)
-        return store.save(root, "text", identity, {"vectors": vectors}, notes), False
+        vectors = encode(texts, config, work, notes, known)
+        return store.save(root, "text", identity, {"vectors": vectors, "texts": text_digests(texts)}, notes), False
 
 
 def _header(path: Path, config: Config) -> dict[str, str]:

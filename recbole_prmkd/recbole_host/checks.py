@@ -60,6 +60,11 @@ def check_run(config: Config, output: Path) -> None:
 
 def check_teachers(config: Config) -> None:
     """Refuse teachers, or item vectors to start from, that cannot be prepared with these settings and files."""
+    if config["kd_teacher_refresh"] != "full" and not config["kd_student_checkpoint"]:
+        raise UserError(
+            f"kd_teacher_refresh = {config['kd_teacher_refresh']} needs an earlier run: name its folder with "
+            "--kd_student_checkpoint, or leave kd_teacher_refresh out."
+        )
     teachers = list(config["kd_teachers"]) if has_teachers(config) else []
     start = source_of(config)
     if start not in ("none", "text"):

@@ -105,6 +105,8 @@ def _teacher_result(teacher: FittedTeacher, notes: Mapping[str, Any], covered: C
         holdout=teacher.holdout,
         peak_memory_mb=teacher.peak_memory_mb,
         checkpoint=str(teacher.checkpoint) if teacher.checkpoint else None,
+        stored=teacher.stored,
+        carried_over=teacher.carried_over,
         unknown_rows=notes["unknown_rows"],
         unknown_items=notes["unknown_items"],
         covered=covered,

@@ -52,9 +52,9 @@ class KDResult(_Part):
 
 
 class CarriedOver(_Part):
-    """What a student that goes on from an earlier run (`kd_student_checkpoint`) has taken over."""
+    """What a student or teacher that goes on from an earlier run (`kd_student_checkpoint`) has taken over."""
 
-    folder: str = Field(description="of the earlier run")
+    folder: str = Field(description="of the earlier run; of a teacher its stored folder")
     weights: int = Field(description="tensors that were taken over, whole or by their rows")
     users: int = Field(description="that both data sets have")
     new_users: int
@@ -101,7 +101,11 @@ class TeacherResult(_Measured):
     seconds: float = Field(description="fine-tuning, as first measured")
     holdout: float = Field(description="its valid_metric on the holdout of the training split")
     peak_memory_mb: float | None = Field(default=None, description="most memory of the process that fine-tuned it")
-    checkpoint: str | None = Field(default=None, description="the pre-trained file that it started from")
+    checkpoint: str | None = Field(default=None, description="the file of weights that it started from")
+    stored: str | None = Field(default=None, description="its folder in kd_teacher_dir; None in earlier versions")
+    carried_over: CarriedOver | None = Field(
+        default=None, description="with kd_teacher_refresh continue or keep; None where it was fitted anew"
+    )
     unknown_rows: int = Field(description="training examples that it does not cover (no history)")
     unknown_items: int = Field(description="items that it does not cover (no text)")
     covered: CoveredResult | None = Field(default=None, description="None in results of earlier versions")

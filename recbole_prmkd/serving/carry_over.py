@@ -15,7 +15,7 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 from recbole.model.abstract_recommender import AbstractRecommender
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.own_checkpoint import read_weights
@@ -54,8 +54,8 @@ def check_start(config: Config) -> None:
     name = result.student.checkpoint
     if not (folder / DATA).is_file() or name is None or not (folder / name).is_file():
         raise UserError(
-            f"kd_student_checkpoint = {path} lacks {DATA} or its checkpoint: name a run's folder that this version "
-            "has written."
+            f"kd_student_checkpoint = {path} lacks {DATA} or its checkpoint: name the folder of a plain run, not of a "
+            "comparison's cell, that this version has written."
         )
     if result.student.model != config["model"]:
         raise UserError(
@@ -76,10 +76,32 @@ def carry_over(student: AbstractRecommender, config: Config, dataset: Dataset) -
     kept: Kept = read(folder / DATA)
     before = kept.dataset(kept.config())
     weights, _ = read_weights(folder / str(read_result(folder).student.checkpoint))
-    tables = _tables(student, before, dataset)
-    parameters = dict(student.named_parameters())
+    taken = take_over(student, weights, before, dataset, folder)
+    found = CarriedOver(
+        folder=str(folder),
+        weights=taken,
+        **counts(before, dataset),
+    )
+    getLogger().info(
+        f"The student goes on from {folder}: {taken} weights, {found.users} users and {found.items} items are taken "
+        f"over; {found.new_users} users and {found.new_items} items are new."
+    )
+    return found
+
+
+def take_over(model: nn.Module, weights: Mapping[str, Tensor], before: Any, dataset: Any, folder: Path) -> int:
+    """Put an earlier model's weights into this one, rows by token; returns how many.
+
+    Args:
+        before, dataset: the data sets of both models, with the tokens of each field.
+        folder: where the weights come from, for the message.
+    Raises:
+        UserError: they have other sizes for other reasons than their tokens.
+    """
+    tables = _tables(model, before, dataset)
+    parameters = dict(model.named_parameters())
     taken = 0
-    for name, new in student.state_dict().items():
+    for name, new in model.state_dict().items():
         old = weights.get(name)
         axes = None if old is None or old.dim() != new.dim() else _axes(name, old, new, tables)
         if old is None or axes is None:
@@ -93,25 +115,19 @@ def carry_over(student: AbstractRecommender, config: Config, dataset: Dataset) -
             continue  # made from the data set anew
         _copy(old, new, axes)
         taken += 1
-    found = CarriedOver(
-        folder=str(folder),
-        weights=taken,
-        **_counts(before, dataset, dataset.uid_field, "users"),
-        **_counts(before, dataset, dataset.iid_field, "items"),
-    )
-    getLogger().info(
-        f"The student goes on from {folder}: {taken} weights, {found.users} users and {found.items} items are taken "
-        f"over; {found.new_users} users and {found.new_items} items are new."
-    )
+    return taken
+
+
+def counts(before: Any, dataset: Any) -> dict[str, int]:
+    """How many users and items both data sets have, and how many are new, as `CarriedOver` names them."""
+    found: dict[str, int] = {}
+    for what, field in (("users", dataset.uid_field), ("items", dataset.iid_field)):
+        old, new = ({*map(str, each.field2id_token[field][1:])} for each in (before, dataset))
+        found |= {what: len(old & new), f"new_{what}": len(new - old)}
     return found
 
 
-def _counts(before: Dataset, dataset: Dataset, field: str, what: str) -> dict[str, int]:
-    old, new = ({*map(str, each.field2id_token[field][1:])} for each in (before, dataset))
-    return {what: len(old & new), f"new_{what}": len(new - old)}
-
-
-def _tables(student: AbstractRecommender, before: Dataset, dataset: Dataset) -> list[_Table]:
+def _tables(student: nn.Module, before: Any, dataset: Any) -> list[_Table]:
     """What axes may count, the likeliest first."""
     fields = [dataset.iid_field, dataset.uid_field]
     if hasattr(dataset, "entity_field"):
@@ -130,7 +146,7 @@ def _tables(student: AbstractRecommender, before: Dataset, dataset: Dataset) -> 
     return tables
 
 
-def _of_fields(word: str, fields: list[str], before: Dataset, dataset: Dataset) -> _Table:
+def _of_fields(word: str, fields: list[str], before: Any, dataset: Any) -> _Table:
     """The rows that both data sets have, in a table of these fields one after the other."""
     old_rows, new_rows, old_size, new_size = [], [], 0, 0
     for field in fields:

@@ -9,7 +9,9 @@ Nothing is pickled. The file is about as large as the interactions in binary for
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -39,6 +41,7 @@ __all__ = ["DATA", "Kept", "keep_data", "read", "with_weights"]
 SCHEMA = "recbole_prmkd/data/1"
 _KEY = "recbole_prmkd"
 _DATA, _WEIGHTS, _OTHERS = "data/", "weights/", "others/"
+_keeps: ContextVar[bool] = ContextVar("keeps", default=True)
 _MAX_HEADER = 90_000_000  # bytes of JSON; safetensors reads at most 100 MB
 
 
@@ -93,14 +96,28 @@ class Kept:
         )
 
 
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Inside, runs keep no data set: of the many cells of a comparison it would add up."""
+    token = _keeps.set(False)
+    try:
+        yield
+    finally:
+        _keeps.reset(token)
+
+
 def keep_data(file: Path, config: Config, dataset: Dataset) -> None:
     """Write the file of a run; a data set that cannot be kept is logged as a warning, and there is no file.
+
+    Inside `nothing_kept` there is none either.
 
     Args:
         dataset: as it was read, before it is split.
     Raises:
         UserError: the disk cannot be written.
     """
+    if not _keeps.get():
+        return
     try:
         tensors, content = copy_dataset(dataset)
         write(file, {_DATA + name: tensor for name, tensor in tensors.items()}, config, content)

@@ -153,8 +153,8 @@ def load(path: str | Path, model: type | str | None = None) -> LoadedModel:
         read_result(path)
         if not (path / DATA).is_file():
             raise UserError(
-                f"{path} has {RESULT} but no {DATA}, which earlier versions did not write and unsaved students do "
-                "not have: train again with this version."
+                f"{path} has {RESULT} but no {DATA}, which a comparison and earlier versions do not write and "
+                "unsaved students do not have: train it in a plain run with this version."
             )
         path = path / DATA
     try:

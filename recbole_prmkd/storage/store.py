@@ -83,6 +83,7 @@ class StoredFolder:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
+        self.identity: dict[str, Any] = manifest["identity"]
         self.notes: dict[str, Any] = manifest["notes"]
         self.files: dict[str, dict[str, Any]] = manifest["files"]
 
@@ -114,6 +115,26 @@ def find(root: Path, kind: str, identity: Mapping[str, Any]) -> StoredFolder | N
         return StoredFolder(path, _manifest(path))
     getLogger().warning(f"{path} is not used: {fault}; it is made anew.")
     return None
+
+
+def read(path: Path) -> StoredFolder | None:
+    """The folder at this path, whatever its identity; None where there is none, or one that is damaged."""
+    if not path.is_dir():
+        return None
+    try:
+        manifest = _manifest(path)
+    except (OSError, ValueError):
+        return None
+    return StoredFolder(path, manifest) if _fault(path, manifest["identity"]) is None else None
+
+
+def identities(root: Path, kind: str) -> dict[Path, dict[str, Any]]:
+    """The folders of this kind and what each says of its content, which is not verified; damaged ones are left out."""
+    found = {}
+    for file in sorted(root.glob(f"{kind}-*/{MANIFEST}")):
+        with suppress(OSError, ValueError):
+            found[file.parent] = _manifest(file.parent)["identity"]
+    return found
 
 
 def check_room(root: Path) -> None:

@@ -109,6 +109,17 @@ class Teacher(SequentialRecommender):
         """What its weights depend on beside settings, examples and side information; the base class has no such."""
         return {}
 
+    def go_on(self, new_items: Tensor, new_users: Tensor, keep: bool) -> None:
+        """Called when it has taken over its weights of an earlier run; the base class has nothing to do.
+
+        Args:
+            new_items, new_users: [N] ids that were unknown to it then.
+            keep: it is not trained on.
+        """
+
+    def complete_items(self, new_items: Tensor) -> None:
+        """With `keep`: make what it stores of items that are new, [N] ids; the base class stores nothing."""
+
     def solve(self, data: "TeacherData") -> None:
         """Fit in closed form what gradients do not train; the base class has no such thing."""
 

@@ -65,6 +65,12 @@ class CausalTeacher(Teacher):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.data.zero_()
 
+    @torch.no_grad()
+    def go_on(self, new_items: Tensor, new_users: Tensor, keep: bool) -> None:
+        """Without training a new item has no ID embedding, so that its vector is its content's."""
+        if keep and self.item_embedding is not None:
+            self.item_embedding.weight[new_items] = 0
+
     def states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         """The Transformer's state at every position, [B, L, D]; item_seq [B, L] numbers the rows of items [U, D].
 

@@ -27,12 +27,12 @@ from torch import Tensor
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.errors import NotFinite, UserError
 from recbole_prmkd.recbole_host.finite import overflow_explained, watch_loss, weights_are_finite, weights_sentence
-from recbole_prmkd.recbole_host.keys import SCRATCH, kind_of, teacher_settings
+from recbole_prmkd.recbole_host.keys import kind_of, teacher_settings
 from recbole_prmkd.recbole_host.memory import forget_peak_memory, peak_memory_mb
 from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.results.evaluation import evaluate_unseen, plain
 from recbole_prmkd.results.groups import groups_of_examples, noted_ranks
-from recbole_prmkd.results.schema import GroupResult
+from recbole_prmkd.results.schema import CarriedOver, GroupResult
 from recbole_prmkd.storage import store
 from recbole_prmkd.students.causal_check import why_not_shared
 from recbole_prmkd.students.windows import WindowLoader, shared_prefixes
@@ -40,8 +40,9 @@ from recbole_prmkd.teachers import Teacher, teacher_class
 from recbole_prmkd.teachers.clock import TimeIsUp, clock
 from recbole_prmkd.teachers.data import TeacherData, shuffled_items, teacher_config
 from recbole_prmkd.teachers.holdout import SCORES, Ranked, rank_or_load
-from recbole_prmkd.teachers.pretrained import checkpoint_of
+from recbole_prmkd.teachers.pretrained import start
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
+from recbole_prmkd.teachers.refresh import Earlier, start_from_earlier
 
 # Raise them when the same teacher, data and settings give other weights (of the training here), or other metrics.
 VERSION = "1.0"
@@ -53,11 +54,12 @@ _PARTS = ("valid", "test", "valid_unseen", "test_unseen")
 class FittedTeacher:
     """A frozen teacher, ready to encode; what it cost and how good it is.
 
-    digest: hash of its weights and side information. checkpoint: the file it started from, if any.
+    digest: hash of its weights and side information. checkpoint: the file of weights it started from, if any.
     seconds, peak_memory_mb: of fine-tuning, as first measured.
     ranked: on the holdout. metrics: its own on `valid`, `test` and their unseen twins, under RecBole's keys.
     covered_test: [N] which test examples it covers; covered: its metrics on these, `test` and `test_unseen`.
     groups: its metrics on groups of the test examples, as `results.groups` has them.
+    stored: its folder in kd_teacher_dir. carried_over: what it has taken over of an earlier run (`kd_teacher_refresh`).
     cuts: how much of its input it cuts, as `Teacher.cuts` counts it on all training examples.
     """
 
@@ -75,6 +77,8 @@ class FittedTeacher:
     covered_test: Tensor
     covered: dict[str, dict[str, float]]
     groups: dict[str, GroupResult] = field(default_factory=dict)
+    stored: str | None = None
+    carried_over: CarriedOver | None = None
     cuts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -103,14 +107,15 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
     config["eval_batch_size"] = max(1, min(config["eval_batch_size"], SCORES // len(data.canonical)))
     init_seed(config["seed"], config["reproducibility"])
     model = teacher_class(name)(config, data.dataset(config, data.fit)).to(config["device"])
-    checkpoint = start(model, name, run)
-    identity = _identity(name, config, data, model, checkpoint)
+    earlier = start_from_earlier(model, name, run, data)
+    checkpoint = earlier.file if earlier else start(model, name, run)
+    identity = _identity(name, config, data, model, checkpoint, earlier)
     stored = None if run["kd_rebuild"] else store.find(root, f"teacher-{kind}", identity)
     reused = stored is not None
     if stored is None:
         store.check_room(root)
         forget_peak_memory(config["device"])
-        seconds, score = _fit(model, config, data, name)
+        seconds, score = _fit(model, config, data, name, earlier)
         notes = {"seconds": seconds, "holdout": score, "peak_memory_mb": peak_memory_mb(config["device"])}
         stored = store.save(root, f"teacher-{kind}", identity, {"weights": learnt_weights(model)}, notes)
     model.load_state_dict(stored.weights("weights"), strict=False)  # cold and warm runs read the same file
@@ -133,31 +138,14 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         groups={name: GroupResult(**entry) for name, entry in metrics["groups"].items()},
+        stored=stored.path.relative_to(run["kd_teacher_dir"]).as_posix(),
+        carried_over=earlier.carried_over if earlier else None,
         cuts=model.cuts(data.train),
     )
 
 
-def start(model: Teacher, name: str, config: Config) -> Path | None:
-    """Put the weights of the run's checkpoint into the teacher, if it has one; returns that file."""
-    found = checkpoint_of(name, config)
-    if found is None:
-        return None
-    file, card = found
-    try:
-        model.load_checkpoint(file)
-    except UserError as error:
-        if config[f"kd_{name}_checkpoint".lower()]:
-            raise
-        raise UserError(
-            f"{error} (It lies in kd_teacher_dir: --kd_{name.lower()}_checkpoint={SCRATCH} starts without it.)"
-        ) from error
-    made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
-    getLogger().info(f"{name} starts from {file}{made}.")
-    return file
-
-
 def _identity(
-    name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: Path | None
+    name: str, config: Config, data: TeacherData, model: Teacher, checkpoint: Path | None, earlier: Earlier | None
 ) -> Mapping[str, Any]:
     return store.identity(
         code=f"{model.code_version} fine-tuning {VERSION}",
@@ -170,6 +158,7 @@ def _identity(
         items=store.digest(data.item_tokens),
         rows=data.fit.digest(),
         holdout=data.holdout.digest(),
+        **({"refresh": earlier.identity} if earlier else {}),
         **model.depends_on(),
         **({"minutes": config["kd_teacher_minutes"]} if model.learns and config["kd_teacher_minutes"] else {}),
         **{key: config[key] for key, default in _SHARED_WITH_STUDENT.items() if config[key] != default},
@@ -187,13 +176,17 @@ def learnt_weights(model: Teacher) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in given}
 
 
-def _fit(model: Teacher, config: Config, data: TeacherData, name: str) -> tuple[float, float]:
-    """Train with RecBole's trainer; returns seconds and the best holdout score."""
+def _fit(model: Teacher, config: Config, data: TeacherData, name: str, earlier: Earlier | None) -> tuple[float, float]:
+    """Train with RecBole's trainer, unless it keeps its weights; returns seconds and the best holdout score."""
     if not model.learns:
         started = time.time()
         model.solve(data)
         seconds = time.time() - started
         return seconds, model.holdout if isinstance(model, RecBoleTeacher) else _score(model, config, data)
+    if earlier is not None and earlier.keep:
+        started = time.time()
+        model.complete_items(earlier.new_items)
+        return time.time() - started, _score(model, config, data)
     dataset = data.dataset(config, data.fit)
     holdout = FullSortEvalDataLoader(config, data.dataset(config, data.holdout), None)
     reason = why_not_shared(model, config, data.fit)

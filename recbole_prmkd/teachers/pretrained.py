@@ -7,6 +7,7 @@ that comes with this package (docs/shipped-weights.md); `kd_teachers=auto` start
 """
 
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from recbole_prmkd.recbole_host.keys import SCRATCH, SHIPPED, kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.storage.disk import replacing
 from recbole_prmkd.storage.json_files import read_json, read_sealed, write_sealed
+from recbole_prmkd.teachers.base import Teacher
 
 SCHEMA = "recbole_prmkd/pretrained/2"
 SHIPPED_FOLDER = Path(__file__).parent / "weights"
@@ -117,6 +119,25 @@ def checkpoint_of(teacher: str, config: Config) -> tuple[Path, dict[str, Any] | 
             "--kd_text_encoder."
         )
     return file, card
+
+
+def start(model: Teacher, name: str, config: Config) -> Path | None:
+    """Put the weights of the run's checkpoint into the teacher, if it has one; returns that file."""
+    found = checkpoint_of(name, config)
+    if found is None:
+        return None
+    file, card = found
+    try:
+        model.load_checkpoint(file)
+    except UserError as error:
+        if config[f"kd_{name}_checkpoint".lower()]:
+            raise
+        raise UserError(
+            f"{error} (It lies in kd_teacher_dir: --kd_{name.lower()}_checkpoint={SCRATCH} starts without it.)"
+        ) from error
+    made = f", pre-trained on {', '.join(entry['name'] for entry in card['datasets'])}" if card else ""
+    getLogger().info(f"{name} starts from {file}{made}.")
+    return file
 
 
 def start_from_shipped(config: Config) -> list[str]:

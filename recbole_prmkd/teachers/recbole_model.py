@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from recbole_prmkd.teachers.data import ExamplesDataset, TeacherData
 
 _EXAMPLES = 2000  # that the temperature is chosen on, at most
-_KEPT = "kept_"  # prefix of what a model keeps beside its parameters
+KEPT = "kept_"  # prefix of what a model keeps beside its parameters
 
 
 class RecBoleTeacher(RecBoleScores):
@@ -57,6 +57,7 @@ class RecBoleTeacher(RecBoleScores):
         self.load_col = config["student_load_col"]
         self.register_buffer("tau", torch.ones((), dtype=torch.float64))
         self.holdout = 0.0
+        self.keeps = False  # the weights of an earlier run, as they are
         self.own = {key: config[key] for key in teacher_settings(self.kind, {})}
         self._build(self.data.holdout, None)
 
@@ -111,6 +112,11 @@ class RecBoleTeacher(RecBoleScores):
         """Divides the scores in the soft targets; chosen on the holdout."""
         return float(self.tau)
 
+    @property
+    def reads_ids_alone(self) -> bool:
+        """Whether users and items are all that it has rows for."""
+        return not self.files
+
     def depends_on(self) -> dict[str, Any]:
         """The interactions, who had them, and the side files."""
         held = self.data.holdout
@@ -148,6 +154,13 @@ class RecBoleTeacher(RecBoleScores):
             f"{self.config['teacher']} is the model in {path}, which its own run has stopped by its validation items."
         )
 
+    def go_on(self, new_items: Tensor, new_users: Tensor, keep: bool) -> None:
+        """Without training it knows nothing of new items and users, so that it does not cover them."""
+        clear_graph_cache(self.host)
+        if keep:
+            self.known[new_items], self.known_users[new_users] = False, False
+            self.keeps = True
+
     def solve(self, data: "TeacherData") -> None:
         """Train the model with RecBole's trainer, unless it was loaded; then choose the temperature.
 
@@ -160,7 +173,7 @@ class RecBoleTeacher(RecBoleScores):
         clear_graph_cache(self.host)
         for name, value in (self.host.other_parameter() or {}).items():
             if isinstance(value, Tensor) and value.layout == torch.strided and not name.startswith("restore_"):
-                self.register_buffer(_KEPT + name, value)
+                self.register_buffer(KEPT + name, value)
         self._form = None
         self.tau.fill_(self._calibrated(data))
         getLogger().info(
@@ -174,7 +187,7 @@ class RecBoleTeacher(RecBoleScores):
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         fit = self._interaction(data.fit).cpu() if sequential else self.host_data.inter_feat
         train, valid = recbole_data.loaders(config, self.host_data, fit, self._interaction(data.holdout).cpu())
-        loaded = getattr(self, "loaded", None) is not None
+        loaded = self.keeps or getattr(self, "loaded", None) is not None
         with tempfile.TemporaryDirectory() as folder:
             trainer = quiet_trainer(host_trainer(config, type(self.host)), config, self.host, Path(folder))
             watch_loss(trainer, name)
@@ -193,9 +206,9 @@ class RecBoleTeacher(RecBoleScores):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """The stored weights, with what the model keeps beside them."""
         for name, value in state_dict.items():
-            if name.startswith(_KEPT):
+            if name.startswith(KEPT):
                 self.register_buffer(name, value.to(self.tau.device))
-                setattr(self.host, name.removeprefix(_KEPT), getattr(self, name))
+                setattr(self.host, name.removeprefix(KEPT), getattr(self, name))
         found = super().load_state_dict(state_dict, strict=strict, assign=assign)
         clear_graph_cache(self.host)
         self._form = None

@@ -164,6 +164,20 @@ class Recformer(Teacher):
         )
         self.train(training)
 
+    @torch.no_grad()
+    def go_on(self, new_items: Tensor, new_users: Tensor, keep: bool) -> None:
+        """Training makes the table anew; without it known items keep their vectors of the earlier run."""
+        if not keep:
+            nn.init.zeros_(self.item_embedding.weight)
+
+    @torch.no_grad()
+    def complete_items(self, new_items: Tensor) -> None:
+        """Encode these items alone, without dropout."""
+        self.eval()
+        if len(new_items):
+            items = new_items.to(self.item_embedding.weight.device)[:, None]
+            self.item_embedding.weight[new_items] = self._encode(items, torch.ones_like(items[:, 0]))
+
     def encode_histories(self, item_seq: Tensor, item_seq_len: Tensor, items: Tensor) -> Tensor:
         """The vector of each history's text, [B, D]; the item vectors are not used."""
         if torch.is_grad_enabled():

@@ -15,7 +15,7 @@ from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.tune.space import Domain
 
 _TEACHERS = re.compile(
-    rf"kd_({'|'.join(map(str.lower, [*TEACHERS, *hosts()]))})_|kd_(text|image|item_images|teacher_seed)"
+    rf"kd_({'|'.join(map(str.lower, [*TEACHERS, *hosts()]))})_|kd_(text|image|item_images|teacher_seed|teacher_refresh)"
     r"|kd_(window_context|encode_precision)$"
 )
 _DATA = {
