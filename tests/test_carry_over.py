@@ -18,7 +18,8 @@ def grown(tmp_path_factory):
 
 def next_day(model, runs, grown, output, **more):
     """The run on it, with weights that are not trained: what was taken over is still there."""
-    return trained(model, grown, output, **{"kd_student_checkpoint": str(runs / model), "learning_rate": 0.0, **more})
+    given = {"kd_student_checkpoint": str(runs / model), "kd_student_shrink": 1.0, "learning_rate": 0.0, **more}
+    return trained(model, grown, output, **given)
 
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR", "LightGCN", "MultiVAE", "DeepFM"])
@@ -44,6 +45,15 @@ def test_rows_of_known_tokens_are_taken_over(runs, grown, tmp_path, model):
     else:
         name = "item_embedding.weight"
         torch.testing.assert_close(after[name][places[1]], before[name][places[0]])
+
+
+def test_a_share_of_the_earlier_weights_beside_a_new_start(runs, grown, tmp_path):
+    start = load(trained("SASRec", grown, tmp_path / "new", learning_rate=0.0)).model.state_dict()
+    earlier = load(next_day("SASRec", runs, grown, tmp_path / "whole")).model.state_dict()
+    mixed = load(next_day("SASRec", runs, grown, tmp_path / "part", kd_student_shrink=0.6)).model.state_dict()
+    for name, found in mixed.items():
+        torch.testing.assert_close(found, 0.6 * earlier[name] + 0.4 * start[name], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(mixed["item_embedding.weight"], earlier["item_embedding.weight"])
 
 
 def test_log_and_result_say_it_in_numbers(runs, grown, tmp_path):

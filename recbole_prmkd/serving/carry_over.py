@@ -1,8 +1,12 @@
 """A student that goes on from an earlier run's weights on a newer data set (`kd_student_checkpoint`).
 
 Rows of users, items and other tokens that both data sets have are taken over by their tokens. New ones stay as the new
-student has made them (`kd_item_init` may have started them from text). All other weights are taken over whole. The
-optimiser starts anew.
+student has made them (`kd_item_init` may have started them from text). The optimiser starts anew.
+
+    weight = kd_student_shrink x earlier weight + (1 - kd_student_shrink) x the new student's own start
+
+Weights that had been trained to their end gain little more on new data; nearer to a random start they learn on
+(shrink and perturb, Ash and Adams, NeurIPS 2020; the perturbation is here the new student's start).
 """
 
 from collections.abc import Mapping
@@ -76,7 +80,7 @@ def carry_over(student: AbstractRecommender, config: Config, dataset: Dataset) -
     kept: Kept = read(folder / DATA)
     before = kept.dataset(kept.config())
     weights, _ = read_weights(folder / str(read_result(folder).student.checkpoint))
-    taken = take_over(student, weights, before, dataset, folder)
+    taken = take_over(student, weights, before, dataset, folder, config["kd_student_shrink"])
     found = CarriedOver(
         folder=str(folder),
         weights=taken,
@@ -89,12 +93,15 @@ def carry_over(student: AbstractRecommender, config: Config, dataset: Dataset) -
     return found
 
 
-def take_over(model: nn.Module, weights: Mapping[str, Tensor], before: Any, dataset: Any, folder: Path) -> int:
+def take_over(
+    model: nn.Module, weights: Mapping[str, Tensor], before: Any, dataset: Any, folder: Path, shrink: float = 1.0
+) -> int:
     """Put an earlier model's weights into this one, rows by token; returns how many.
 
     Args:
         before, dataset: the data sets of both models, with the tokens of each field.
         folder: where the weights come from, for the message.
+        shrink: share of the earlier weights beside the model's own; buffers are taken whole.
     Raises:
         UserError: they have other sizes for other reasons than their tokens.
     """
@@ -113,7 +120,7 @@ def take_over(model: nn.Module, weights: Mapping[str, Tensor], before: Any, data
         mapped = any(len(new_rows) != new.shape[axis] for axis, (_, new_rows) in enumerate(axes))
         if name not in parameters and mapped:
             continue  # made from the data set anew
-        _copy(old, new, axes)
+        _copy(old, new, axes, shrink if name in parameters else 1.0)
         taken += 1
     return taken
 
@@ -186,14 +193,15 @@ def _axes(name: str, old: Tensor, new: Tensor, tables: list[_Table]) -> list[tup
 
 
 @torch.no_grad()
-def _copy(old: Tensor, new: Tensor, axes: list[tuple[Tensor, Tensor]]) -> None:
+def _copy(old: Tensor, new: Tensor, axes: list[tuple[Tensor, Tensor]], shrink: float) -> None:
     taken = old
     for axis, (rows, _) in enumerate(axes):
         taken = taken.index_select(axis, rows)
     if not axes:
-        new.copy_(old)
+        new.copy_(old if shrink == 1 else torch.lerp(new, old.to(new), shrink))
         return
     places: Mapping[int, Any] = {axis: rows for axis, (_, rows) in enumerate(axes)}
     shape = [1] * len(axes)
     index = tuple(rows.view(*shape[:axis], -1, *shape[axis + 1 :]).to(new.device) for axis, rows in places.items())
-    new[index] = taken.to(new)
+    taken = taken.to(new)
+    new[index] = taken if shrink == 1 else torch.lerp(new[index], taken, shrink)
