@@ -61,7 +61,7 @@ def noted_ranks(trainer: Any, config: Config) -> Iterator[Noted]:
 
 def _rank(scores: Tensor, row: Tensor, item: Tensor, cutoff: int) -> Tensor:
     """Ranks of chosen items [P] in the first places of [B, n_items], on the CPU."""
-    first = torch.topk(scores, cutoff, dim=-1).indices  # [B, K]
+    first = torch.topk(scores, min(cutoff, scores.shape[1]), dim=-1).indices  # [B, K]
     here = first[row] == item[:, None]  # [P, K]
     return torch.where(here.any(dim=1), here.int().argmax(dim=1) + 1, cutoff + 1).cpu()
 
