@@ -91,7 +91,7 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     vectors = None
     if source_of(config) != "none":
         ranked = {teacher.name: teacher.ranked for teacher in teachers}
-        if useful_source(config, ranked, teacher_data(split, config["kd_teacher_seed"])) != "none":
+        if useful_source(config, ranked, lambda: teacher_data(split, config["kd_teacher_seed"])) != "none":
             vectors = start_vectors(config, split, steps, teachers)
     return Prepared(split, cache, teachers, folders, vectors)
 

@@ -4,16 +4,13 @@ Nothing is known of the model's class: while it ranks, its products with a table
 are compared with them.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.serving.scoring import Scorer
+from recbole_prmkd.teachers.products import NotedProducts
 
 _TRIED = 64  # users that the products are compared for
 _CLOSE = 1e-4  # of the largest score, and at least of 1
@@ -61,35 +58,13 @@ class Products:
         return scores, torch.nn.functional.pad(vectors, (0, 1), value=1.0) if self._biased else vectors
 
 
-class _Noting(TorchFunctionMode):
-    """Inside, products with a table of all items are noted: users [B, D] and items [n_items, D]."""
-
-    def __init__(self, n_items: int) -> None:
-        super().__init__()
-        self.n_items = n_items
-        self.products: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("matmul", "mm", "__matmul__") and len(args) == 2 and self._is_table(args[1], 1):
-            self.products.append((args[0], args[1].transpose(0, 1)))
-        if name == "linear" and len(args) >= 2 and self._is_table(args[1], 0):
-            self.products.append((args[0], args[1]))
-        return func(*args, **(kwargs or {}))
-
-    def _is_table(self, value: Any, axis: int) -> bool:
-        return isinstance(value, Tensor) and value.dim() == 2 and value.shape[axis] == self.n_items
-
-
 def _noted(scorer: Scorer, users: np.ndarray) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The scores [B, n_items], and the products whose users are these."""
-    with _Noting(scorer.n_items) as noting:
+    with NotedProducts(scorer.n_items) as noted:
         scores = scorer.scores(users)
     of_users = [
         (vectors.detach().reshape(len(users), -1).float(), items.detach().float())
-        for vectors, items in noting.products
+        for vectors, items in noted.found
         if vectors.numel() == len(users) * items.shape[1]
     ]
     return scores, of_users

@@ -1,6 +1,6 @@
 """Which item vectors a student starts from, by `kd_item_init`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from logging import getLogger
 
 from recbole.config import Config
@@ -22,11 +22,14 @@ def source_of(config: Config) -> str:
     return next((name for name in teachers if not teacher_class(name).scores_all_items), "none")
 
 
-def useful_source(config: Config, ranked: Mapping[str, Ranked], data: TeacherData) -> str:
+def useful_source(config: Config, ranked: Mapping[str, Ranked], data: Callable[[], TeacherData]) -> str:
     """The same; with `auto` and the teacher Content none, where texts rank the holdout worse than popularity.
 
     Such texts say little of what comes next, and a student that starts from them ends below one that does not
     (docs/experiments.md).
+
+    Args:
+        data: makes the teachers' view of the split, where it is needed.
     """
     source = source_of(config)
     content = next((its for name, its in ranked.items() if kind_of(name) == Content.__name__), None)
@@ -34,7 +37,7 @@ def useful_source(config: Config, ranked: Mapping[str, Ranked], data: TeacherDat
         return source
     if config["kd_shuffled_teachers"]:  # the ranks are then those of other items' texts
         return source
-    least = popularity(data)
+    least = popularity(data())
     if content.ndcg >= least.ndcg:
         return source
     getLogger().info(

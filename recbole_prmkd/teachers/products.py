@@ -14,7 +14,7 @@ _TOLERANCE = 1e-4  # of the largest score
 
 def bias_of(model: AbstractRecommender, batch: Interaction, n_items: int) -> tuple[bool, Tensor | None]:
     """Whether `full_sort_predict` is one product of vectors plus a bias of items; and that bias [n_items], if any."""
-    with _Products(n_items) as products:
+    with NotedProducts(n_items) as products:
         scores = model.full_sort_predict(batch).view(len(batch), -1).float()
     if len(products.found) != 1 or scores.shape[1] != n_items:
         return False, None
@@ -33,7 +33,7 @@ def bias_of(model: AbstractRecommender, batch: Interaction, n_items: int) -> tup
 
 def first_product(model: AbstractRecommender, batch: Interaction, n_items: int) -> tuple[Tensor, Tensor]:
     """The vectors of the batch [B, D] or [B, 1, D], and all items' [n_items, D]; the product is not computed."""
-    with _Products(n_items, stop=True) as products, suppress(_Found):
+    with NotedProducts(n_items, stop=True) as products, suppress(_Found):
         model.full_sort_predict(batch)
     return products.found[0]
 
@@ -42,7 +42,7 @@ class _Found(Exception):
     pass
 
 
-class _Products(TorchFunctionMode):
+class NotedProducts(TorchFunctionMode):
     """Inside, products with a table of all items are noted; with `stop` the first one ends the computation."""
 
     def __init__(self, n_items: int, stop: bool = False) -> None:

@@ -68,9 +68,10 @@ class TrialInputs:
         """A trial's own copy of the data, and the teacher cache that its settings ask for."""
         split = unpacked(ray.get(self.split), config)
         wanted = config["kd_teachers"] if has_teachers(config) else []
-        cache, data = None, teacher_data(split, config["kd_teacher_seed"])
+        cache = None
         ranked = {name: self.teachers[name].ranked for name in wanted}
         if wanted:
+            data = teacher_data(split, config["kd_teacher_seed"])
             names, trust = trusted(wanted, ranked, popularity(data), config["kd_teacher_check"], config["kd_fusion"])
             given = [self.teachers[name] for name in names]
             parts = [
@@ -78,7 +79,7 @@ class TrialInputs:
                 for each in given
             ]
             cache = cache_of(parts, data.canonical, config, trust)
-        start = useful_source(config, ranked, data)
+        start = useful_source(config, ranked, lambda: teacher_data(split, config["kd_teacher_seed"]))
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
 
