@@ -24,7 +24,7 @@ from recbole_prmkd.preparation import Prepared, Steps, start_vectors
 from recbole_prmkd.recbole_host.keys import WARM_START, has_teachers
 from recbole_prmkd.results.run_folder import RANKS, TEXT, clear_leftovers, move
 from recbole_prmkd.results.run_result import Measured
-from recbole_prmkd.results.schema import GuardResult
+from recbole_prmkd.results.schema import GuardResult, Ranking
 from recbole_prmkd.students.warm_start import NoWarmStart
 from recbole_prmkd.teachers.auto import missing_text
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
@@ -79,7 +79,11 @@ def keep_best(
     getLogger().info(f"kd_guard keeps {kept}: best validation {config['valid_metric']} {shown}.")
     _take_out(folder, kept, others, f"{config['model']}.pth")
     valid = {kd: score if math.isfinite(score) else None for kd, score in scores.items()}
-    return measured[kept], measured[config["kd"]], GuardResult(kept=kept, valid=valid)
+    students = {
+        kd: Ranking(**{part: getattr(each.student, part) for part in Ranking.model_fields})
+        for kd, each in measured.items()
+    }
+    return measured[kept], measured[config["kd"]], GuardResult(kept=kept, valid=valid, students=students)
 
 
 def best_of(scores: Mapping[str, float], bigger: bool) -> str:

@@ -47,6 +47,8 @@ def test_each_student_is_that_of_a_run_of_its_own(model, kept, settings, tmp_pat
         assert guarded[name] == own[name]
     result = read_result(tmp_path / "guarded")
     assert result.guard.kept == kept and result.guard.valid[kept] == own["best_valid_score"]
+    assert result.guard.students.keys() == result.guard.valid.keys()
+    assert result.guard.students[kept].test_unseen == result.student.test_unseen
     assert len(result.distillation) == 2 and all(f"training {kd}" in result.steps for kd in ("none", "warm_start"))
     wanted = {path.name for path in (tmp_path / "own").iterdir()} | {"distillation.svg", "test_ranks.npz"}
     assert {path.name for path in (tmp_path / "guarded").iterdir()} == wanted

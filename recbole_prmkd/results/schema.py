@@ -16,7 +16,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Measured(_Part):
+class Ranking(_Part):
     """Metrics as RecBole ranks, and with the user's earlier items left out of the ranking (`*_unseen`)."""
 
     valid: Metrics
@@ -62,7 +62,7 @@ class CarriedOver(_Part):
     new_items: int
 
 
-class StudentResult(_Measured):
+class StudentResult(Ranking):
     """The student, with the best epoch's weights; with `kd: ensemble` the teachers together, 0 epochs and seconds."""
 
     model: str
@@ -94,7 +94,7 @@ class CoveredResult(_Part):
     )
 
 
-class TeacherResult(_Measured):
+class TeacherResult(Ranking):
     """One teacher: its own metrics on the student's validation and test examples."""
 
     parameters: int
@@ -138,6 +138,9 @@ class GuardResult(_Part):
 
     kept: str = Field(description="the best on validation; of equal ones the first of `none`, `warm_start`, the run's")
     valid: dict[str, float | None] = Field(description="best valid_metric of each; None where no validation gave one")
+    students: dict[str, Ranking] = Field(
+        default={}, description="metrics of each, those of `student` too; empty in results of earlier versions"
+    )
 
 
 class RunResult(BaseModel):

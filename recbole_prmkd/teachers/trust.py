@@ -25,6 +25,7 @@ USELESS = 0.05  # a teacher below this share or exponent adds nothing
 PRODUCT = "product"
 _ROUNDS = 100  # of EM
 _FEW = 100  # of the holdout
+_FIRST = 20  # items of a teacher: those that may come among the first 10 of a product
 _FIT = 1 << 23  # log-probabilities of a teacher that exponents are found on, at most
 
 
@@ -75,8 +76,12 @@ def shares_of(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked)
 
 
 def exponents(teachers: Sequence[Ranked]) -> list[float]:
-    """Exponents >= 0 of the product under which the targets are most likely among the stored items."""
-    logs = _filled(teachers, _FIT)  # [T, H', 1 + S]
+    """Exponents >= 0 of the product under which the targets are most likely.
+
+    Only what decides the first places counts: the items that a teacher has among its first `_FIRST`, and the examples
+    whose target is one of these. Over all items a smooth teacher gets too much, for the targets that nobody ranks.
+    """
+    logs = _first_places(_filled(teachers, _FIT))  # [T, H', 1 + S]
 
     def surprise(powers: np.ndarray) -> tuple[float, np.ndarray]:
         power = torch.from_numpy(powers).to(logs).requires_grad_()
@@ -89,6 +94,17 @@ def exponents(teachers: Sequence[Ranked]) -> list[float]:
     start = np.full(len(teachers), 1 / len(teachers))
     found = minimize(surprise, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(teachers))
     return [float(power) for power in found.x]
+
+
+def _first_places(logs: Tensor) -> Tensor:
+    """Log-probabilities [T, H', 1 + S] of the examples and items that count; all where too few examples do."""
+    first = torch.zeros(logs.shape[1:], dtype=torch.bool)
+    for of_teacher in logs:
+        first.scatter_(1, of_teacher.topk(min(_FIRST, logs.shape[2]), dim=1).indices, True)  # [H, 1 + S]
+    reached = first[:, 0]
+    if int(reached.sum()) < _FEW:
+        return logs
+    return logs[:, reached].masked_fill(~first[reached], torch.finfo(torch.float16).min)
 
 
 def together(teachers: Sequence[Ranked], trust: Trust, fusion: str) -> float:
