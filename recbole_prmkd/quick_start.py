@@ -208,7 +208,8 @@ def _testing(config: Config, trainer: Any) -> Iterator[None]:
 def _served(config: Config, prepared: Prepared, steps: Steps) -> Measured:
     """The teachers together in the place of a student."""
     with steps("evaluation"):
-        served = serve(config, prepared.split, prepared.teachers)
+        assert prepared.teacher_cache is not None, "an ensemble has teachers"
+        served = serve(config, prepared.split, prepared.teachers, prepared.teacher_cache.trust)
         if config["kd_save_ranks"]:
             getLogger().warning(f"No {RANKS}: with kd={ENSEMBLE} there is no student whose ranks could be saved.")
     score = served.valid.get(config["valid_metric"].lower(), -math.inf)  # as RecBole has it without validation

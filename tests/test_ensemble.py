@@ -7,8 +7,10 @@ from recbole.data.interaction import Interaction
 
 from recbole_prmkd import run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
+from recbole_prmkd.distil.weighting import fuse
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.results.run_folder import read_result
+from recbole_prmkd.teacher_cache.scores import Trust
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import Ensemble, newest, serve
 from recbole_prmkd.teachers.fit import fit_or_load
@@ -45,7 +47,7 @@ def fitted(cpu_settings, vectors):
 def test_beside_a_student_without_order_earlier_items_are_left_out(fitted, cpu_settings, vectors):
     _, split, _, teachers = fitted("Vectors")
     config = load_config("BPR", "tiny", config_dict=cpu_settings(kd="ensemble", kd_teachers=["Vectors"], **vectors))
-    served = serve(config, split, teachers)
+    served = serve(config, split, teachers, Trust([1.0]))
     assert served.test == served.test_unseen == teachers[0].metrics["test_unseen"]
     assert served.valid == served.valid_unseen
 
@@ -54,7 +56,7 @@ def test_beside_a_student_without_order_earlier_items_are_left_out(fitted, cpu_s
 @pytest.mark.parametrize("times", [1, 2])
 def test_one_teacher_or_twice_the_same_gives_its_own_metrics(name, times, fitted):
     config, split, _, (teacher,) = fitted(name)
-    served = serve(config, split, [teacher] * times)
+    served = serve(config, split, [teacher] * times, Trust([0.7] * times))
     assert {part: getattr(served, part) for part in RANKINGS} == teacher.metrics
     assert served.parameters == times * teacher.parameters and served.epochs == served.train_seconds == 0
 
@@ -62,7 +64,7 @@ def test_one_teacher_or_twice_the_same_gives_its_own_metrics(name, times, fitted
 def test_scores_are_the_mean_softmax_of_those_that_know_the_user(fitted):
     _, split, data, teachers = fitted("UniSRec", "Vectors")
     max_length = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
-    model = Ensemble(max_length, data.dataset(max_length, data.test), teachers).eval()
+    model = Ensemble(max_length, data.dataset(max_length, data.test), teachers, Trust([1.0, 1.0]), False).eval()
     examples = torch.arange(len(data.test))
     with torch.no_grad():
         scores = model.full_sort_predict(data.dataset(max_length, data.test)[examples])
@@ -75,6 +77,32 @@ def test_scores_are_the_mean_softmax_of_those_that_know_the_user(fitted):
     expected = torch.where(not_covered[:, None], soft[0], (soft[0] + soft[1]) / 2)
     torch.testing.assert_close(scores, expected)
     assert scores.dtype == torch.float32
+
+
+def test_a_product_is_the_one_that_a_student_is_taught(fitted):
+    """By `fuse`, over all items, with the exponents of the check; the user and the item that Vectors lacks included."""
+    _, _, data, teachers = fitted("UniSRec", "Vectors")
+    max_length = max((t.config for t in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
+    exponents = [0.9, 0.4]
+    model = Ensemble(max_length, data.dataset(max_length, data.test), teachers, Trust(exponents), True).eval()
+    examples = torch.arange(len(data.test))
+    with torch.no_grad():
+        scores = model.full_sort_predict(data.dataset(max_length, data.test)[examples])
+        own = [t.model.full_sort_predict(data.dataset(t.config, data.test)[examples]) for t in teachers]
+    covers = [(s != 0).any(1) for s in own]
+    covered = torch.stack([who[:, None] & t.model.covered_items() for who, t in zip(covers, teachers, strict=True)])
+    logits = torch.stack([s / t.model.temperature for s, t in zip(own, teachers, strict=True)])
+    soft = logits.masked_fill(~covered, -torch.inf).softmax(-1).nan_to_num()
+    prior = torch.tensor(exponents)[:, None].expand(-1, len(examples))
+    everything = torch.ones_like(soft[0], dtype=torch.bool)
+    target, _ = fuse(soft, prior, torch.ones_like(soft), 0.5, covered, everything, sum(exponents))
+    anybody = covered.any(0)
+    assert not covered[1].all(0)[1:].any()  # somebody, and some item, Vectors does not know
+    wanted = (target.clamp(min=1e-38).log() / sum(exponents)).masked_fill(~anybody, -torch.inf)
+    got = scores.masked_fill(~anybody, -torch.inf)
+    torch.testing.assert_close(
+        got - got.amax(1, keepdim=True), wanted - wanted.amax(1, keepdim=True), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_each_teacher_reads_the_newest_items_of_a_history():

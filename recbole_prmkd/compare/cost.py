@@ -33,7 +33,7 @@ from recbole_prmkd.recbole_host.run_files import quiet_trainer
 from recbole_prmkd.storage.json_files import read_object, write_sealed
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
-from recbole_prmkd.teachers.ensemble import ENSEMBLE, mean_scores
+from recbole_prmkd.teachers.ensemble import ENSEMBLE, fused_scores
 from recbole_prmkd.teachers.fit import FittedTeacher
 
 COSTS = "cost.json"
@@ -189,7 +189,9 @@ def _time_teachers(config: Config, prepared: Prepared, ensemble: bool) -> tuple[
     teachers = {name: Timed(scores(encode), users) for name, encode in encoders.items()}
     if not ensemble or len(encoders) < len(prepared.teachers):
         return teachers, {}
-    return teachers, {ENSEMBLE: Timed(lambda batch: mean_scores(each(batch) for each in encoders.values()), users)}
+    alike = [1.0] * len(encoders)
+    together = Timed(lambda batch: fused_scores((each(batch) for each in encoders.values()), alike), users)
+    return teachers, {ENSEMBLE: together}
 
 
 def _in_turns(everything: Sequence[Timed]) -> None:

@@ -1,9 +1,11 @@
 """The teachers served together, with no student: what distillation would save, and the bound it is held against.
 
 An item's score is the mean, over the teachers that cover the user's history, of softmax(cosine / temperature) over all
-items, each at its own temperature. Our choice; averaging normalised scores is the plain form of an ensemble. It ranks
-as a teacher does, with histories from the teachers' view of the data. Of the model that `--model` names only the kind
-counts: for all but sequential models the ranking leaves a user's earlier items out, as RecBole's does.
+items, each at its own temperature. With `kd_fusion=product` it is the mean of the logarithms, over the teachers that
+cover the item too. What `kd_teacher_check=weigh` has found weighs the teachers. Our choice.
+
+It ranks as a teacher does, with histories from the teachers' view of the data. Of the model that `--model` names only
+the kind counts: for all but sequential models the ranking leaves a user's earlier items out, as RecBole's does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +20,11 @@ from torch import Tensor, nn
 
 from recbole_prmkd.data.split import Split
 from recbole_prmkd.results.schema import GroupResult, StudentResult
+from recbole_prmkd.teacher_cache.scores import Trust
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, rankings
+from recbole_prmkd.teachers.trust import PRODUCT
 
 ENSEMBLE = "ensemble"  # the value of kd: nothing is trained
 
@@ -30,35 +34,52 @@ class Ensemble(SequentialRecommender):
 
     input_type = InputType.POINTWISE
 
-    def __init__(self, config: Config, dataset: Dataset, teachers: Sequence[FittedTeacher]) -> None:
-        """config, dataset: those of the teacher with the greatest maximum length."""
+    def __init__(
+        self, config: Config, dataset: Dataset, teachers: Sequence[FittedTeacher], trust: Trust, product: bool
+    ) -> None:
+        """config, dataset: those of the teacher with the greatest maximum length. product: of the scores, not a sum."""
         super().__init__(config, dataset)
+        self.trust, self.product = trust, product
         self.teachers = nn.ModuleList(teacher.model for teacher in teachers)
         self.parts = [(teacher.model, teacher.config["MAX_ITEM_LIST_LENGTH"]) for teacher in teachers]
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """The mean over the teachers, [B, n_items]; all 0 where none covers the history."""
-        return mean_scores(
+        """The teachers' scores together, [B, n_items]; all 0 where none covers the history."""
+        encoded = (
             (teacher, teacher.encode_batch(newest(interaction, self, max_length), items), items)
             for teacher, max_length in self.parts
             for items in [teacher.encode_items()]  # [n_items, D]
         )
+        return fused_scores(encoded, self.trust.priors, self.product)
 
 
-def mean_scores(encoded: Iterable[tuple[Teacher, Tensor, Tensor]]) -> Tensor:
-    """The mean of the teachers' normalised scores, [B, n_items]; all 0 where none covers the history.
+def fused_scores(
+    encoded: Iterable[tuple[Teacher, Tensor, Tensor]], priors: Sequence[float], product: bool = False
+) -> Tensor:
+    """The weighted mean of the teachers' normalised scores, or of their logarithms; 0 where none covers the history.
 
     Args:
         encoded: each teacher with the histories [B, D] and the items [n_items, D] in its own space; taken one after the
             other, since [B, n_items] is large.
+        priors: the weight of each.
+    Returns:
+        [B, n_items].
     """
     total, number = torch.zeros(()), torch.zeros(())
-    for teacher, histories, items in encoded:
-        covered = (histories != 0).any(dim=1, keepdim=True)  # [B, 1]
-        cosine = teacher.scores(histories, items).float()  # [B, n_items]
-        total = (cosine / teacher.temperature).softmax(dim=1) * covered + total.to(cosine.device)
-        number = covered + number.to(cosine.device)
-    return total / number.clamp(min=1)
+    for (teacher, histories, items), prior in zip(encoded, priors, strict=True):
+        counts = (histories != 0).any(dim=1, keepdim=True) * prior  # [B, 1]
+        scores = teacher.scores(histories, items).float() / teacher.temperature  # [B, n_items]
+        if product:
+            counts = counts * teacher.covered_items().to(scores.device)  # [B, n_items]
+            soft = scores.masked_fill(counts == 0, -torch.inf).log_softmax(dim=1).masked_fill(counts == 0, 0)
+        else:
+            soft = scores.softmax(dim=1)
+        total = soft * counts + total.to(scores.device)
+        number = counts + number.to(scores.device)
+    mean = total / number.masked_fill(number == 0, 1)
+    if not product:
+        return mean
+    return mean.masked_fill((number == 0) & (number > 0).any(dim=1, keepdim=True), torch.finfo(mean.dtype).min)
 
 
 def newest(interaction: Interaction, model: SequentialRecommender, max_length: int) -> Interaction:
@@ -72,11 +93,12 @@ def newest(interaction: Interaction, model: SequentialRecommender, max_length: i
     return Interaction(columns)
 
 
-def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher]) -> StudentResult:
+def serve(config: Config, split: Split, teachers: Sequence[FittedTeacher], trust: Trust) -> StudentResult:
     """The ensemble's metrics on validation and test examples, in the place of a student's."""
     data = teacher_data(split, config["kd_teacher_seed"])
     settings = max((teacher.config for teacher in teachers), key=lambda one: one["MAX_ITEM_LIST_LENGTH"])
-    model = Ensemble(settings, data.dataset(settings, data.test), teachers).to(config["device"]).eval()
+    dataset, product = data.dataset(settings, data.test), config["kd_fusion"] == PRODUCT
+    model = Ensemble(settings, dataset, teachers, trust, product).to(config["device"]).eval()
     groups: dict[str, GroupResult] = {}
     metrics = rankings(model, settings, data, groups)
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # beside a student whose ranking leaves earlier items out
