@@ -44,6 +44,7 @@ from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import start
+from recbole_prmkd.teachers.trust import PRODUCT
 
 # Called after each validation with the trainer, its training loader, the epoch and the validation score.
 AfterEpoch = Callable[[Any, Any, int, float], None]
@@ -252,12 +253,14 @@ def exclusions_of(config: Config, train: Examples, future: Examples, sequential:
 
 
 def top_items_of(config: Config, cache: TeacherCache, examples: int, excluded: Exclusions) -> TopItems:
-    """The items that each teacher ranks first for the training examples, `kd_top_items` in all."""
-    number = config["kd_top_items"]
-    if config["kd_loss"] in BASELINES:  # a baseline's list has that many items, and each teacher may put all first
+    """The items that each teacher ranks first for the training examples, or their product; `kd_top_items` in all."""
+    number, product = config["kd_top_items"], config["kd_fusion"] == PRODUCT
+    if (
+        config["kd_loss"] in BASELINES and not product
+    ):  # a baseline's list has that many items, and each teacher may put all first
         number *= len(cache.teachers)
     root, rebuild = Path(config["kd_cache_dir"]) / config["dataset"], config["kd_rebuild"]
-    return load_or_compute(cache, examples, number, excluded, excluded.identity(), root, rebuild)
+    return load_or_compute(cache, examples, number, excluded, excluded.identity(), root, rebuild, product)
 
 
 def _windows(config: Config, split: Split, model: AbstractRecommender) -> WindowedModel | None:

@@ -31,8 +31,9 @@ Excluded = Callable[[Tensor], tuple[Tensor, Tensor]]
 class TopItems:
     """Items [N, M] int32 in the student's ids, 0 where a teacher covers too few, and their scores [T, N, M] float32.
 
-    Both are memory-mapped. The first M / T items of an example are the first teacher's, best first, and so on; the
-    scores are those of all teachers, NaN where one does not cover the example or the item.
+    Both are memory-mapped. The first M / T items of an example are the first teacher's, best first, and so on; or all
+    are those of the teachers' product. The scores are those of all teachers, NaN where one does not cover the example
+    or the item.
     """
 
     items: np.ndarray
@@ -53,6 +54,7 @@ def load_or_compute(
     identity: Mapping[str, Any],
     root: Path,
     rebuild: bool = False,
+    product: bool = False,
 ) -> TopItems:
     """The stored top items of these teachers and examples, computed now where none match.
 
@@ -65,6 +67,8 @@ def load_or_compute(
         identity: all that `excluded` depends on: digests of the examples, and the settings of the masks.
         root: folder of the data set inside the cache directory.
         rebuild: compute them whatever is stored.
+        product: the items that the product of the teachers' soft targets puts first (`kd_fusion`), in the place of
+            those of each teacher.
     Raises:
         UserError: the folder cannot be written (full disk, no permission).
     """
@@ -76,34 +80,56 @@ def load_or_compute(
         count=examples,
         device=torch.device(cache.device).type,
         excluded=store.digest([dict(identity)]),
+        **({"exponents": [float(power) for power in cache.trust.priors]} if product else {}),
     )
     stored = None if rebuild else store.find(root, KIND, wanted)
     if stored is None:
         store.check_room(root)
-        items, scores = _compute(cache, examples, number, excluded)
+        items, scores = _compute(cache, examples, number, excluded, product)
         files = {"items": items.int().numpy(), "scores": scores.numpy()}
         stored = store.save(root, KIND, wanted, files, replace=rebuild)
     return TopItems(stored.array("items"), stored.array("scores"))
 
 
 @torch.no_grad()
-def _compute(cache: TeacherCache, examples: int, number: int, excluded: Excluded) -> tuple[Tensor, Tensor]:
-    """Items [N, M] int64, M = teachers x ceil(number / teachers), and scores [T, N, M], both on the CPU."""
+def _compute(
+    cache: TeacherCache, examples: int, number: int, excluded: Excluded, product: bool
+) -> tuple[Tensor, Tensor]:
+    """Items [N, M] int64, M = lists x ceil(number / lists), and scores [T, N, M], both on the CPU."""
     teachers, n_items = len(cache.teachers), cache.n_items
-    each = min(-(-number // teachers), n_items - 1)
+    lists = 1 if product else teachers
+    each = min(-(-number // lists), n_items - 1)
     items = torch.arange(n_items, device=cache.device)
-    first = torch.zeros(examples, teachers * each, dtype=torch.int64)
-    scores = torch.empty(teachers, examples, teachers * each)
+    first = torch.zeros(examples, lists * each, dtype=torch.int64)
+    scores = torch.empty(teachers, examples, lists * each)
     size = max(1, _SCORES // (teachers * n_items))
     for index in tqdm(torch.arange(examples).split(size), desc="teachers' first items"):
         every = cache.scores(index.to(cache.device), items)  # [T, B, n_items]
-        ranked = every.nan_to_num(nan=-torch.inf)
         position, item = excluded(index.to(cache.device))  # [P] both
+        ranked = every.nan_to_num(nan=-torch.inf)
         ranked[:, position, item] = -torch.inf
         ranked[:, :, 0] = -torch.inf
+        if product:
+            ranked = _product(ranked, cache)  # [1, B, n_items]
         best = ranked.topk(each, dim=2)
-        chosen = best.indices.masked_fill(best.values == -torch.inf, 0)  # [T, B, each]
+        chosen = best.indices.masked_fill(best.values == -torch.inf, 0)  # [T or 1, B, each]
         chosen = chosen.transpose(0, 1).flatten(1)  # [B, M]
         first[index] = chosen.cpu()
         scores[:, index] = every.gather(2, chosen.expand(teachers, -1, -1)).cpu()
     return first, scores
+
+
+def _product(ranked: Tensor, cache: TeacherCache) -> Tensor:
+    """Logarithms of the product of the soft targets, by the exponents of the check, [1, B, n_items].
+
+    As in `distil.weighting.fuse` an item that some teachers do not cover counts by the others.
+
+    Args:
+        ranked: scores [T, B, n_items], -inf where a teacher does not cover the item.
+    """
+    covered = ranked != -torch.inf
+    logs = (ranked / cache.temperature[:, None, None]).log_softmax(2)  # [T, B, n_items]
+    power = cache.prior[:, None, None] * covered
+    fused = (logs.masked_fill(~covered, 0) * power).sum(0)  # [B, n_items]
+    total = power.sum(0)
+    return (fused / total.clamp(min=1e-9)).masked_fill(total == 0, -torch.inf)[None]
