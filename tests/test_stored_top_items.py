@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_prmkd.distil.weighting import fuse
 from recbole_prmkd.teacher_cache import top_items
-from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
+from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache, Trust
 from recbole_prmkd.teacher_cache.top_items import load_or_compute
 
 EXAMPLES, ITEMS, WIDTH, NUMBER = 9, 12, 4, 6
@@ -62,6 +63,31 @@ def test_each_teachers_best_items_without_the_excluded(load):
             best = sorted(allowed, key=lambda item: -scores[t, example, item])[: NUMBER // 2]
             assert found.items[example, t * NUMBER // 2 :][: NUMBER // 2].tolist() == best
         np.testing.assert_allclose(found.scores[:, example], scores[:, example, found.items[example]], rtol=1e-6)
+
+
+def test_a_products_best_items_are_those_of_the_target_that_a_student_is_taught(load):
+    """By `fuse`, over all items; items 3 and 5 are covered by the second teacher alone, and 4 by none."""
+    exponents = [1.2, 0.3]
+    both = [teacher(1), teacher(2)]
+    for one, its in ((both[0], 4), (both[1], 4)):
+        one.items[its] = 0
+    both[1].items[[3, 5]] = torch.tensor([[1, 0, 2, 1], [0, -1, 1, 1]]).half()
+    given = TeacherCache(both, cache().canonical, torch.device("cpu"), Trust(exponents, 1.0, sum(exponents)))
+    found, _ = load(given=given, product=True)
+    scores = given.scores(torch.arange(EXAMPLES), torch.arange(ITEMS))  # [T, N, n_items]
+    mask = torch.ones(EXAMPLES, ITEMS, dtype=torch.bool)
+    position, item = excluded(torch.arange(EXAMPLES))
+    mask[position, item], mask[:, 0] = False, False
+    covered = ~scores.isnan() & mask
+    share = covered.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    soft = (scores / 0.07).masked_fill(~covered, -torch.inf).softmax(-1) * share  # as `Objective.fuse`
+    prior = torch.tensor(exponents)[:, None].expand(-1, EXAMPLES)
+    target, _ = fuse(soft, prior, torch.ones_like(soft), 0.5, covered, mask, sum(exponents))
+    assert found.items.shape == (EXAMPLES, NUMBER)
+    for example in range(EXAMPLES):
+        best = target[example].argsort(descending=True)[: min(NUMBER, int((target[example] > 0).sum()))]
+        assert found.items[example][: len(best)].tolist() == best.tolist() and 4 not in found.items[example]
+    assert load(given=given)[1] and not load(given=given, product=True)[1]
 
 
 def test_more_than_the_teachers_cover_is_padding(load):

@@ -122,13 +122,14 @@ def _compute(
 def _product(ranked: Tensor, cache: TeacherCache) -> Tensor:
     """Logarithms of the product of the soft targets, by the exponents of the check, [1, B, n_items].
 
-    As in `distil.weighting.fuse` an item that some teachers do not cover counts by the others.
+    As in a student's step (`distil.weighting.fuse`) an item that some teachers do not cover counts by the others.
 
     Args:
         ranked: scores [T, B, n_items], -inf where a teacher does not cover the item.
     """
     covered = ranked != -torch.inf
     logs = (ranked / cache.temperature[:, None, None]).log_softmax(2)  # [T, B, n_items]
+    logs += covered.sum(2, keepdim=True).log()  # of few items each is more probable than of many
     power = cache.prior[:, None, None] * covered
     fused = (logs.masked_fill(~covered, 0) * power).sum(0)  # [B, n_items]
     total = power.sum(0)
