@@ -31,7 +31,7 @@ from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
 from recbole_prmkd.teachers.holdout import Ranked, popularity
 from recbole_prmkd.teachers.item_start import source_of, useful_source
-from recbole_prmkd.teachers.trust import report, trusted
+from recbole_prmkd.teachers.trust import find, report, trusted
 
 
 class Steps:
@@ -130,10 +130,12 @@ def prepare_teachers(
 def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> tuple[list[FittedTeacher], Trust]:
     """The teachers that teach, after the check that `kd_teacher_check` names, and what it says of them."""
     check, fusion = config["kd_teacher_check"], config["kd_fusion"]
-    names, ranked = [teacher.name for teacher in teachers], {teacher.name: teacher.ranked for teacher in teachers}
-    if check != "off":
-        report(names, ranked, least, check, fusion)
-    teaching, trust = trusted(names, ranked, least, check, fusion)
+    if check == "off":
+        return teachers, Trust([1.0] * len(teachers))
+    ranked = {teacher.name: teacher.ranked for teacher in teachers}
+    found = find(list(ranked), ranked, least, fusion)
+    report(found, ranked, least, check, fusion)
+    teaching, trust = trusted(found, check)
     return [teacher for teacher in teachers if teacher.name in teaching], trust
 
 

@@ -11,7 +11,7 @@ from recbole_prmkd.recbole_host.keys import checked
 from recbole_prmkd.teacher_cache.scores import Trust
 from recbole_prmkd.teachers import TEACHERS, trust
 from recbole_prmkd.teachers.holdout import Ranked
-from recbole_prmkd.teachers.trust import exponents, mixture, report, together, trusted
+from recbole_prmkd.teachers.trust import exponents, find, mixture, report, together, trusted
 
 EXAMPLES = 400
 
@@ -24,7 +24,7 @@ def ranked(*probabilities, ndcg=0.5):
 
 def kept(names, ranks, least, check, fusion="sum"):
     """Each teacher's factor."""
-    teaching, found = trusted(names, ranks, least, check, fusion)
+    teaching, found = trusted(find(names, ranks, least, fusion), check)
     return dict(zip(teaching, found.priors, strict=True))
 
 
@@ -62,7 +62,7 @@ def test_the_report_names_what_is_of_no_use(caplog):
     names = ["Good", "Noise", "Echo"]
     good = ranked(0.3, 0.2)
     all_ranked = {"Good": good, "Noise": ranked(0.001, ndcg=0.01), "Echo": ranked(0.02, ndcg=0.2)}
-    report(names, all_ranked, GUESS, "warn", "sum")
+    report(find(names, all_ranked, GUESS, "sum"), all_ranked, GUESS, "warn", "sum")
     assert "Noise ranks the holdout worse than popularity" in caplog.text
     assert "Echo adds nothing" in caplog.text and "Good adds" not in caplog.text
     assert f"Teachers on {EXAMPLES} held-out" in caplog.text
@@ -71,7 +71,8 @@ def test_the_report_names_what_is_of_no_use(caplog):
 def test_without_a_holdout_nothing_is_weighed(caplog):
     caplog.set_level(logging.INFO)
     empty = Ranked(0.0, torch.zeros(0))
-    report(["A", "B"], {"A": empty, "B": empty}, empty, "weigh", "sum")
+    both = {"A": empty, "B": empty}
+    report(find(["A", "B"], both, empty, "sum"), both, empty, "weigh", "sum")
     assert "no holdout" in caplog.text
     assert kept(["A", "B"], {"A": empty, "B": empty}, empty, "weigh") == {"A": 1, "B": 1}
 
@@ -176,11 +177,10 @@ def test_teachers_that_rank_no_better_than_popularity_do_not_teach(fusion):
     signals = Signals()
     noise = signals.of(torch.randn(3000, 20, generator=torch.Generator().manual_seed(4)))
     useful = signals.of(signals.second)
-    _, trust_of_noise = trusted(["Noise"], {"Noise": noise}, useful, "weigh", fusion)
+    _, trust_of_noise = trusted(find(["Noise"], {"Noise": noise}, useful, fusion), "weigh")
     assert trust_of_noise.strength == 0
-    _, trust_of_both = trusted(
-        ["Noise", "Good"], {"Noise": noise, "Good": signals.of(signals.first)}, useful, "weigh", fusion
-    )
+    both = {"Noise": noise, "Good": signals.of(signals.first)}
+    _, trust_of_both = trusted(find(list(both), both, useful, fusion), "weigh")
     assert trust_of_both.strength > 0.5
 
 
@@ -197,7 +197,7 @@ def test_teachers_that_know_nothing_teach_little(settings):
 
 def test_without_anything_to_teach_the_student_trains_alone(settings, monkeypatch):
     """As it is, its dropout too."""
-    monkeypatch.setattr(preparation, "trusted", lambda names, *_: (names, Trust([1.0], 0.0)))
+    monkeypatch.setattr(preparation, "trusted", lambda found, _: (list(found.shares), Trust([1.0], 0.0)))
     given = {"kd_teachers": ["Linear"], "kd_dropout": 0.0, "epochs": 1}
     alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", **given))["result"]
     assert alone["student"]["kd"] is None and alone["distillation"] == []
@@ -217,3 +217,22 @@ def test_a_run_multiplies_its_teachers(settings, tmp_path):
 
 def test_yaml_reads_off_as_false():
     assert checked({"kd_teacher_check": False}, TEACHERS)["kd_teacher_check"] == "off"
+
+
+def test_exponents_are_those_of_the_first_places(monkeypatch):
+    """A teacher that is right about the first places alone keeps its exponent beside one that knows the rest."""
+    random = torch.Generator().manual_seed(5)
+    head = torch.zeros(4000, 500)
+    first = torch.rand(4000, 500, generator=random).topk(10, dim=1).indices
+    head.scatter_(1, first, 3 * torch.rand(4000, 10, generator=random) + 2)
+    rest = torch.randn(4000, 500, generator=random)
+    truth = torch.where(head > 0, head, rest)
+    signals = Signals.__new__(Signals)
+    signals.target = torch.multinomial(truth.softmax(1), 1, generator=random)
+    # The head teacher gives all other items so little that whoever weighs all targets must mistrust it.
+    teachers = [signals.of(torch.where(head > 0, head, -6.0)), signals.of(rest)]
+    of_first = exponents(teachers)
+    monkeypatch.setattr(trust, "_FIRST", 501)
+    of_all = exponents(teachers)
+    ranks = [together(teachers, Trust(powers, 1.0, sum(powers)), "product") for powers in (of_first, of_all)]
+    assert ranks[0] > ranks[1] + 0.004

@@ -8,7 +8,7 @@ teacher has learnt from the holdout. One that adds nothing to the others gets al
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
@@ -29,27 +29,44 @@ _FIRST = 20  # items of a teacher: those that may come among the first 10 of a p
 _FIT = 1 << 23  # log-probabilities of a teacher that exponents are found on, at most
 
 
-def trusted(
-    names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, check: str, fusion: str
-) -> tuple[list[str], Trust]:
-    """The teachers that teach by `kd_teacher_check`, and how much each and all of them count.
+@dataclass(frozen=True)
+class Found:
+    """What the holdout says of the teachers, by name; shares: of the mixture with popularity, their sum at most 1.
+
+    trust: of all of them, as `weigh` has it.
+    """
+
+    shares: dict[str, float]
+    trust: Trust
+
+
+def find(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, fusion: str) -> Found:
+    """Weigh the teachers.
 
     Args:
         least: popularity. It takes part in the mixture, so that teachers who know little more than it teach little.
             Teachers who together rank no better than it do not teach.
     """
     shares = dict(zip(names, shares_of(names, ranked, least), strict=True))
-    if check == "drop":
-        best = max(shares, key=shares.__getitem__)
-        names = [name for name in names if shares[name] >= USELESS or name == best]
-    if check != "weigh" or len(least.log_likelihood) == 0:
-        return list(names), Trust([1.0] * len(names))
+    if len(least.log_likelihood) == 0:
+        return Found(shares, Trust([1.0] * len(names)))
     teachers, strength = [ranked[name] for name in names], min(1.0, sum(shares.values()))
     powers = exponents(teachers) if fusion == PRODUCT else list(shares.values())
     trust = Trust(powers, strength, sum(powers)) if fusion == PRODUCT else Trust(powers, strength)
     if together(teachers, trust, fusion) <= together([least], Trust([1.0]), fusion):
         trust = replace(trust, strength=0.0)  # a share alone may come from smoothing what popularity says
-    return list(names), trust
+    return Found(shares, trust)
+
+
+def trusted(found: Found, check: str) -> tuple[list[str], Trust]:
+    """The teachers that teach by `kd_teacher_check`, and how much each and all of them count."""
+    shares, names = found.shares, list(found.shares)
+    if check == "weigh":
+        return names, found.trust
+    if check == "drop":
+        best = max(shares, key=shares.__getitem__)
+        names = [name for name in names if shares[name] >= USELESS or name == best]
+    return names, Trust([1.0] * len(names))
 
 
 def mixture(likelihoods: Tensor) -> Tensor:
@@ -139,15 +156,14 @@ _THEN = {
 }
 
 
-def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, check: str, fusion: str) -> None:
+def report(found: Found, ranked: Mapping[str, Ranked], least: Ranked, check: str, fusion: str) -> None:
     """A table of the teachers beside popularity in the log, and a warning for each that is of no use."""
-    number = len(least.log_likelihood)
+    number, names = len(least.log_likelihood), list(found.shares)
     if number == 0:
         getLogger().info("There is no holdout to rank the teachers on: none is left out or weighed.")
         return
-    shares = shares_of(names, ranked, least)
-    _, trust = trusted(names, ranked, least, "weigh", fusion)
-    counts, what = (trust.priors, "exponent") if fusion == PRODUCT else (shares, "share")
+    shares = list(found.shares.values())
+    counts, what = (found.trust.priors, "exponent") if fusion == PRODUCT else (shares, "share")
     lines = [f"{'':<20}  NDCG@10  log-likelihood  {what:>8}"]
     for name, count in zip(names, counts, strict=True):
         lines.append(f"{name:<20}  {ranked[name].ndcg:7.4f}  {_mean(ranked[name]):14.3f}  {count:8.2f}")
@@ -156,7 +172,7 @@ def report(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked, ch
     few = f" (fewer than {_FEW}: chance decides much)" if number < _FEW else ""
     getLogger().info(f"Teachers on {number} held-out training examples{few}:\n" + "\n".join(lines))
     if len(names) > 1:
-        _report_together(names, ranked, trust, fusion)
+        _report_together(names, ranked, found.trust, fusion)
     for name, count in zip(names, counts, strict=True):
         if ranked[name].ndcg < least.ndcg:
             fault = f"ranks the holdout worse than popularity ({ranked[name].ndcg:.4f} to {least.ndcg:.4f})"

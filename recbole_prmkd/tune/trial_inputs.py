@@ -27,7 +27,7 @@ from recbole_prmkd.teacher_cache.build import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.holdout import Ranked, popularity
 from recbole_prmkd.teachers.item_start import useful_source
-from recbole_prmkd.teachers.trust import trusted
+from recbole_prmkd.teachers.trust import find, trusted
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class TrialInputs:
         ranked = {name: self.teachers[name].ranked for name in wanted}
         if wanted:
             data = teacher_data(split, config["kd_teacher_seed"])
-            names, trust = trusted(wanted, ranked, popularity(data), config["kd_teacher_check"], config["kd_fusion"])
+            found = find(wanted, ranked, popularity(data), config["kd_fusion"])
+            names, trust = trusted(found, config["kd_teacher_check"])
             given = [self.teachers[name] for name in names]
             parts = [
                 opened(each.name, form_of(each.scores_all_items), each.temperature, each.holdout, each.array, config)
