@@ -20,8 +20,8 @@ from measure import options
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.recbole_host.memory import peak_memory_mb
-from recbole_prmkd.teachers import linear
 from recbole_prmkd.teachers.linear import Linear
+from recbole_prmkd.teachers.linear_choice import choose, fitted
 
 FIELDS = {"USER_ID": "user_id", "ITEM_ID": "item_id", "ITEM_LIST_LENGTH": "item_length", "NEG_PREFIX": "neg_"}
 STORED = 256
@@ -42,9 +42,9 @@ def main() -> None:
     line("data", examples=len(examples), items=arguments.items, users=int(examples.users.max()))
     model = teacher(n_items)
     fold = model._fold_of_examples(examples, examples)
-    choice = linear.choose(examples, fold, n_items, model.newest)
+    choice = choose(examples, fold, n_items, model.newest)
     line("settings", choice=str(choice))
-    weights = linear.fitted(examples, n_items, choice)
+    weights = fitted(examples, n_items, choice)
     line("fit", weights=weights.nnz)
     del weights
     model.choice.copy_(torch.tensor(tuple(vars(choice).values()), dtype=torch.float64))
@@ -53,7 +53,7 @@ def main() -> None:
     fitting = scoring = 0.0
     for part in range(parts):
         others = examples.select(torch.nonzero(fold != part).squeeze(1))
-        weights = linear.fitted(others, n_items, choice)
+        weights = fitted(others, n_items, choice)
         fitting += line("fit without a part of the users")
         numbers = torch.nonzero(fold == part).squeeze(1)
         numbers = numbers[torch.linspace(0, len(numbers) - 1, min(each, len(numbers))).long()]

@@ -13,8 +13,9 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.teacher_cache.scores import CachedScores
 from recbole_prmkd.teacher_cache.stored_scores import largest
-from recbole_prmkd.teachers import closed_form, linear_judge, linear_scores
-from recbole_prmkd.teachers.linear import Choice, Linear, fitted
+from recbole_prmkd.teachers import closed_form, linear_judge, linear_scores, local_ridge
+from recbole_prmkd.teachers.linear import Linear
+from recbole_prmkd.teachers.linear_choice import Choice, fitted
 
 ITEMS, USERS = 12, 200  # PAD included; enough users that each item follows each other one
 CHOICE = Choice(ease_penalty=3.0, transition_penalty=2.0, decay=0.7, mix=0.5, floor=0.1, temperature=0.6)
@@ -75,7 +76,7 @@ def test_transitions_are_the_ridge_regression_of_the_target_on_the_history(seque
 
 
 def test_small_regressions_take_the_neighbours_that_occur_most_often(monkeypatch):
-    monkeypatch.setattr(closed_form, "NEIGHBOURS", 2)
+    monkeypatch.setattr(local_ridge, "NEIGHBOURS", 2)
     monkeypatch.setattr(closed_form, "DENSE_ITEMS", 0)
     gram = sparse.csr_array(np.array([[9, 5, 4, 1], [5, 9, 0, 3], [4, 0, 9, 2], [1, 3, 2, 9]], dtype=np.float32))
     weights = closed_form.ease(gram, 1.0).toarray()
