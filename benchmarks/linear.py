@@ -5,8 +5,9 @@ python benchmarks/linear.py --items=1000000 --interactions=10000000 --parts=1 --
 
 As many users as items, a long tail of both: an item's popularity falls as its rank to the power of -0.7, the length of
 a history is geometric, and half of all steps go to one of the eight next items. One JSON object a line; `peak_mb` is
-the process's highest resident memory up to then. --parts, --scored: of the five parts of the users and of their
-training examples, how many are scored (0: all); the last line says what all of them would take.
+the process's highest resident memory up to then, `cpu_seconds` those of all threads. --parts, --scored: of the five
+parts of the users and of their training examples, how many are scored (0: all); the last line says what all of them
+would take.
 """
 
 import json
@@ -20,6 +21,8 @@ from measure import options
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.recbole_host.memory import peak_memory_mb
+from recbole_prmkd.teacher_cache.stored_scores import width
+from recbole_prmkd.teachers import closed_form
 from recbole_prmkd.teachers.linear import Linear
 from recbole_prmkd.teachers.linear_choice import choose, fitted
 
@@ -29,13 +32,14 @@ STORED = 256
 
 def main() -> None:
     arguments = options(__doc__, items=100_000, interactions=1_000_000, parts=0, scored=0)
-    device, started = torch.device("cpu"), time.perf_counter()
+    device, started, cpu = torch.device("cpu"), time.perf_counter(), time.process_time()
 
     def line(what: str, **more: Any) -> float:
-        nonlocal started
+        nonlocal started, cpu
         seconds = time.perf_counter() - started
-        print(json.dumps({"what": what, "seconds": round(seconds, 1), "peak_mb": peak_memory_mb(device), **more}))
-        started = time.perf_counter()
+        took = {"seconds": round(seconds, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        print(json.dumps({"what": what, **took, "peak_mb": peak_memory_mb(device), **more}), flush=True)
+        started, cpu = time.perf_counter(), time.process_time()
         return seconds
 
     examples, n_items = random_examples(arguments.items, arguments.interactions), arguments.items + 1
@@ -45,10 +49,12 @@ def main() -> None:
     choice = choose(examples, fold, n_items, model.newest)
     line("settings", choice=str(choice))
     weights = fitted(examples, n_items, choice)
+    closed_form.largest(weights, model.columns.shape[1])
     line("fit", weights=weights.nnz)
     del weights
     model.choice.copy_(torch.tensor(tuple(vars(choice).values()), dtype=torch.float64))
     model.known[examples.targets], model.known[examples.items] = True, True
+    stored = width(STORED, len(examples))
     parts, scored, each = arguments.parts or model.folds, 0, arguments.scored or len(examples)
     fitting = scoring = 0.0
     for part in range(parts):
@@ -57,12 +63,12 @@ def main() -> None:
         fitting += line("fit without a part of the users")
         numbers = torch.nonzero(fold == part).squeeze(1)
         numbers = numbers[torch.linspace(0, len(numbers) - 1, min(each, len(numbers))).long()]
-        for _ in model.scores_of(examples, numbers, weights, STORED):
+        for _ in model.scores_of(examples, numbers, weights, stored):
             pass
         scored += len(numbers)
         scoring += line("scores", examples=len(numbers))
     whole = fitting / parts * model.folds + scoring / scored * len(examples)
-    print(json.dumps({"what": "all scores", "seconds": round(whole), "stored_gb": len(examples) * STORED * 6 / 1e9}))
+    print(json.dumps({"what": "all scores", "seconds": round(whole), "stored_gb": len(examples) * stored * 6 / 1e9}))
 
 
 def teacher(n_items: int) -> Linear:

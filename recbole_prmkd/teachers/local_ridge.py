@@ -15,7 +15,7 @@ from scipy import sparse
 MANY_ITEMS = 50_000
 NEIGHBOURS, FEW_NEIGHBOURS = 100, 50  # of a target; where there are more than `MANY_ITEMS`
 _BLOCK = 1 << 20  # numbers of small regressions solved at a time, which stay in the CPU's cache
-_PLACES = 1 << 23  # items x small regressions at a time
+_PLACES = 1 << 24  # items x small regressions at a time
 _PAIRS = 1 << 24  # pairs of items that are looked through at a time
 _TIE = 1e-14  # of two items that occur with a target equally often, the one with the smaller number is its neighbour
 
