@@ -85,7 +85,7 @@ def ease(gram: sparse.csr_array, penalty: float, targets: np.ndarray | None = No
     if gram.shape[0] > DENSE_ITEMS:
         return local_ridge(gram, gram, penalty, targets)
     inverse = torch.cholesky_inverse(_factor(gram, penalty))
-    weights = inverse.div_(-inverse.diagonal().clone()).numpy()
+    weights = np.ascontiguousarray(inverse.div_(-inverse.diagonal().clone()).numpy())  # else each product copies it
     np.fill_diagonal(weights, 0)
     return weights
 
@@ -94,7 +94,8 @@ def ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float, targe
     """(gram + penalty I)^-1 right. targets: of many items, the columns to solve alone."""
     if gram.shape[0] > DENSE_ITEMS:
         return local_ridge(gram, right, penalty, targets)
-    return torch.cholesky_solve(torch.from_numpy(right.toarray()), _factor(gram, penalty)).numpy()
+    solved = torch.cholesky_solve(torch.from_numpy(right.toarray()), _factor(gram, penalty))
+    return np.ascontiguousarray(solved.numpy())
 
 
 def _factor(gram: sparse.csr_array, penalty: float) -> Tensor:
