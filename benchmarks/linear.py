@@ -1,13 +1,16 @@
 """Time and memory of the teacher Linear as the catalogue grows: to choose its settings, to fit it, and its scores.
 
 python benchmarks/linear.py --items=100000 --interactions=1000000
-python benchmarks/linear.py --items=1000000 --interactions=10000000 --parts=1 --scored=200000
+python benchmarks/linear.py --items=1000000 --interactions=10000000 --parts=1 --scored=100000
+python benchmarks/linear.py --inter=data/amazon14-beauty/amazon14-beauty.inter
 
-As many users as items, a long tail of both: an item's popularity falls as its rank to the power of -0.7, the length of
-a history is geometric, and half of all steps go to one of the eight next items. One JSON object a line; `peak_mb` is
-the process's highest resident memory up to then, `cpu_seconds` those of all threads. --parts, --scored: of the five
-parts of the users and of their training examples, how many are scored (0: all); the last line says what all of them
-would take.
+--inter: a RecBole file of interactions, without the two newest of each user. Otherwise the data are synthetic: as many
+users as items, a long tail of both. An item's popularity falls as its rank to the power of -0.7, the length of a
+history is geometric, and half of all steps go to one of the eight next items.
+
+--parts, --scored: of the five parts of the users and of their training examples, how many are scored (0: all); the last
+line says what all of them would take. One JSON object a line; `peak_mb` is the process's highest resident memory up to
+then, `cpu_seconds` those of all threads.
 """
 
 import json
@@ -16,8 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from measure import options
+from scipy import sparse
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.recbole_host.memory import peak_memory_mb
@@ -31,7 +36,7 @@ STORED = 256
 
 
 def main() -> None:
-    arguments = options(__doc__, items=100_000, interactions=1_000_000, parts=0, scored=0)
+    arguments = options(__doc__, inter=None, items=100_000, interactions=1_000_000, parts=0, scored=0)
     device, started, cpu = torch.device("cpu"), time.perf_counter(), time.process_time()
 
     def line(what: str, **more: Any) -> float:
@@ -42,15 +47,19 @@ def main() -> None:
         started, cpu = time.perf_counter(), time.process_time()
         return seconds
 
-    examples, n_items = random_examples(arguments.items, arguments.interactions), arguments.items + 1
-    line("data", examples=len(examples), items=arguments.items, users=int(examples.users.max()))
+    if arguments.inter:
+        examples = examples_of(arguments.inter)
+    else:
+        examples = random_examples(arguments.items, arguments.interactions)
+    n_items = max(arguments.items * (not arguments.inter), int(examples.items.max())) + 1
+    line("data", examples=len(examples), items=n_items - 1, users=int(examples.users.max()))
     model = teacher(n_items)
     fold = model._fold_of_examples(examples, examples)
     choice = choose(examples, fold, n_items, model.newest)
     line("settings", choice=str(choice))
     weights = fitted(examples, n_items, choice)
     closed_form.largest(weights, model.columns.shape[1])
-    line("fit", weights=weights.nnz)
+    line("fit", weights=weights.nnz if sparse.issparse(weights) else weights.size)
     del weights
     model.choice.copy_(torch.tensor(tuple(vars(choice).values()), dtype=torch.float64))
     model.known[examples.targets], model.known[examples.items] = True, True
@@ -79,6 +88,15 @@ def teacher(n_items: int) -> Linear:
     return Linear(config, SimpleNamespace(num=lambda field: n_items))
 
 
+def examples_of(file: str) -> Examples:
+    """All training examples with a history of a RecBole file, without the two newest interactions of each user."""
+    table = pd.read_csv(file, sep="\t").rename(columns=lambda name: name.split(":")[0])
+    table = table.sort_values(["user_id", "timestamp"], kind="stable")
+    table = table[table.groupby("user_id").cumcount(ascending=False) >= 2]
+    lengths = table.groupby("user_id", sort=False).size().to_numpy()
+    return every_example(torch.from_numpy(pd.factorize(table.item_id)[0] + 1), lengths)
+
+
 def random_examples(items: int, interactions: int) -> Examples:
     """All training examples with a history of as many users as items."""
     rng = np.random.default_rng(0)
@@ -88,9 +106,14 @@ def random_examples(items: int, interactions: int) -> Examples:
     near = np.flatnonzero(rng.random(len(item) - 1) < 0.5) + 1
     item[near] = (item[near - 1] + rng.integers(1, 9, len(near))) % items
     flat = torch.from_numpy(rng.permutation(items)[item] + 1)
+    return every_example(flat, lengths)
+
+
+def every_example(flat: torch.Tensor, lengths: np.ndarray) -> Examples:
+    """All examples with a history of these users' items, one user after the other; lengths: of each user."""
     start = np.repeat(np.cumsum(lengths) - lengths, lengths - 1)
-    stop = np.flatnonzero(np.repeat(np.cumsum(lengths) - lengths, lengths) < np.arange(len(item)))
-    users = np.repeat(np.arange(1, items + 1), lengths - 1)
+    stop = np.flatnonzero(np.repeat(np.cumsum(lengths) - lengths, lengths) < np.arange(len(flat)))
+    users = np.repeat(np.arange(1, len(lengths) + 1), lengths - 1)
     return Examples(torch.from_numpy(users), flat[stop], torch.from_numpy(start), torch.from_numpy(stop), flat)
 
 
