@@ -11,10 +11,12 @@ from torch import Tensor
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.teacher_cache import stored_scores
 from recbole_prmkd.teacher_cache.scores import CachedScores
 from recbole_prmkd.teacher_cache.stored_scores import largest
-from recbole_prmkd.teachers import closed_form, linear_judge, linear_scores
-from recbole_prmkd.teachers.linear import Choice, Linear, fitted
+from recbole_prmkd.teachers import closed_form, linear_choice, linear_judge, linear_scores, local_ridge
+from recbole_prmkd.teachers.linear import Linear
+from recbole_prmkd.teachers.linear_choice import Choice, fitted
 
 ITEMS, USERS = 12, 200  # PAD included; enough users that each item follows each other one
 CHOICE = Choice(ease_penalty=3.0, transition_penalty=2.0, decay=0.7, mix=0.5, floor=0.1, temperature=0.6)
@@ -75,12 +77,68 @@ def test_transitions_are_the_ridge_regression_of_the_target_on_the_history(seque
 
 
 def test_small_regressions_take_the_neighbours_that_occur_most_often(monkeypatch):
-    monkeypatch.setattr(closed_form, "NEIGHBOURS", 2)
+    monkeypatch.setattr(local_ridge, "NEIGHBOURS", 2)
     monkeypatch.setattr(closed_form, "DENSE_ITEMS", 0)
     gram = sparse.csr_array(np.array([[9, 5, 4, 1], [5, 9, 0, 3], [4, 0, 9, 2], [1, 3, 2, 9]], dtype=np.float32))
     weights = closed_form.ease(gram, 1.0).toarray()
     assert [np.flatnonzero(weights[:, item]).tolist() for item in range(4)] == [[1, 2], [0, 3], [0, 3], [1, 2]]
     assert np.allclose(weights[[1, 2], 0], np.linalg.solve([[10, 0], [0, 10]], [5, 4]))
+
+
+def regressions(number=40, seed=0):
+    """Counts of pairs of items that are often equal, and PAD that occurs in nothing."""
+    x = np.random.default_rng(seed).random((90, number)) < 0.15
+    x[:, 0] = False
+    return sparse.csr_array(x.T.astype(np.float32) @ x.astype(np.float32))
+
+
+def test_of_items_that_occur_with_a_target_equally_often_those_with_smaller_numbers_are_its_neighbours(monkeypatch):
+    monkeypatch.setattr(local_ridge, "NEIGHBOURS", 3)
+    weights = local_ridge.local_ridge(gram := regressions(), gram, 1.0).toarray()
+    counts, tied = gram.toarray(), 0
+    for item in range(1, 40):
+        relative = counts[item] / np.sqrt(gram.diagonal() + np.float32(1))
+        relative[item] = 0
+        order = np.argsort(-relative, kind="stable")
+        tied += relative[order[2]] == relative[order[3]]
+        assert set(np.flatnonzero(weights[:, item])) == set(order[:3])
+    assert tied > 3
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_some_targets_alone_have_the_weights_that_they_have_among_all(itself, monkeypatch):
+    monkeypatch.setattr(local_ridge, "NEIGHBOURS", 5)
+    gram = regressions()
+    right = gram if itself else sparse.csr_array(gram * (np.random.default_rng(1).random((40, 40)) < 0.5))
+    every = local_ridge.local_ridge(gram, right, 2.0).toarray()
+    some = local_ridge.local_ridge(gram, right, 2.0, targets := np.array([0, 3, 17, 30])).toarray()
+    assert np.allclose(some[:, targets], every[:, targets], atol=1e-6)
+    assert not np.delete(some, targets, axis=1).any()
+
+
+def test_threads_and_blocks_change_no_weight(monkeypatch):
+    gram, threads = regressions(), torch.get_num_threads()
+    alone = local_ridge.local_ridge(gram, gram, 2.0).toarray()
+    monkeypatch.setattr(local_ridge, "_PLACES", 200)  # five targets at a time
+    monkeypatch.setattr(local_ridge, "_PAIRS", 100)
+    try:
+        torch.set_num_threads(3)
+        found = local_ridge.local_ridge(gram, gram, 2.0).toarray()
+    finally:
+        torch.set_num_threads(threads)
+    assert np.allclose(found, alone, atol=1e-6)
+
+
+def test_items_are_numbered_in_four_bytes(sequences, monkeypatch):
+    """Eight would make the matrices of a million items half as large again."""
+    monkeypatch.setattr(closed_form, "DENSE_ITEMS", 0)
+    weights = fitted(examples_of(sequences), ITEMS, CHOICE)
+    matrices = [
+        *closed_form.transitions(examples_of(sequences), ITEMS, 0.8, 3),
+        weights,
+        closed_form.trimmed(weights, 2),
+    ]
+    assert {kind for matrix in matrices for kind in (matrix.indices.dtype, matrix.indptr.dtype)} == {np.dtype("int32")}
 
 
 def model_of(sequences):
@@ -144,8 +202,12 @@ def test_every_example_is_scored_once_by_the_other_parts(sequences):
     assert numbers.sort().values.tolist() == list(range(len(data.train)))
 
 
-def test_settings_are_chosen_on_users_that_the_model_has_not_seen(sequences):
-    """Items after which always the same comes: found, and the next item ranks first."""
+@pytest.mark.parametrize("many", [False, True])
+def test_settings_are_chosen_on_users_that_the_model_has_not_seen(many, monkeypatch):
+    """Items after which always the same comes: found, and the next item ranks first; of many items too."""
+    if many:
+        for module, name in ((closed_form, "DENSE_ITEMS"), (local_ridge, "MANY_ITEMS"), (linear_choice, "MANY_ITEMS")):
+            monkeypatch.setattr(module, name, 0)
     model, data = model_of([[a, a + 1, a + 2, a + 3] for a in range(1, 8)] * 6)
     model.solve(data)
     assert model.chosen.ndcg > 0.6
@@ -220,6 +282,20 @@ def test_the_largest_weights_of_each_row_are_kept():
     ]
 
 
+def test_settings_of_many_items_are_compared_on_those_that_co_occur_most(sequences, monkeypatch):
+    """All regressions are solved for one setting alone, that of the result."""
+    for module, name in ((closed_form, "DENSE_ITEMS"), (local_ridge, "MANY_ITEMS"), (linear_choice, "MANY_ITEMS")):
+        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(linear_choice, "_COMPARED", 1)
+    solved, solve = [], closed_form.local_ridge
+    monkeypatch.setattr(closed_form, "local_ridge", lambda *given: solved.append(given[2:]) or solve(*given))
+    model, data = model_of([[a, a + 1, a + 2, a + 3] for a in range(1, 5)] * 6 + sequences[:2])
+    choice = linear_choice.choose(data.fit, model._fold_of_examples(data.fit, data.fit), ITEMS, 50)
+    whole = [penalty for penalty, targets in solved if targets is None]
+    assert whole == [choice.ease_penalty, choice.transition_penalty][: 1 + (choice.mix > 0)]
+    assert all(0 < len(targets) < ITEMS - 1 for _, targets in solved if targets is not None)
+
+
 def test_one_user_is_refused():
     model, data = model_of([[1, 2, 3]])
     with pytest.raises(UserError, match="at least two users"):
@@ -239,6 +315,25 @@ def test_stored_scores_keep_the_largest_and_the_probability_of_the_rest():
         exact = known[n].softmax(0)[items[example].long() - 1]
         assert torch.allclose((approximate[1:] / 0.5).softmax(0)[items[example].long() - 1], exact, atol=1e-3)
     assert rest[3].isnan() and kept[3].isnan().all()
+
+
+def test_fewer_scores_of_an_example_are_stored_where_there_are_very_many_examples(monkeypatch):
+    assert stored_scores.width(256, 2_000_000) == 256 == stored_scores.width(256, 0)
+    assert 6 * stored_scores.width(256, 10**7) * 10**7 <= stored_scores.LARGEST < 6 * 256 * 10**7
+    assert stored_scores.width(256, 10**9) == 16 and stored_scores.width(8, 10**9) == 8
+
+
+def test_a_log_line_says_when_fewer_scores_are_stored(sequences, tmp_path, monkeypatch, caplog):
+    model, data = model_of(sequences)
+    model.solve(data)
+    data.fit = data.train
+    teacher = SimpleNamespace(model=model, name="Linear", config={"stored_scores": 8})
+    monkeypatch.setattr(stored_scores, "LARGEST", len(data.train) * 24)
+    monkeypatch.setattr(stored_scores, "_FEWEST", 2)
+    with caplog.at_level("INFO"), stored_scores.made(teacher, data, tmp_path, "kind", {}, False) as (arrays, _):
+        assert arrays["top"].shape == arrays["scores"].shape == (len(data.train), 3)
+    assert "3 scores of each training example are stored, not 8" in caplog.text
+    assert stored_scores.identity(teacher, data, {})["stored"] == 3
 
 
 def test_the_cache_gives_stored_scores_in_both_forms_of_candidates():

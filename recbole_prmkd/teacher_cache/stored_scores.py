@@ -3,10 +3,13 @@
 Per example [N] the M items with the largest scores, by ascending canonical id, and these scores; for all other items
 one score, under which they have together the probability that the teacher gives them. So the soft targets of stored
 items are exact, and nothing grows with users x items. NaN: the teacher does not cover the example. Our choice.
+
+M is `stored_scores` of the teacher, and less where that many of all examples would exceed `LARGEST` bytes.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,21 @@ from recbole_prmkd.teachers.linear import Linear
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored scores
 CACHED, PARTS = CachedScores, ("top", "scores", "rest", "covered")
+LARGEST = 3 << 30  # bytes of the stored scores of all examples: 256 items each of 2 million, 50 each of 10 million
+_FEWEST = 16  # items of an example, whatever that needs
+_ITEM, _EXAMPLE = 6, 4  # bytes of an item and its score, and of the score of the rest
+
+
+def width(wanted: int, examples: int) -> int:
+    """How many items of an example are stored when so many are wanted and there are so many examples."""
+    room = (LARGEST // max(examples, 1) - _EXAMPLE) // _ITEM
+    return int(min(wanted, max(_FEWEST, room)))
 
 
 def identity(teacher: FittedTeacher, data: TeacherData, run: Config) -> dict[str, Any]:
     """What the arrays depend on beside the teacher, the items and the examples."""
-    return {"stored": teacher.config["stored_scores"], "users": store.digest([data.fit.users, data.train.users])}
+    stored = width(teacher.config["stored_scores"], len(data.train))
+    return {"stored": stored, "users": store.digest([data.fit.users, data.train.users])}
 
 
 @contextmanager
@@ -40,26 +53,32 @@ def made(
     store.check_room(root)
     model, number = teacher.model, len(data.train)
     covered = model.covered_items()
-    width = min(teacher.config["stored_scores"], len(covered) - 1)
-    top = np.zeros((number, width), dtype=np.int32)
-    scores = np.full((number, width), np.nan, dtype=np.float16)
+    wanted = min(teacher.config["stored_scores"], len(covered) - 1)
+    stored = width(wanted, number)
+    if stored < wanted:
+        getLogger().info(
+            f"{teacher.name}: {stored} scores of each training example are stored, not {wanted}, since there are "
+            f"{number:,} examples. The other items share the rest of the probability."
+        )
+    top = np.zeros((number, stored), dtype=np.int32)
+    scores = np.full((number, stored), np.nan, dtype=np.float16)
     rest = np.full(number, np.nan, dtype=np.float32)
     with tqdm(total=number, desc=f"{teacher.name} scores", unit="example") as bar:
-        for index, kept in _kept(model, data, width):
+        for index, kept in _kept(model, data, stored):
             bar.update(len(index))
             top[index], scores[index], rest[index] = (part.numpy() for part in kept)
-    arrays = {"top": top, "scores": scores, "rest": rest, "covered": covered.numpy()}
+    arrays: dict[str, np.ndarray] = {"top": top, "scores": scores, "rest": rest, "covered": covered.numpy()}
     counts = {"unknown_rows": int(np.isnan(rest).sum()), "unknown_items": int((~covered[1:]).sum())}
     yield arrays, counts
 
 
-def _kept(model: Teacher, data: TeacherData, width: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
+def _kept(model: Teacher, data: TeacherData, number: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]]:
     """Numbers [B] of training examples and what to keep of their scores, as `largest` gives it."""
     if isinstance(model, Linear):  # needs no dense scores
-        yield from model.largest_scores(data, width)
+        yield from model.largest_scores(data, number)
     else:
         for index, every in model.training_scores(data):
-            yield index, largest(every.cpu(), width, model.temperature)
+            yield index, largest(every.cpu(), number, model.temperature)
 
 
 def largest(scores: Tensor, number: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

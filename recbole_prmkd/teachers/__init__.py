@@ -7,7 +7,7 @@
 - `recformer_text`, `longformer`, `recformer`, `recformer_trainer`: item text as tokens, read by a Longformer;
 - `mlm`: the masked language model of Recformer's pre-training;
 - `unim2rec`: text and image vectors, fused;
-- `closed_form`, `linear`: a linear collaborative model, fitted in seconds;
+- `closed_form`, `local_ridge`, `linear_choice`, `linear`: a linear collaborative model, fitted in seconds;
 - `recbole_model`, `recbole_scores`, `recbole_data`, `recbole_checkpoint`, `products`: any model of RecBole;
 - `calibration`: the temperature of a teacher's soft targets;
 - `vectors`: any external model, by its vectors in two files;

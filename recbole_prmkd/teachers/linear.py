@@ -4,15 +4,16 @@
     score(c)  log(floor + max(raw(c), 0) / the largest raw score of an item outside the history)
 
 Penalties, decay and mix are those that rank best for users whom the model has not seen: the first of `folds` parts of
-the users. Floor and temperature are those under which these users' next items are most likely, so that the soft targets
-of teachers of different kinds stand on one scale. The sum of both models is SLIST's (WWW'21); the rest is our choice.
+the users (`linear_choice`). Floor and temperature are those under which these users' next items are most likely, so
+that the soft targets of teachers of different kinds stand on one scale. The sum of both models is SLIST's (WWW'21); the
+rest is our choice.
 
 A student is taught by M of the other parts' users alone (`largest_scores`), since M of all users knows the targets of
 its training examples.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple
 from logging import getLogger
 
 import numpy as np
@@ -27,36 +28,12 @@ from recbole_prmkd.teachers import closed_form
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.closed_form import Matrix
 from recbole_prmkd.teachers.data import TeacherData
-from recbole_prmkd.teachers.linear_judge import Judge, SparseJudge
+from recbole_prmkd.teachers.linear_choice import Choice, choose, fitted
 from recbole_prmkd.teachers.linear_scores import Floor, Kept, of_dense, of_sparse, relative_to_best, rows_at_a_time
+from recbole_prmkd.teachers.local_ridge import MANY_ITEMS
 
-EASE_PENALTIES = (100.0, 300.0, 1000.0)
-TRANSITION_PENALTIES = (300.0, 1000.0)
-DECAYS = (0.8, 0.9, 0.95)
-MIXES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of transitions, in units of EASE's standard deviation
-_TRANSITION_DECAY, _TRANSITION_NEWEST = 0.8, 20  # of the histories that transitions are learnt from
-_EXAMPLES = 2000  # of unseen users, at most, that settings are chosen on
-_KEPT = 200  # weights of an item in M of all users
-_MANY_ITEMS = 50_000  # above this the scores of training examples have these weights too, and no others
+_KEPT, _KEPT_OF_MANY = 200, 100  # weights of an item in M of all users; where there are more than `MANY_ITEMS`
 _SCORES = 1 << 24  # scored at a time
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen on unseen users; `ndcg` is theirs, of the next item among those that they have not had."""
-
-    ease_penalty: float = 300.0
-    transition_penalty: float = 300.0
-    decay: float = 0.9
-    mix: float = 0.0
-    floor: float = 0.1
-    temperature: float = 0.5
-    ndcg: float = 0.0
-
-    def described(self) -> str:
-        """For a log."""
-        values = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in asdict(self).items() if name != "ndcg")
-        return f"NDCG@10 {self.ndcg:.4f} with {', '.join(values)}"
 
 
 class Linear(Teacher):
@@ -66,7 +43,7 @@ class Linear(Teacher):
     the logarithm; it is 0 for a history that says nothing.
     """
 
-    version = "1.1"
+    version = "1.2"
     columns: Tensor
     known: Tensor
     choice: Tensor
@@ -78,7 +55,7 @@ class Linear(Teacher):
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         self.newest, self.folds, self.seed = config["MAX_ITEM_LIST_LENGTH"], config["folds"], config["seed"]
-        kept = min(_KEPT, self.n_items)
+        kept = min(_KEPT if self.n_items <= MANY_ITEMS else _KEPT_OF_MANY, self.n_items)
         self.register_buffer("columns", torch.zeros(self.n_items, kept, dtype=torch.int32))
         self.weights = nn.Parameter(torch.zeros(self.n_items, kept), requires_grad=False)
         self.register_buffer("known", torch.zeros(self.n_items, dtype=torch.bool))
@@ -159,7 +136,7 @@ class Linear(Teacher):
         """The same of the examples with these numbers, by a model with these weights."""
         scale, known = Floor(self.chosen.floor, self.temperature), self.covered_items()
         dense = isinstance(weights, np.ndarray)
-        if not dense and self.n_items > _MANY_ITEMS:
+        if not dense and self.n_items > MANY_ITEMS:  # the weights that serve, and no others
             weights = closed_form.trimmed(weights, self.columns.shape[1])
         for index in numbers.split(rows_at_a_time(self.n_items, dense)):
             item_seq, _ = examples.histories(index, self.newest)
@@ -180,58 +157,6 @@ class Linear(Teacher):
         of_user = torch.zeros(highest + 1, dtype=torch.int64)
         of_user[users] = shuffled
         return of_user[examples.users]
-
-
-def fitted(examples: Examples, n_items: int, choice: Choice) -> Matrix:
-    """M of these examples' users."""
-    weights = closed_form.ease(_gram(examples, n_items), choice.ease_penalty)
-    if choice.mix == 0:
-        return weights
-    gram, right = closed_form.transitions(examples, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
-    return weights + choice.mix * closed_form.ridge(gram, right, choice.transition_penalty)
-
-
-def choose(examples: Examples, fold: Tensor, n_items: int, newest: int) -> Choice:
-    """The settings that rank best for the users of fold 0 when the others' are learnt from.
-
-    fold: [N] of the examples' users.
-    """
-    others = examples.select(torch.nonzero(fold != 0).squeeze(1))
-    unseen = examples.select(_newest_examples(examples, fold == 0, _EXAMPLES))
-    judge = (Judge if n_items <= closed_form.DENSE_ITEMS else SparseJudge)(unseen, n_items, newest)
-    gram = _gram(others, n_items)
-    ease = (-1.0, 0.0, 0.0, None)
-    for penalty in EASE_PENALTIES:
-        weights = closed_form.ease(gram, penalty)
-        ndcg, decay = max((judge.ndcg(judge.raw(weights, decay)), decay) for decay in DECAYS)
-        if ndcg > ease[0]:
-            ease = (ndcg, penalty, decay, judge.raw(weights, decay))
-        del weights
-    ndcg, ease_penalty, decay, first = ease
-    best = (ndcg, 0.0, TRANSITION_PENALTIES[0], first)
-    gram, right = closed_form.transitions(others, n_items, _TRANSITION_DECAY, _TRANSITION_NEWEST)
-    for penalty in TRANSITION_PENALTIES:
-        raw = judge.raw(closed_form.ridge(gram, right, penalty), decay)
-        unit = judge.spread(first) / max(judge.spread(raw), 1e-9)
-        for mix in MIXES[1:]:
-            mixed = judge.mixed(first, raw, mix * unit)
-            if (score := judge.ndcg(mixed)) > best[0]:
-                best = (score, mix * unit, penalty, mixed)
-    floor, temperature = judge.calibrated(best[3])
-    return Choice(ease_penalty, best[2], decay, best[1], floor, temperature, best[0])
-
-
-def _newest_examples(examples: Examples, wanted: Tensor, number: int) -> Tensor:
-    """Numbers of the wanted users' newest examples: this many at most, as many of each user as that allows."""
-    numbers = torch.nonzero(wanted).squeeze(1)
-    _, user, count = torch.unique_consecutive(examples.users[numbers], return_inverse=True, return_counts=True)
-    age = count.cumsum(0)[user] - 1 - torch.arange(len(numbers))  # 0 for a user's newest example
-    return numbers[torch.argsort(age, stable=True)[:number].sort().values]
-
-
-def _gram(examples: Examples, n_items: int) -> Matrix:
-    x = closed_form.interactions(examples, n_items)
-    return (x.T @ x).tocsr()
 
 
 def _times(history: Matrix, weights: Matrix) -> Tensor:

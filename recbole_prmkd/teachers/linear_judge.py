@@ -37,7 +37,11 @@ class Judge:
         return torch.from_numpy(self._product(weights, decay))
 
     def _product(self, weights: Matrix, decay: float) -> Any:
-        return closed_form.histories(self.examples, self.numbers, self.n_items, decay, self.newest) @ weights
+        return self.histories(decay) @ weights
+
+    def histories(self, decay: float) -> sparse.csr_array:
+        """The examples' decayed histories, [V, n_items]."""
+        return closed_form.histories(self.examples, self.numbers, self.n_items, decay, self.newest)
 
     def mixed(self, first: Raw, second: Raw, factor: float) -> Raw:
         """first + factor x second."""

@@ -63,14 +63,19 @@ def of_sparse(
 
     0 in place of an item: none.
     """
-    for index, item, value in blocks(raw, number):
+    covered = known.sum()
+    for index, item, value in blocks(raw, max(number, item_seq.shape[1] + 1)):
         value.clamp_(min=0)
-        top = value.masked_fill(is_in(item, item_seq[index]), 0).amax(1, keepdim=True)  # [b, 1]
+        # One of so many is outside the history: only among these is looked for the items of the history.
+        best, column = value.topk(max(number, item_seq.shape[1] + 1), dim=1)
+        had = is_in(item.gather(1, column), item_seq[index])
+        top = best.masked_fill(had, 0).amax(1, keepdim=True)  # [b, 1]
+        column = column[:, :number]  # [b, M]
         relative = torch.where(top > 0, value / top, 0)  # [b, W]
-        value, column = relative.topk(number, dim=1)  # [b, M]
+        value = relative.gather(1, column)  # [b, M]
         left = scale.weight(relative).masked_fill_(relative == 0, 0).scatter_(1, column, 0).sum(1)
-        count = known.sum() - (value > 0).sum(1)
-        floors = known.sum() - (relative > 0).sum(1)  # items that have no score above the floor
+        count = covered - (value > 0).sum(1)
+        floors = covered - (relative > 0).sum(1)  # items that have no score above the floor
         left = left + floors * scale.weight(torch.zeros(()))
         item = item.gather(1, column).masked_fill_(value == 0, 0)
         value = value.masked_fill(value == 0, -1)
