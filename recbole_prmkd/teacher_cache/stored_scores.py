@@ -28,7 +28,7 @@ from recbole_prmkd.teachers.linear import Linear
 
 VERSION = "1.0"  # raise it when the same teacher and examples give other stored scores
 CACHED, PARTS = CachedScores, ("top", "scores", "rest", "covered")
-LARGEST = 3 << 30  # bytes of the stored scores of all examples: 256 items each of 2 million, 50 each of 10 million
+LARGEST = 3 << 30  # bytes of the stored scores of all examples: 256 items each of 2 million, 53 each of 10 million
 _FEWEST = 16  # items of an example, whatever that needs
 _ITEM, _EXAMPLE = 6, 4  # bytes of an item and its score, and of the score of the rest
 
