@@ -94,8 +94,8 @@ def ridge(gram: sparse.csr_array, right: sparse.csr_array, penalty: float, targe
     """(gram + penalty I)^-1 right. targets: of many items, the columns to solve alone."""
     if gram.shape[0] > DENSE_ITEMS:
         return local_ridge(gram, right, penalty, targets)
-    solved = torch.cholesky_solve(torch.from_numpy(right.toarray()), _factor(gram, penalty))
-    return np.ascontiguousarray(solved.numpy())
+    inverse = torch.cholesky_inverse(_factor(gram, penalty)).numpy()  # symmetric; a third of the work of a solve
+    return np.ascontiguousarray((right.T.tocsr() @ inverse).T)
 
 
 def _factor(gram: sparse.csr_array, penalty: float) -> Tensor:
