@@ -1,6 +1,6 @@
 """Sampled softmax of UniSRec and UniM2Rec: its estimate, its candidates, and what a fine-tuning step encodes."""
 
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.keys import properties_dir, read_yaml
 from recbole_prmkd.students.windows import OFFSET, WINDOW
 from recbole_prmkd.teachers import unim2rec, unisrec
+from recbole_prmkd.teachers.data import ExamplesDataset
 from recbole_prmkd.teachers.sampled import LEAST_ITEMS, QuickDropout, Sampler, sampled_cross_entropy
 
 ITEMS, TEXT, WIDTH, LENGTH = 40, 6, 8, 5
@@ -54,7 +55,8 @@ def build(monkeypatch):
             **{"hidden_size": WIDTH, "inner_size": WIDTH, "n_exps": 2, "softmax": "sampled"},
             **{"train_precision": "float32", **NO_DROPOUT, **more},
         }
-        dataset = SimpleNamespace(num=lambda field: items, inter_feat={"item_id": TARGETS})
+        dataset = mock.create_autospec(ExamplesDataset, instance=True)
+        dataset.num, dataset.inter_feat = lambda field: items, {"item_id": TARGETS}
         torch.manual_seed(0)
         model = KINDS[kind](config, dataset)
         adaptors = [module for module in model.modules() if isinstance(module, unisrec.MoEAdaptor)]
@@ -157,6 +159,14 @@ def test_equal_under_a_seed(precision, kind, build):
     first, second = (loss_and_gradients(build(kind, **more), batch()) for _ in range(2))
     assert first[0].isfinite() and first[0].dtype == torch.float32 and torch.equal(first[0], second[0])
     assert all(torch.equal(gradient, second[1][name]) for name, gradient in first[1].items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_in_evaluation_mode_is_full(kind, build):
+    """So that the check of shared prefixes compares numbers without chance, and finds that they can be shared."""
+    full, sampled = build(kind, softmax="full").eval(), build(kind, negatives=1).eval()
+    assert torch.equal(sampled.calculate_loss(batch()), full.calculate_loss(batch()))
+    assert not torch.equal(sampled.train().calculate_loss(batch()), full.calculate_loss(batch()))
 
 
 def test_auto_is_full_for_small_catalogues(build):

@@ -18,6 +18,7 @@ from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
+from recbole_prmkd.teachers.data import ExamplesDataset
 from recbole_prmkd.teachers.sampled import LEAST_ITEMS, SOFTMAX, QuickDropout, Sampler, sampled_cross_entropy
 
 _POSITIONS = 1 << 13  # history positions encoded at a time, padding included
@@ -94,8 +95,8 @@ class CausalTeacher(Teacher):
         """What chooses the candidates of fine-tuning's loss, or None: all items."""
         if config["softmax"] not in SOFTMAX:
             raise UserError(f"softmax {config['softmax']!r} is not legal: use one of {', '.join(SOFTMAX)}.")
-        few = config["softmax"] == "auto" and self.n_items <= LEAST_ITEMS
-        if self.pretraining or few or config["softmax"] == "full":
+        small = self.n_items <= LEAST_ITEMS or not isinstance(dataset, ExamplesDataset)  # a student's: see adapter.py
+        if self.pretraining or config["softmax"] == "full" or (config["softmax"] == "auto" and small):
             return None
         return Sampler(dataset.inter_feat[self.ITEM_ID], self.n_items, config["negatives"])
 
@@ -162,8 +163,11 @@ class CausalTeacher(Teacher):
         return histories.new_zeros(())
 
     def finetune_loss(self, interaction: Interaction) -> Tensor:
-        """As the parent; with `softmax: sampled` over the candidates of the batch, the only items that it encodes."""
-        if self.sampler is None:
+        """As the parent; with `softmax: sampled`, in training, over candidates, so that it encodes few items.
+
+        In evaluation mode it is the full softmax in any case, so that it depends on no random number.
+        """
+        if self.sampler is None or not self.training:
             return super().finetune_loss(interaction)
         candidates, log_probability = self.sampler(interaction[self.POS_ITEM_ID])  # [C]
         with torch.autocast(candidates.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):

@@ -118,7 +118,7 @@ class UniM2Rec(CausalTeacher):
 
     def finetune_loss(self, interaction: Interaction) -> Tensor:
         """Cross-entropy over all items, PAD included as in UniSRec, or the candidates; plus the contrastive losses."""
-        if self.sampler is not None:
+        if self.sampler is not None and self.training:
             return super().finetune_loss(interaction)
         adapted = self.adapted()  # [n_items, M, D]
         items = self._with_id(self.fuse(adapted, self.present))  # [n_items, D]
