@@ -13,6 +13,7 @@ from recbole_prmkd.students.windows import OFFSET, WINDOW
 from recbole_prmkd.teachers import unim2rec, unisrec
 from recbole_prmkd.teachers.data import ExamplesDataset
 from recbole_prmkd.teachers.sampled import LEAST_ITEMS, QuickDropout, Sampler, sampled_cross_entropy
+from recbole_prmkd.teachers.steady import by_width, rounded
 
 ITEMS, TEXT, WIDTH, LENGTH = 40, 6, 8, 5
 NO_DROPOUT = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "adaptor_dropout_prob"), 0.0)
@@ -136,7 +137,7 @@ def test_the_mean_gradient_tends_to_the_full_one():
         for _ in range(300):
             candidates, log_probability = sampler(targets)
             own = torch.searchsorted(candidates, targets)
-            mean += gradient(sampled_cross_entropy(queries @ table[candidates].T, own, log_probability)) / 300
+            mean += gradient(sampled_cross_entropy(queries @ table[candidates].T, own, log_probability, 1.0)) / 300
         errors.append(float((mean - full).norm() / full.norm()))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.02
 
@@ -147,7 +148,7 @@ def test_a_target_twice_is_no_negative_of_itself():
     candidates, log_probability = sampler(torch.tensor([3, 3]))
     assert candidates.tolist() == [3]
     scores = torch.tensor([[2.0], [1.0]], requires_grad=True)
-    loss = sampled_cross_entropy(scores, torch.tensor([0, 0]), log_probability)
+    loss = sampled_cross_entropy(scores, torch.tensor([0, 0]), log_probability, 1.0)
     loss.backward()
     assert loss == 0 and not scores.grad.any()
 
@@ -191,3 +192,27 @@ def test_dropout_of_random_bytes():
     dropped.sum().backward()
     assert torch.equal(x.grad, dropped.detach())
     assert torch.equal(drop.eval()(x), x) and isinstance(drop, nn.Module)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("windows", [False, True])
+def test_bfloat16_in_few_shapes_gives_nearly_the_same(kind, windows, build):
+    """Padding adds no candidate, no example and no item: only rounding differs."""
+    exact, rough = (
+        loss_and_gradients(build(kind, negatives=9, train_precision=precision), batch(windows))
+        for precision in ("float32", "bfloat16")
+    )
+    torch.testing.assert_close(rough[0], exact[0], rtol=0.02, atol=0.02)
+    for name, gradient in exact[1].items():
+        assert float((rough[1][name] - gradient).norm()) <= 0.1 * float(gradient.norm()) + 1e-4, name
+
+
+def test_sizes_are_few_and_close():
+    sizes = {rounded(number) for number in range(1, 4097)}
+    assert len(sizes) < 110 and all(
+        number <= rounded(number) <= max(number * 17 / 16, number + 7.5) for number in range(1, 4097)
+    )
+    lengths = torch.tensor([1, 7, 50, 2, 5, 700, 1])
+    groups = by_width(lengths)
+    assert torch.cat([group for group, _ in groups]).sort().values.tolist() == list(range(7))
+    assert all(int(lengths[group].max()) <= width for group, width in groups)

@@ -20,6 +20,7 @@ from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
 from recbole_prmkd.teachers.data import ExamplesDataset
 from recbole_prmkd.teachers.sampled import LEAST_ITEMS, SOFTMAX, QuickDropout, Sampler, sampled_cross_entropy
+from recbole_prmkd.teachers.steady import by_width, padded
 
 _POSITIONS = 1 << 13  # history positions encoded at a time, padding included
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -112,6 +113,8 @@ class CausalTeacher(Teacher):
         Sequences of similar length are encoded together; behind a sequence's last item is 0 or the state there.
         """
         length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
+        if self.bfloat16 and self.training:
+            return self._steady_states(item_seq, length, items)
         groups = least_padding(length)
         if len(groups) == 1:
             return self._states(item_seq, items)
@@ -121,6 +124,14 @@ class CausalTeacher(Teacher):
             part = self._states(item_seq[group, :width], items)
             parts.append(functional.pad(part, (0, 0, 0, item_seq.shape[1] - width)))
         return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _steady_states(self, item_seq: Tensor, length: Tensor, items: Tensor) -> Tensor:
+        """The same in few shapes: sequences and widths are rounded up."""
+        parts, groups = [], by_width(length)
+        for group, width in groups:
+            part = self._states(padded(item_seq[group, :width]), items)[: len(group)]  # [B', width, D]
+            parts.append(functional.pad(part, (0, 0, 0, item_seq.shape[1] - part.shape[1])))
+        return torch.cat(parts)[torch.cat([group for group, _ in groups]).argsort()]
 
     def _states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         position = torch.arange(item_seq.shape[1], device=item_seq.device)
@@ -172,9 +183,14 @@ class CausalTeacher(Teacher):
         candidates, log_probability = self.sampler(interaction[self.POS_ITEM_ID])  # [C]
         with torch.autocast(candidates.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             view = FirstView(self, interaction, candidates)
-            scores = self.scores(view.histories, view.items[view.others]) / self.temperature  # [R, C]
             own = torch.searchsorted(candidates, interaction[self.POS_ITEM_ID])
-            return sampled_cross_entropy(scores, own, log_probability) + self.contents_loss(view)
+            histories, others = view.histories, view.others
+            if self.bfloat16:
+                histories, others = padded(histories), padded(others)
+                log_probability = padded(log_probability, torch.inf)
+            scores = self.scores(histories, view.items[others])[: len(own)]  # [R, C]
+            loss = sampled_cross_entropy(scores, own, log_probability, self.temperature)
+            return loss + self.contents_loss(view)
 
     def contents_loss(self, view: "FirstView") -> Tensor:
         """A further loss on the contents of a batch with sampled candidates; none here."""
@@ -223,9 +239,9 @@ class CausalTeacher(Teacher):
 class FirstView:
     """A training batch as it is, each of its distinct items adapted once.
 
-    ids: [U] items, PAD first; contents: [U, ...]; items: [U, D]; item_seq [B, L], targets [R] and others number
-    positions in them; length: [B]; newest: sequence and position of each example's newest item, [R] both;
-    histories: [R, D]. others: further items that it encodes.
+    ids: [U] items, PAD first (and last, where shapes are rounded up); contents: [U, ...]; items: [U, D]; item_seq
+    [B, L], targets [R] and others number positions in them; length: [B]; newest: sequence and position of each
+    example's newest item, [R] both; histories: [R, D]. others: further items that it encodes.
     """
 
     def __init__(self, model: CausalTeacher, interaction: Interaction, others: Tensor | None = None) -> None:
@@ -233,6 +249,8 @@ class FirstView:
         others = targets[:0] if others is None else others
         everything = torch.cat([item_seq.new_zeros(1), item_seq.flatten(), targets, others])
         self.ids, number = torch.unique(everything, return_inverse=True)
+        if model.bfloat16:
+            self.ids = padded(self.ids)
         _, item_numbers, self.targets, self.others = number.split([1, item_seq.numel(), len(targets), len(others)])
         self.item_seq = item_numbers.view_as(item_seq)
         self.length = interaction[model.ITEM_SEQ_LEN]

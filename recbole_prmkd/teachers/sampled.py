@@ -40,17 +40,17 @@ class Sampler(nn.Module):
         return candidates, torch.log1p(-absent).float()
 
 
-def sampled_cross_entropy(scores: Tensor, own: Tensor, log_probability: Tensor) -> Tensor:
+def sampled_cross_entropy(scores: Tensor, own: Tensor, log_probability: Tensor, temperature: float) -> Tensor:
     """Mean cross-entropy of each example's target among the candidates; with all items as these, the full one's.
 
     Args:
-        scores: [R, C], divided by the temperature.
+        scores: [R, C], not yet divided by the temperature.
         own: [R] which candidate is the example's target; it is one with certainty, so that it is not corrected.
         log_probability: [C], what `Sampler` gave.
     """
-    scores = scores.float()
-    corrected = (scores - log_probability).scatter(1, own[:, None], scores.gather(1, own[:, None]))  # [R, C]
-    return functional.cross_entropy(corrected, own)
+    correction = -log_probability.repeat(len(scores), 1)  # [R, C]
+    correction.scatter_(1, own[:, None], 0.0)
+    return functional.cross_entropy(correction.add(scores, alpha=1 / temperature), own)
 
 
 class QuickDropout(nn.Module):
