@@ -1,7 +1,7 @@
 """Few distinct shapes, for products in bfloat16 on a CPU.
 
 oneDNN compiles a kernel for each new shape of such a product and keeps a thousand of them. With a shape of its own in
-each step that costs about a third of the step, and memory that grows over the first epochs to gigabytes.
+each step that costs a fifth of its time, and memory that grows over the first epochs to gigabytes.
 """
 
 import torch
