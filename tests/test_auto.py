@@ -1,6 +1,8 @@
 """`kd_teachers: auto` and `kd_teacher_minutes`."""
 
+import re
 import shutil
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +83,24 @@ def test_an_epoch_ends_when_the_time_is_up():
     with pytest.raises(TimeIsUp):
         after_epoch(0, 0.1)
     assert clock(trainer, "T", None) is None
+
+
+@pytest.mark.parametrize(
+    ("minutes", "end"),
+    [(None, "it stops earlier when it gains no more."), (0.01, "after 0.01 minutes in any case (kd_teacher_minutes).")],
+)
+def test_says_how_long_it_will_take(minutes, end, caplog):
+    """After five steps of the first epoch, once; with the limit only where that comes first."""
+    trainer = SimpleNamespace(epochs=40, device=torch.device("cpu"))
+    trainer._train_epoch = lambda loader, epoch: [time.sleep(0.02) for _ in loader]
+    clock(trainer, "T", minutes)
+    with caplog.at_level("INFO"):
+        loader = range(10)
+        trainer._train_epoch(loader, 0)
+        trainer._train_epoch(loader, 1)
+    (line,) = [record.message for record in caplog.records if "an epoch takes" in record.message]
+    seconds = float(re.match(r"T: an epoch takes about ([\d.]+) seconds on this cpu, all 40 epochs ", line)[1])
+    assert 0.2 <= seconds < 1 and line.endswith(end)
 
 
 def test_pictures_bring_their_teacher(choose, tmp_path):

@@ -45,6 +45,7 @@ def build(parity, stage, monkeypatch):
         "train_stage": stage,
         "adaptor_dropout_prob": 0.2,
         "freeze_pretrained": True,
+        "softmax": "full",
         "same_target": "zero",
         "seq_seq_weight": parity.settings["lambda"],
         "item_drop_share": 0.5,

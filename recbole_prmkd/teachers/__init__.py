@@ -17,6 +17,7 @@
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `ensemble`: the teachers served together, without a student; `item_start`: which item vectors a student starts from;
 - `bucketing`: sequences of similar length together;
+- `sampled`, `steady`: fine-tuning over few items in place of all, and in few shapes; `clock`: how long it takes;
 - `refresh`: teachers that go on from their weights in an earlier run;
 - `pretrain`, `pretrain_trainer`, `pretrained`: train one on several data sets at once, its file and card.
 

@@ -18,9 +18,25 @@ from recbole_prmkd.teachers.augment import drop_items
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.bucketing import by_length
 from recbole_prmkd.teachers.contrastive import in_batch_scores, info_nce
+from recbole_prmkd.teachers.data import ExamplesDataset
+from recbole_prmkd.teachers.sampled import LEAST_ITEMS, SOFTMAX, QuickDropout, Sampler, sampled_cross_entropy
+from recbole_prmkd.teachers.steady import by_width, padded
 
 _POSITIONS = 1 << 13  # history positions encoded at a time, padding included
+PRECISIONS = ("auto", "bfloat16", "float32")
 STAGES = ("pretrain", "inductive", "transductive")
+
+
+def _trains_in_bfloat16(config: Config) -> bool:
+    """Whether `train_precision` says so; auto: on a CPU that has instructions for it."""
+    if config["train_precision"] not in PRECISIONS:
+        raise UserError(
+            f"train_precision {config['train_precision']!r} is not legal: use one of {', '.join(PRECISIONS)}."
+        )
+    if config["train_precision"] != "auto" or torch.device(config["device"]).type != "cpu":
+        return bool(config["train_precision"] == "bfloat16")
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
 
 
 class CausalTeacher(Teacher):
@@ -59,11 +75,31 @@ class CausalTeacher(Teacher):
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
         transductive = config["train_stage"] == "transductive"
         self.item_embedding = nn.Embedding(self.n_items, width, padding_idx=0) if transductive else None
+        self.sampler = self._sampler(config, dataset)
+        self.bfloat16 = self.sampler is not None and _trains_in_bfloat16(config)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.data.normal_(std=config["initializer_range"])
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.data.zero_()
+
+    def dropout_made_quick(self) -> None:
+        """With `softmax: sampled`, a CPU's dropout from random bytes; a subclass calls it when it is complete."""
+        if self.sampler is None:
+            return
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Dropout):
+                    setattr(module, name, QuickDropout(child.p))
+
+    def _sampler(self, config: Config, dataset: Dataset) -> Sampler | None:
+        """What chooses the candidates of fine-tuning's loss, or None: all items."""
+        if config["softmax"] not in SOFTMAX:
+            raise UserError(f"softmax {config['softmax']!r} is not legal: use one of {', '.join(SOFTMAX)}.")
+        small = self.n_items <= LEAST_ITEMS or not isinstance(dataset, ExamplesDataset)  # a student's: see adapter.py
+        if self.pretraining or config["softmax"] == "full" or (config["softmax"] == "auto" and small):
+            return None
+        return Sampler(dataset.inter_feat[self.ITEM_ID], self.n_items, config["negatives"])
 
     @torch.no_grad()
     def go_on(self, new_items: Tensor, new_users: Tensor, keep: bool) -> None:
@@ -77,6 +113,8 @@ class CausalTeacher(Teacher):
         Sequences of similar length are encoded together; behind a sequence's last item is 0 or the state there.
         """
         length = (item_seq != 0).sum(1).clamp(min=1)  # [B]
+        if self.bfloat16 and self.training:
+            return self._steady_states(item_seq, length, items)
         groups = least_padding(length)
         if len(groups) == 1:
             return self._states(item_seq, items)
@@ -86,6 +124,14 @@ class CausalTeacher(Teacher):
             part = self._states(item_seq[group, :width], items)
             parts.append(functional.pad(part, (0, 0, 0, item_seq.shape[1] - width)))
         return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    def _steady_states(self, item_seq: Tensor, length: Tensor, items: Tensor) -> Tensor:
+        """The same in few shapes: sequences and widths are rounded up."""
+        parts, groups = [], by_width(length)
+        for group, width in groups:
+            part = self._states(padded(item_seq[group, :width]), items)[: len(group)]  # [B', width, D]
+            parts.append(functional.pad(part, (0, 0, 0, item_seq.shape[1] - part.shape[1])))
+        return torch.cat(parts)[torch.cat([group for group, _ in groups]).argsort()]
 
     def _states(self, item_seq: Tensor, items: Tensor) -> Tensor:
         position = torch.arange(item_seq.shape[1], device=item_seq.device)
@@ -111,8 +157,12 @@ class CausalTeacher(Teacher):
             order.append(index)
         return torch.cat(vectors)[torch.cat(order).argsort()]  # [B, D]
 
-    def batch_items(self, items: Tensor) -> Tensor:
-        """Vectors of some items, [U] ids -> [U, D], with gradient."""
+    def batch_contents(self, items: Tensor) -> Tensor:
+        """Adapted contents of some items, [U] ids -> [U, ...], with gradient."""
+        raise NotImplementedError
+
+    def batch_items(self, items: Tensor, contents: Tensor) -> Tensor:
+        """Vectors of some items from their adapted contents, [U] ids -> [U, D], with gradient."""
         raise NotImplementedError
 
     def noisy_items(self, items: Tensor) -> Tensor:
@@ -122,6 +172,29 @@ class CausalTeacher(Teacher):
     def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
         """A loss on the contents of a pre-training batch's targets, [R, D] and [R] ids; none here."""
         return histories.new_zeros(())
+
+    def finetune_loss(self, interaction: Interaction) -> Tensor:
+        """As the parent; with `softmax: sampled`, in training, over candidates, so that it encodes few items.
+
+        In evaluation mode it is the full softmax in any case, so that it depends on no random number.
+        """
+        if self.sampler is None or not self.training:
+            return super().finetune_loss(interaction)
+        candidates, log_probability = self.sampler(interaction[self.POS_ITEM_ID])  # [C]
+        with torch.autocast(candidates.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            view = FirstView(self, interaction, candidates)
+            own = torch.searchsorted(candidates, interaction[self.POS_ITEM_ID])
+            histories, others = view.histories, view.others
+            if self.bfloat16:
+                histories, others = padded(histories), padded(others)
+                log_probability = padded(log_probability, torch.inf)
+            scores = self.scores(histories, view.items[others])[: len(own)]  # [R, C]
+            loss = sampled_cross_entropy(scores, own, log_probability, self.temperature)
+            return loss + self.contents_loss(view)
+
+    def contents_loss(self, view: "FirstView") -> Tensor:
+        """A further loss on the contents of a batch with sampled candidates; none here."""
+        return view.histories.new_zeros(())
 
     def pretrain_vectors(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """Histories and their targets, [R, D] both, for batches of single examples and of windows."""
@@ -164,20 +237,25 @@ class CausalTeacher(Teacher):
 
 
 class FirstView:
-    """A pre-training batch as it is, each of its distinct items adapted once.
+    """A training batch as it is, each of its distinct items adapted once.
 
-    ids: [U] items, PAD first; items: [U, D]; item_seq [B, L] and targets [R] number positions in them; length: [B];
-    newest: sequence and position of each example's newest item, [R] both; histories: [R, D].
+    ids: [U] items, PAD first (and last, where shapes are rounded up); contents: [U, ...]; items: [U, D]; item_seq
+    [B, L], targets [R] and others number positions in them; length: [B]; newest: sequence and position of each
+    example's newest item, [R] both; histories: [R, D]. others: further items that it encodes.
     """
 
-    def __init__(self, model: CausalTeacher, interaction: Interaction) -> None:
+    def __init__(self, model: CausalTeacher, interaction: Interaction, others: Tensor | None = None) -> None:
         item_seq, targets = interaction[model.ITEM_SEQ], interaction[model.POS_ITEM_ID]
-        everything = torch.cat([item_seq.new_zeros(1), item_seq.flatten(), targets])
+        others = targets[:0] if others is None else others
+        everything = torch.cat([item_seq.new_zeros(1), item_seq.flatten(), targets, others])
         self.ids, number = torch.unique(everything, return_inverse=True)
-        self.item_seq = number[1 : 1 + item_seq.numel()].view_as(item_seq)
-        self.targets = number[1 + item_seq.numel() :]
+        if model.bfloat16:
+            self.ids = padded(self.ids)
+        _, item_numbers, self.targets, self.others = number.split([1, item_seq.numel(), len(targets), len(others)])
+        self.item_seq = item_numbers.view_as(item_seq)
         self.length = interaction[model.ITEM_SEQ_LEN]
         self.windows = WINDOW in interaction
         self.newest = example_positions(interaction, self.length)
-        self.items = model.batch_items(self.ids)
+        self.contents = model.batch_contents(self.ids)
+        self.items = model.batch_items(self.ids, self.contents)
         self.histories = model.states(self.item_seq, self.items)[self.newest]

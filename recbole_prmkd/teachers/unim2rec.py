@@ -31,7 +31,7 @@ from torch.nn import functional
 from recbole_prmkd.data.images import item_image_vectors
 from recbole_prmkd.data.text import item_text_vectors
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.teachers.causal import CausalTeacher
+from recbole_prmkd.teachers.causal import CausalTeacher, FirstView
 from recbole_prmkd.teachers.unisrec import MoEAdaptor
 
 FUSIONS = ("gate", "mean", "text", "image")
@@ -41,7 +41,7 @@ _TABLES = {"text": "plm_embedding", "image": "image_embedding"}  # modality -> i
 class UniM2Rec(CausalTeacher):
     """UniM2Rec as a RecBole model; `modalities` names those in use, in the order of axis M."""
 
-    version = "1.0"
+    version = "1.1"
     side_information = tuple(_TABLES.values())
     # A UniSRec file has the text side alone; a data set may have images where the checkpoint's had none.
     checkpoint_may_lack = ("adaptors.image.", "gates.", "missing")
@@ -73,6 +73,7 @@ class UniM2Rec(CausalTeacher):
             self.add_module(_TABLES[name], embedding)
         present = torch.stack([(table != 0).any(dim=1) for table in tables.values()], dim=1)  # [n_items, M]
         self.register_buffer("present", present, persistent=False)
+        self.dropout_made_quick()
 
     def adapted(self, items: Tensor | None = None) -> Tensor:
         """Vectors of items in each modality, [U] ids -> [U, M, D], None: all; meaningless where `present` is False."""
@@ -94,9 +95,14 @@ class UniM2Rec(CausalTeacher):
         """Fused text and image, plus the ID embedding in the transductive stage: [n_items, D]."""
         return self._with_id(self.fuse(self.adapted(), self.present))
 
-    def batch_items(self, items: Tensor) -> Tensor:
-        """Fused text and image of some items: [U] ids -> [U, D]."""
-        return self.fuse(self.adapted(items), self.present[items])
+    def batch_contents(self, items: Tensor) -> Tensor:
+        """Adapted text and image of some items: [U] ids -> [U, M, D]."""
+        return self.adapted(items)
+
+    def batch_items(self, items: Tensor, contents: Tensor) -> Tensor:
+        """These fused, plus the ID embedding in the transductive stage: [U, D]."""
+        fused = self.fuse(contents, self.present[items])
+        return fused if self.item_embedding is None else fused + self.item_embedding.weight[items]
 
     def noisy_items(self, items: Tensor) -> Tensor:
         """The same with one modality missing, sampled for each item, where the item has another."""
@@ -111,13 +117,19 @@ class UniM2Rec(CausalTeacher):
         return self.present.any(dim=1).cpu() if self.item_embedding is None else super().covered_items()
 
     def finetune_loss(self, interaction: Interaction) -> Tensor:
-        """Cross-entropy over all items, PAD included as in UniSRec, plus the weighted contrastive losses."""
+        """Cross-entropy over all items, PAD included as in UniSRec, or the candidates; plus the contrastive losses."""
+        if self.sampler is not None and self.training:
+            return super().finetune_loss(interaction)
         adapted = self.adapted()  # [n_items, M, D]
         items = self._with_id(self.fuse(adapted, self.present))  # [n_items, D]
         histories = self.encode_batch(interaction, items)  # [R, D], one per target
         targets = interaction[self.POS_ITEM_ID]  # [R]
         loss = self.loss_fct(self.scores(histories, items) / self.temperature, targets)
         return loss + self._contrast(adapted, self.present, histories, targets)
+
+    def contents_loss(self, view: FirstView) -> Tensor:
+        """The weighted contrastive losses of a batch with sampled candidates."""
+        return self._contrast(view.contents, self.present[view.ids], view.histories, view.targets)
 
     def content_loss(self, histories: Tensor, targets: Tensor) -> Tensor:
         """In pre-training too, the weighted contrastive losses."""

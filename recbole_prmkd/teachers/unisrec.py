@@ -64,7 +64,7 @@ class MoEAdaptor(nn.Module):
 class UniSRec(CausalTeacher):
     """UniSRec as a RecBole model; `train_stage` pretrain, inductive (text alone) or transductive (text + ID)."""
 
-    version = "1.0"
+    version = "1.1"
     side_information = ("plm_embedding", "noisy_plm_embedding")
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -73,6 +73,7 @@ class UniSRec(CausalTeacher):
         width, dropout = config["hidden_size"], config["adaptor_dropout_prob"]
         self.moe_adaptor = MoEAdaptor(config["n_exps"], text.shape[1], width, dropout)
         self.plm_embedding = nn.Embedding.from_pretrained(text, freeze=True, padding_idx=0)
+        self.dropout_made_quick()
         if self.pretraining and self.seq_seq_weight and self.item_drop_share < 1:
             noisy = item_text_vectors(config, dataset, word_drop=config["word_drop_ratio"])
             self.noisy_plm_embedding = nn.Embedding.from_pretrained(noisy, freeze=True, padding_idx=0)
@@ -82,12 +83,16 @@ class UniSRec(CausalTeacher):
         items = self.moe_adaptor(self.plm_embedding.weight)
         return items if self.item_embedding is None else items + self.item_embedding.weight
 
-    def batch_items(self, items: Tensor) -> Tensor:
+    def batch_contents(self, items: Tensor) -> Tensor:
         """Adapted text of some items, [U] ids -> [U, D]."""
         return self.moe_adaptor(self.plm_embedding(items))
 
+    def batch_items(self, items: Tensor, contents: Tensor) -> Tensor:
+        """The same, plus the ID embedding in the transductive stage."""
+        return contents if self.item_embedding is None else contents + self.item_embedding.weight[items]
+
     def noisy_items(self, items: Tensor) -> Tensor:
-        """The same of their texts with dropped words."""
+        """Adapted texts with dropped words; for pre-training, where there is no ID embedding."""
         return self.moe_adaptor(self.noisy_plm_embedding(items))
 
     def covered_items(self) -> Tensor:
