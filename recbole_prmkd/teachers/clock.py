@@ -23,12 +23,13 @@ class _Watched:
     """
 
     def __init__(self, loader: Any, stop: float, on_steps: Callable[[float], None]) -> None:
-        self.loader, self._stop = loader, stop
+        vars(self).update(getattr(loader, "__dict__", {}))  # a trainer may read the attributes there
+        self.watched, self._stop = loader, stop
         self._on_steps: Callable[[float], None] | None = on_steps
 
     def __iter__(self) -> Iterator[Any]:
         first = 0.0
-        for number, batch in enumerate(self.loader):
+        for number, batch in enumerate(self.watched):
             if number == 1:
                 first = time.monotonic()
             if number == _TIMED and self._on_steps is not None:
@@ -39,10 +40,10 @@ class _Watched:
                 return
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.watched)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
+        return getattr(self.watched, name)
 
 
 def clock(trainer: Any, name: str, minutes: float | None) -> Callable[[int, float], None] | None:
@@ -58,7 +59,7 @@ def clock(trainer: Any, name: str, minutes: float | None) -> Callable[[int, floa
 
     def train_epoch(loader: Any, *rest: Any, **more: Any) -> Any:
         nonlocal watched
-        if watched is None or watched.loader is not loader:  # a trainer may keep what it has made of its loader
+        if watched is None or watched.watched is not loader:  # a trainer may keep what it has made of its loader
             watched = _Watched(loader, stop, lambda step: forecast(trainer, name, step, loader, minutes))
         return host(watched, *rest, **more)
 
