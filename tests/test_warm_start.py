@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recbole.utils import get_model, init_seed
+from recbole.utils import ModelType, get_model, init_seed
 
 from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data.split import load_split
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.students.warm_start import item_tables, principal_components, warm_start
+from recbole_prmkd.teachers import item_start
+from recbole_prmkd.teachers.holdout import Ranked
 from recbole_prmkd.teachers.item_start import source_of
 from tests.conformance import SMALL, write_data
 
@@ -124,3 +126,27 @@ def test_refusals(settings):
         run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd_item_init="txt"))
     with pytest.raises(UserError, match="MultiVAE has no embedding of items"):
         run_recbole_prmkd("MultiVAE", "tiny", config_dict=settings(kd_item_init="text", kd="none"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ndcg", "start"),
+    [
+        (ModelType.SEQUENTIAL, 0.04, "none"),  # below popularity
+        (ModelType.SEQUENTIAL, 0.06, "text"),
+        (ModelType.GENERAL, 0.04, "text"),
+    ],
+)
+def test_a_sequential_student_starts_from_texts_that_rank_better_than_popularity(kind, ndcg, start, monkeypatch):
+    config = {
+        "kd": "auto",
+        "kd_weight": 1,
+        "kd_item_init": "auto",
+        "kd_teachers": ["Linear", "Content"],
+        "kd_shuffled_teachers": False,
+        "MODEL_TYPE": kind,
+    }
+    known = torch.zeros(300)
+    monkeypatch.setattr(item_start, "popularity", lambda data: Ranked(0.05, known))
+    ranked = {"Linear": Ranked(0.1, known), "Content": Ranked(ndcg, known)}
+    assert item_start.useful_source(config, ranked, lambda: None) == start
+    assert item_start.useful_source({**config, "kd_item_init": "text"}, ranked, lambda: None) == "text"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from logging import getLogger
 
 from recbole.config import Config
+from recbole.utils import ModelType
 
 from recbole_prmkd.recbole_host.keys import has_teachers, kind_of
 from recbole_prmkd.teachers import teacher_class
@@ -25,15 +26,18 @@ def source_of(config: Config) -> str:
 def useful_source(config: Config, ranked: Mapping[str, Ranked], data: Callable[[], TeacherData]) -> str:
     """The same; with `auto` and the teacher Content none, where texts rank the holdout worse than popularity.
 
-    Such texts say little of what comes next, and a student that starts from them ends below one that does not
-    (docs/experiments.md).
+    Such texts say little of what comes next, and a sequential student that starts from them ends below one that does
+    not. Others gain from any text, since they learn slowly from random vectors (docs/experiments.md).
 
     Args:
         data: makes the teachers' view of the split, where it is needed.
     """
     source = source_of(config)
     content = next((its for name, its in ranked.items() if kind_of(name) == Content.__name__), None)
-    if config["kd_item_init"] != "auto" or source != "text" or content is None or not len(content.log_likelihood):
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if config["kd_item_init"] != "auto" or source != "text" or not sequential:
+        return source
+    if content is None or not len(content.log_likelihood):
         return source
     if config["kd_shuffled_teachers"]:  # the ranks are then those of other items' texts
         return source
