@@ -35,7 +35,7 @@ def _trains_in_bfloat16(config: Config) -> bool:
         )
     if config["train_precision"] != "auto" or torch.device(config["device"]).type != "cpu":
         return bool(config["train_precision"] == "bfloat16")
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has none: float32
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has none: float32
     return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
 
 
