@@ -20,7 +20,7 @@ from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
 VERSION = "1.1"  # raise it when the same teacher and holdout give other numbers
-SCORES = 1 << 26  # ranked at a time, at most: 256 MB
+SCORES = 1 << 24  # ranked at a time, at most: 64 MB; memory that is kept for later (`memory`) breaks up large blocks
 _EXAMPLES = 2000  # of the holdout, at most
 _STORED = 1 << 24  # log-probabilities of a teacher that are stored, at most: 32 MB
 _ARRAYS = ("log_likelihood", "log_probability")
@@ -82,7 +82,7 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
     covered = model.covered_items()
     order = torch.arange(len(covered)) if order is None else order
     ranked, sampled = [], items_beside_target(len(examples), len(covered))
-    for index in torch.arange(len(examples)).split(min(256, max(1, SCORES // 4 // len(covered)))):
+    for index in torch.arange(len(examples)).split(min(256, max(1, SCORES // len(covered)))):
         batch = dataset[index].to(config["device"])
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
