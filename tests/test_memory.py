@@ -10,15 +10,30 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from recbole_prmkd.recbole_host.memory import keep_freed_memory
+from recbole_prmkd.recbole_host.memory import keep_freed_memory, large_blocks_kept
 print(keep_freed_memory())
 torch.set_num_threads(1)
-for _ in range(3):
-    torch.ones(1 << 24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(1 << 24)  # 64 MiB, 16,384 pages
+with large_blocks_kept():
+    for _ in range(3):
+        torch.ones(1 << 24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(1 << 24)  # 64 MiB, 16,384 pages
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+EVALUATION = """
+import torch
+from recbole_prmkd.recbole_host.memory import keep_freed_memory, large_blocks_kept, peak_memory_mb
+keep_freed_memory()
+with large_blocks_kept():
+    torch.ones(1 << 24)
+before, small = peak_memory_mb(torch.device("cpu")), []
+for batch in range(30):
+    scores = torch.ones(1 << 24)  # 64 MiB
+    mask = torch.zeros(1 << 24, dtype=torch.int)
+    small.append(scores[:100].clone() + mask[:100])  # what a batch leaves behind
+print(peak_memory_mb(torch.device("cpu")) - before)
 """
 
 
@@ -52,6 +67,11 @@ def test_large_blocks_come_back_without_page_faults():
     untouched, many = _run(MALLOC_MMAP_THRESHOLD_="1000000")
     assert (asked, untouched) == ("True", "False")
     assert faults < many / 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
+def test_outside_training_large_blocks_are_given_back():
+    assert float(_output(EVALUATION)) < 400
 
 
 def test_the_peak_of_a_step_alone():

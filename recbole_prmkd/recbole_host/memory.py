@@ -2,7 +2,9 @@
 
 Each step of a student allocates the same large blocks anew (scores of all items, of all candidates). The C library of
 Linux gives blocks of that size back to the system when they are freed, and the system hands them out again page by
-page, each one zeroed: a third of a step on a CPU. Nothing that is computed depends on it.
+page, each one zeroed: a third of a step on a CPU. So they are kept in training, and nowhere else: where each batch
+leaves something small behind, as in an evaluation, the heap would grow by a block with each. Nothing that is computed
+depends on it.
 """
 
 import ctypes
@@ -10,26 +12,48 @@ import os
 import platform
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # of malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8  # of malloc.h
 _KEPT = (1 << 31) - 1  # bytes free at the heap's end before any go back
 _GROWTH = 1 << 26  # bytes that the heap grows by at least
+_LARGE = 1 << 25  # bytes of a block that is given back outside training; the most that glibc takes
+_BLOCKS = 1 << 16  # large blocks at a time; glibc's default
+
+_library: ctypes.CDLL | None = None  # once it was asked
 
 
 def keep_freed_memory() -> bool:
-    """Ask the C library to keep what is freed; returns whether it was asked.
+    """Ask the C library to keep what is freed, and large blocks in training; returns whether it was asked.
 
     Not where it is another library than glibc, or the user has set it himself by MALLOC_ variables.
     """
+    global _library
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     library = ctypes.CDLL(None)
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _KEPT, _TOP_PAD: _GROWTH, _ARENA_MAX: 1}
-    return all(library.mallopt(name, value) for name, value in settings.items())
+    settings = {_MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _KEPT, _TOP_PAD: _GROWTH, _ARENA_MAX: 1}
+    if not all(library.mallopt(name, value) for name, value in settings.items()):
+        return False
+    _library = library
+    return True
+
+
+@contextmanager
+def large_blocks_kept() -> Iterator[None]:
+    """Inside, freed blocks of any size are kept, where `keep_freed_memory` was asked: for an epoch of training."""
+    if _library is None:
+        yield
+        return
+    _library.mallopt(_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        _library.mallopt(_MMAP_MAX, _BLOCKS)
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.boundary import whole_run
 from recbole_prmkd.recbole_host.finite import watch_loss
+from recbole_prmkd.recbole_host.memory import large_blocks_kept
 from recbole_prmkd.recbole_host.processes import any_device, evaluate_once
 from recbole_prmkd.storage.disk import is_fault, working, writing
 
@@ -105,7 +106,7 @@ def no_command_line() -> Iterator[None]:
 
 
 def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommender, folder: Path) -> Any:
-    """A RecBole trainer whose curves and checkpoint go to `folder`."""
+    """A RecBole trainer whose curves and checkpoint go to `folder`, and which keeps large blocks in training."""
     curves = str(folder / "tensorboard")
     board = mock.patch("recbole.trainer.trainer.get_tensorboard", lambda logger: SummaryWriter(curves))
     with board, any_device(config["use_gpu"]):
@@ -122,5 +123,6 @@ def quiet_trainer(trainer_class: type, config: Config, model: AbstractRecommende
             save(*given, **named)
 
     trainer._save_checkpoint = save_or_say
+    trainer._train_epoch = large_blocks_kept()(trainer._train_epoch)
     watch_loss(trainer)
     return trainer
