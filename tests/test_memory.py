@@ -24,15 +24,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 EVALUATION = """
 import torch
-from recbole_prmkd.recbole_host.memory import keep_freed_memory, large_blocks_kept, peak_memory_mb
+from recbole_prmkd.recbole_host.memory import keep_freed_memory, peak_memory_mb
 keep_freed_memory()
-with large_blocks_kept():
-    torch.ones(1 << 24)
-before, small = peak_memory_mb(torch.device("cpu")), []
-for batch in range(30):
-    scores = torch.ones(1 << 24)  # 64 MiB
-    mask = torch.zeros(1 << 24, dtype=torch.int)
-    small.append(scores[:100].clone() + mask[:100])  # what a batch leaves behind
+torch.set_num_threads(1)
+before, kept, users = peak_memory_mb(torch.device("cpu")), [], torch.arange(167)
+for batch in range(12):  # as RecBole ranks 100,000 items; kept in training's way it would grow by 75 MB with each
+    raw = torch.rand(167, 100_000).clamp(min=0)
+    best = raw.scatter(1, torch.randint(0, 100_000, (167, 50)), 0).amax(1, keepdim=True)
+    scores = (torch.where(best > 0, raw / best, 0) + 0.1).log()
+    first = torch.topk(scores, 10, dim=-1).indices
+    positive = torch.zeros_like(scores, dtype=torch.int)
+    positive[users, torch.randint(0, 100_000, (167,))] = 1
+    kept.append(torch.cat((torch.gather(positive, 1, first), positive.sum(1, keepdim=True)), 1))
+    kept.append(torch.topk(scores, 10, dim=-1).indices[:, 0] == 5)
 print(peak_memory_mb(torch.device("cpu")) - before)
 """
 
@@ -71,7 +75,7 @@ def test_large_blocks_come_back_without_page_faults():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked")
 def test_outside_training_large_blocks_are_given_back():
-    assert float(_output(EVALUATION)) < 400
+    assert float(_output(EVALUATION)) < 700
 
 
 def test_the_peak_of_a_step_alone():
