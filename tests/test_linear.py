@@ -336,6 +336,20 @@ def test_a_log_line_says_when_fewer_scores_are_stored(sequences, tmp_path, monke
     assert stored_scores.identity(teacher, data, {})["stored"] == 3
 
 
+def test_blocks_of_one_example_are_stored_as_larger_ones_are(sequences, tmp_path, monkeypatch):
+    model, data = model_of(sequences)
+    model.solve(data)
+    data.fit = data.train
+    teacher = SimpleNamespace(model=model, name="Linear", config={"stored_scores": 4})
+    with stored_scores.made(teacher, data, tmp_path, "kind", {}, False) as (whole, _):
+        blocks = list(model.largest_scores(data, 4))
+    single = [(index[k : k + 1], [part[k : k + 1] for part in kept]) for index, kept in blocks for k in range(len(index))]
+    monkeypatch.setattr(model, "largest_scores", lambda data, number: iter(single))
+    with stored_scores.made(teacher, data, tmp_path, "kind", {}, False) as (arrays, _):
+        for name, array in whole.items():
+            np.testing.assert_array_equal(array, arrays[name])
+
+
 def test_the_cache_gives_stored_scores_in_both_forms_of_candidates():
     scores = torch.randn(7, 15)
     items, kept, rest = largest(scores, 5, temperature=1.0)

@@ -66,7 +66,8 @@ def made(
     with tqdm(total=number, desc=f"{teacher.name} scores", unit="example") as bar:
         for index, kept in _kept(model, data, stored):
             bar.update(len(index))
-            top[index], scores[index], rest[index] = (part.numpy() for part in kept)
+            row = index.numpy()  # numpy takes a tensor of one number for a number, not for a list of one
+            top[row], scores[row], rest[row] = (part.numpy() for part in kept)
     arrays: dict[str, np.ndarray] = {"top": top, "scores": scores, "rest": rest, "covered": covered.numpy()}
     counts = {"unknown_rows": int(np.isnan(rest).sum()), "unknown_items": int((~covered[1:]).sum())}
     yield arrays, counts
