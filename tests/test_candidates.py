@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_prmkd.distil.candidates import (
     Exclusions,
     candidate_mask,
+    history_negatives,
     in_batch_items,
     sample,
     sampled_candidates,
@@ -193,3 +194,10 @@ def test_each_item_is_sampled_equally_often() -> None:
 def test_wrong_shapes_and_ranges_raise(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call(torch.tensor([1]))
+
+
+def test_history_negatives_are_the_histories_items_once_without_the_target() -> None:
+    item_seq = torch.tensor([[3, 5, 3, 2], [4, 4, 0, 0], [7, 1, 7, 7], [6, 2, 0, 0]])
+    items = history_negatives(item_seq, torch.tensor([5, 9, 7, 0]))
+    assert [sorted(row[row > 0].tolist()) for row in items] == [[2, 3], [4], [1], []]
+    assert items.shape == item_seq.shape

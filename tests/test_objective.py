@@ -51,6 +51,7 @@ CONFIG = {
     "kd_fusion": "sum",
     "kd_false_negative_mask": True,
     "kd_history_mask": False,
+    "kd_history_negatives": False,
     "kd_shuffled_teachers": False,
     "kd_rebuild": False,
     "dataset": "made-up",
@@ -367,6 +368,35 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
         assert set(positions.tolist()) == {0}
         some = torch.tensor([*history, 0])
         assert set(made.excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
+
+
+@pytest.mark.parametrize("kind", ["SEQUENTIAL", "GENERAL"])
+def test_history_negatives_add_the_students_share_of_the_history(kind: str) -> None:
+    """KL over candidates and history = KL over candidates - log(1 - the history's share), for sequential students."""
+    settings = {"MODEL_TYPE": ModelType[kind], "MAX_ITEM_LIST_LENGTH": 50}
+    masked = objective(gaps=True, **settings, kd_history_mask=True)
+    made = objective(gaps=True, **settings, kd_history_negatives=True)
+    loss, gradient, means = step(made)
+    expected, _, means_of_masked = step(masked)
+    assert {**means, "kd_loss": 0} == {**means_of_masked, "kd_loss": 0}
+    if kind == "GENERAL":
+        assert torch.equal(loss, expected)
+        return
+    train, more = made.train, []
+    items = in_batch_items(train.targets[BATCH])
+    mask = candidate_mask(items, train.targets[BATCH], made.excluded(BATCH, items))
+    columns = target_columns(items, train.targets[BATCH])
+    fused = made.fuse(made.teacher_cache.scores(BATCH, items), columns, mask)
+    for row, number in enumerate(BATCH.tolist()):
+        if fused.target[row].sum() == 0:
+            continue
+        history = {*train.items[train.start[number] : train.stop[number]].tolist()} - {int(train.targets[number])}
+        exp = (made.student.table.detach()[number] / 2.0).exp()
+        counted = exp[items[fused.covered[row]]].sum()
+        had = exp[sorted(history)].sum()
+        more.append(4.0 * ((counted + had) / counted).log())
+        assert (gradient[number][sorted(history)] > 0).all()
+    torch.testing.assert_close(loss, expected + torch.stack(more).mean(), rtol=1e-5, atol=0)
 
 
 def test_the_first_batch_says_what_is_minimised(caplog) -> None:

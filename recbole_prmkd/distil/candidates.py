@@ -3,8 +3,8 @@
 An example's own positive is its target; the positives of the other examples are its negatives ("in-batch negative
 items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them. `sample` takes some, in large batches and
 for students that must run once for each (example, candidate) pair. `ranked_first` and `distinct` add items from the
-head of a ranking, about which in-batch positives say little. `Exclusions` says which items are no negatives of an
-example. The masks and the added items are our choice: we do not know whether the paper masks anything.
+head of a ranking, about which in-batch positives say little. `history_negatives` adds what the user has just had.
+`Exclusions` says which items are no negatives of an example. The masks and the added items are our choice: we do not know whether the paper masks anything.
 
 Axes: B examples of a batch, C candidates, P excluded (example, item) pairs of a batch, M added or sampled candidates.
 Item ids are integers, 0 is padding.
@@ -191,6 +191,20 @@ def ranked_first(scores: Tensor, number: int, excluded: Pairs) -> Tensor:
     scores[:, PADDING] = -torch.inf
     best = scores.topk(min(number, scores.shape[1] - 1), dim=1)
     return best.indices.masked_fill(best.values == -torch.inf, PADDING)
+
+
+def history_negatives(item_seq: Tensor, targets: Tensor) -> Tensor:
+    """The items of a history [B, L] that are no target: each once, 0 elsewhere (our choice).
+
+    Args:
+        item_seq: [B, L] item ids, 0 for padding.
+        targets: [B] item ids; an example with a padding target has no negatives.
+    """
+    items = item_seq.masked_fill((item_seq == targets[:, None]) | (targets == PADDING)[:, None], PADDING)  # [B, L]
+    items = items.sort(dim=1).values
+    again = torch.zeros_like(items, dtype=torch.bool)
+    again[:, 1:] = items[:, 1:] == items[:, :-1]
+    return items.masked_fill(again, PADDING)
 
 
 def distinct(added: Tensor, *before: Tensor) -> Tensor:

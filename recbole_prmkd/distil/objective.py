@@ -25,10 +25,12 @@ from torch import Tensor
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET, RankSettings
 from recbole_prmkd.distil.candidates import (
+    PADDING,
     SOURCES,
     Exclusions,
     candidate_mask,
     distinct,
+    history_negatives,
     in_batch_items,
     ranked_first,
     sample,
@@ -102,6 +104,7 @@ class Objective:
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self.excluded, self.top_items = excluded, top_items
         self._sources = SOURCES[config["kd_candidates"]]
+        self._history = config["kd_history_negatives"] and student.sequential and not student.in_pairs
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
         self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
@@ -127,7 +130,10 @@ class Objective:
             scores.append(its_scores)
         fused = self.fuse(_side_by_side(scores), candidates.columns, candidates.mask)
         student_scores = self._student_scores(batch, positions, candidates)  # [B, C]
-        loss = self._loss(student_scores, fused, candidates.columns)
+        compared = fused
+        if self._history:
+            student_scores, compared = self._with_history(batch, positions, examples, student_scores, fused)  # C + L
+        loss = self._loss(student_scores, compared, candidates.columns)
         if WEIGHT in batch:  # one of several processes' parts
             loss = weighted(loss, batch)
         student.release()
@@ -219,6 +225,18 @@ class Objective:
         if self.student.in_pairs:  # in one forward pass
             parts = [torch.cat([part.expand(len(positions), -1) for part in parts], dim=1)]  # [B, C]
         return _side_by_side([self.student.scores(batch, positions, part) for part in parts])
+
+    def _with_history(
+        self, batch: Interaction, positions: Tensor, examples: Tensor, student_scores: Tensor, fused: Fused
+    ) -> tuple[Tensor, Fused]:
+        """The student's scores and the target, with the history's items beside the candidates, of which none has a share."""
+        item_seq, _ = self.train.histories(examples.cpu(), self.config["MAX_ITEM_LIST_LENGTH"])
+        targets = self.train.targets[examples.cpu()]
+        items = history_negatives(item_seq, targets).to(examples.device)  # [B, L]
+        scores = torch.cat([student_scores, self.student.scores(batch, positions, items)], dim=1)  # [B, C + L]
+        target = torch.cat([fused.target, fused.target.new_zeros(items.shape)], dim=1)
+        covered = torch.cat([fused.covered, items != PADDING], dim=1)
+        return scores, fused._replace(target=target, covered=covered)
 
     # Strength and period; decided on the student's first batch ------------------------------------------------
 
@@ -328,13 +346,14 @@ class Objective:
             curriculum += f", {config['kd_pacing']} from {start} of the examples to all in {length} epochs"
         masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
         masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
+        history = " and with the history as negatives" if self._history else ""
         few = {1: " = 1 with one teacher", 2: ", of two teachers both are consistent"}
         return (
             f"loss = rec_loss + {self.weight:g} x {config['kd_loss']}(target, student / {self.temperature:g}), "
             f"target = {target}{shuffled}, "
             f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
             f"damping {config['kd_consistency_damping']}]{few.get(len(self.teacher_cache.teachers), '')}, "
-            f"curriculum[{curriculum}], candidates[{config['kd_candidates']}, without {masked}]"
+            f"curriculum[{curriculum}], candidates[{config['kd_candidates']}, without {masked}{history}]"
         )
 
 

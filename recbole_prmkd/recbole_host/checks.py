@@ -220,6 +220,8 @@ def _check_objective(config: Config) -> None:
             f"kd_loss={loss} learns from what the teachers rank first: use kd_candidates=teacher_top or both_top, or "
             f"--kd={loss}, which sets that."
         )
+    if loss in BASELINES and config["kd_history_negatives"]:
+        raise UserError(f"kd_history_negatives has no use with kd_loss={loss}: leave it out, or use kl, ce or mse.")
     gammas = [config[f"kd_rank_by_{part}"] for part in ("position", "confidence", "consistency")]
     if loss == "dllm2rec" and not any(gammas):
         raise UserError("All of kd_rank_by_position, _confidence and _consistency are 0: set one above 0.")
