@@ -247,7 +247,8 @@ def exclusions_of(config: Config, train: Examples, future: Examples, sequential:
     if config["kd_false_negative_mask"]:
         slices.append((future.start, future.stop, future.items))
     # A student without order has its examples' earlier items as false negatives too.
-    if config["kd_history_mask"] or config["kd_history_negatives"] or (config["kd_false_negative_mask"] and not sequential):
+    mask = config["kd_history_mask"] or config["kd_history_negatives"]
+    if mask or (config["kd_false_negative_mask"] and not sequential):
         slices.append((train.start, train.stop, train.items))
     return Exclusions(slices, train.targets if config["kd_loss"] in WITHOUT_TARGET else None)
 

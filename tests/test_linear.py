@@ -343,7 +343,8 @@ def test_blocks_of_one_example_are_stored_as_larger_ones_are(sequences, tmp_path
     teacher = SimpleNamespace(model=model, name="Linear", config={"stored_scores": 4})
     with stored_scores.made(teacher, data, tmp_path, "kind", {}, False) as (whole, _):
         blocks = list(model.largest_scores(data, 4))
-    single = [(index[k : k + 1], [part[k : k + 1] for part in kept]) for index, kept in blocks for k in range(len(index))]
+    rows = [(index, kept, slice(k, k + 1)) for index, kept in blocks for k in range(len(index))]
+    single = [(index[row], [part[row] for part in kept]) for index, kept, row in rows]
     monkeypatch.setattr(model, "largest_scores", lambda data, number: iter(single))
     with stored_scores.made(teacher, data, tmp_path, "kind", {}, False) as (arrays, _):
         for name, array in whole.items():

@@ -4,7 +4,8 @@ An example's own positive is its target; the positives of the other examples are
 items", figure of arXiv 2401.00797). `candidate_mask` goes with all of them. `sample` takes some, in large batches and
 for students that must run once for each (example, candidate) pair. `ranked_first` and `distinct` add items from the
 head of a ranking, about which in-batch positives say little. `history_negatives` adds what the user has just had.
-`Exclusions` says which items are no negatives of an example. The masks and the added items are our choice: we do not know whether the paper masks anything.
+`Exclusions` says which items are no negatives of an example. The masks and the added items
+are our choice: we do not know whether the paper masks anything.
 
 Axes: B examples of a batch, C candidates, P excluded (example, item) pairs of a batch, M added or sampled candidates.
 Item ids are integers, 0 is padding.

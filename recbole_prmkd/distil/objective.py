@@ -229,7 +229,7 @@ class Objective:
     def _with_history(
         self, batch: Interaction, positions: Tensor, examples: Tensor, student_scores: Tensor, fused: Fused
     ) -> tuple[Tensor, Fused]:
-        """The student's scores and the target, with the history's items beside the candidates, of which none has a share."""
+        """The student's scores and the target, with the history beside the candidates; none of it has a share."""
         item_seq, _ = self.train.histories(examples.cpu(), self.config["MAX_ITEM_LIST_LENGTH"])
         targets = self.train.targets[examples.cpu()]
         items = history_negatives(item_seq, targets).to(examples.device)  # [B, L]
