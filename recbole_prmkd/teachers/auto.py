@@ -11,6 +11,8 @@ from pathlib import Path
 from recbole.config import Config
 
 from recbole_prmkd.data.encoder import encoder_folder
+from recbole_prmkd.data.encoder_layout import averages_words
+from recbole_prmkd.data.static_encoder import STATIC
 from recbole_prmkd.data.text import item_file, text_fields
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.teachers.content import Content
@@ -23,6 +25,7 @@ AUTO = "auto"
 MINUTES = 5.0  # for each teacher, where the user has not said
 
 _TOKENS_PER_SECOND = 4000, 800_000  # of all-MiniLM-L6-v2: a CPU core, a GPU
+_WORDS = 100  # how much faster word vectors are
 _BYTES_PER_TOKEN, _EXTRA_TOKENS = 4, 3  # of English, and those that each text has beside its own
 _RECFORMER_ROWS_PER_SECOND = 3, 400  # training examples: a CPU core, a GPU
 _RECFORMER_EPOCHS = 5
@@ -46,7 +49,8 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     if encoding > minutes:
         why.append(
             "no Content, UniSRec, Recformer or UniM2Rec, so Linear is the only teacher: to encode "
-            f"{items} texts takes {limit.format(_rounded(encoding))}"
+            f"{items} texts takes {limit.format(_rounded(encoding))} kd_text_encoder={STATIC} is {_WORDS} "
+            "times as fast."
         )
         return names, why
     names += [Content.__name__, UniSRec.__name__]
@@ -55,7 +59,9 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
         "UniSRec: learns what follows from the items' text.",
     ]
     training = _RECFORMER_EPOCHS * _interactions(config) / _rate(_RECFORMER_ROWS_PER_SECOND, gpu) / 60
-    if training > minutes:
+    if averages_words(encoder_folder(config["kd_text_encoder"])):
+        why.append("no Recformer: kd_text_encoder has word vectors, and Recformer starts from a transformer.")
+    elif training > minutes:
         why.append(f"no Recformer: training takes {limit.format(_rounded(training))}")
     else:
         names.append(Recformer.__name__)
@@ -92,7 +98,8 @@ def _encoding(config: Config, gpu: bool) -> tuple[int, float]:
     items = _lines(file)
     size = file.stat().st_size if file.is_file() else 0
     tokens = min(size / _BYTES_PER_TOKEN + _EXTRA_TOKENS * items, config["kd_text_max_tokens"] * items)
-    return items, tokens / _rate(_TOKENS_PER_SECOND, gpu) / 60
+    seconds = tokens / _rate(_TOKENS_PER_SECOND, gpu)
+    return items, seconds / 60 / (_WORDS if averages_words(encoder_folder(config["kd_text_encoder"])) else 1)
 
 
 def _rate(per_second: tuple[int, int], gpu: bool) -> float:
