@@ -8,13 +8,13 @@ SEED ?=
 BIN = $(VENV)/bin
 PROSE = README.md CHANGELOG.md Makefile mkdocs.yml setup.py run_recbole_prmkd.py docs hyper properties recbole_prmkd tests benchmarks examples
 
-.PHONY: help demo docs test test-slow test-fuzz lint format bench reproduce clean
+.PHONY: help demo docs test test-slow test-fuzz lint format bench bench-all reproduce clean
 .DEFAULT_GOAL := help
 
 help:
 	@head -3 Makefile | sed 's/^# //'
 	@echo "make test-fuzz   try new wrong inputs, EXAMPLES=200 of each kind"
-	@echo "make test-slow | bench | reproduce | lint | format | clean"
+	@echo "make test-slow | bench | bench-all | reproduce | lint | format | clean"
 
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,14 +50,13 @@ test-fuzz: $(VENV)/.installed
 	PRMKD_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py tests/test_stock.py --hypothesis-show-statistics \
 		$(if $(SEED),--hypothesis-seed=$(SEED))
 
-# Speed of encoding, of PyGLightGCN and of recommending, cost of distillation, as ratios inside one run. Another data set:
+# Cost of distillation, speed of teachers, encoding and recommending, as ratios inside one run, in one table. Another data set:
 # make bench DATA="--dataset=... --data_path=..."
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/encoding.py $(DATA)
-	$(BIN)/python benchmarks/lightgcn.py $(DATA)
-	$(BIN)/python benchmarks/epoch.py $(DATA)
-	$(BIN)/python benchmarks/catalogue.py
-	$(BIN)/python benchmarks/recommend.py
+	$(BIN)/python benchmarks/bench.py $(DATA)
+
+bench-all: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench.py --all $(DATA)
 
 # The comparisons of docs/results.md on the data sets that are present. It first says how long that takes; --estimate stops there:
 # make reproduce DATA="--data_path=... --estimate"

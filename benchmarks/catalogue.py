@@ -61,7 +61,7 @@ def measured(model: str, n_items: int, number: int, runs: int) -> dict[str, Any]
         plain, title = stock(config, net, folder), f"{model}, {n_items} items"
         config["kd_shared_prefixes"] = False
         with distilled(config, split, net, folder, WIDTHS) as (ours, _):
-            return compare("catalogue", title, steps(plain), steps(ours), runs, device, "steps", cost=True)
+            return compare("catalogue", title, steps(plain), steps(ours), runs, device, "steps", "its own step", True)
 
 
 def write_data(folder: Path, n_items: int) -> None:

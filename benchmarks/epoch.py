@@ -44,7 +44,9 @@ def measured(name: str, dataset: str, batches: int, runs: int) -> list[dict[str,
         folder, model = Path(made), student(config, split)
 
         def against_stock(benchmark: str, ours: Work) -> None:
-            lines.append(compare(benchmark, name, plain, ours, runs, config["device"], "examples", cost=True))
+            lines.append(
+                compare(benchmark, name, plain, ours, runs, config["device"], "examples", "RecBole's epoch", True)
+            )
 
         plain = epoch(stock(config, model, folder), First(split.train_data, number))
         shares = in_order and why_not_shared(model, config, split.train) is None

@@ -32,7 +32,12 @@ def main() -> None:
             plain, ours = (epoch(config, split, loader, model, Path(folder)) for model in ("LightGCN", "PyGLightGCN"))
             agree = {"rtol": 1e-6}
             lines.append(
-                compare(name, "PyGLightGCN", plain, ours, arguments.runs, config["device"], "steps", True, agree)
+                compare(
+                    *(name, "PyGLightGCN", plain, ours, arguments.runs, config["device"], "steps"),
+                    peer="RecBole's LightGCN",
+                    cost=True,
+                    agree=agree,
+                )
             )
     print(table(lines))
 

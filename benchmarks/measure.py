@@ -47,6 +47,7 @@ def compare(
     runs: int,
     device: torch.device,
     unit: str,
+    peer: str,
     cost: bool = False,
     agree: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def compare(
     plain / ours, how many times faster it is. The first run of both is not timed (caches, the choice of a path).
 
     Args:
+        peer: what `plain` is, for the table.
         agree: the tolerance (rtol, atol) to which both must give the same.
     """
     (_, expected), (_, given) = plain(), ours()
@@ -67,6 +69,7 @@ def compare(
     line = {
         "benchmark": benchmark,
         "model": model,
+        "peer": peer,
         "ratio": round(statistics.median(ratios), 3),
         "ratio_of": "ours / plain" if cost else "plain / ours",
         f"plain {unit}/s": round(1 / statistics.median(a for a, _ in pairs), 1),

@@ -37,7 +37,9 @@ def main() -> None:
             return arguments.users, None
 
         plain = product(loaded.model, scorer.batch, arguments.topk)
-        line = compare("recommend", "BPR", plain, ours, arguments.runs, scorer.device, "lists", cost=True)
+        line = compare(
+            "recommend", "BPR", plain, ours, arguments.runs, scorer.device, "lists", "product and topk", True
+        )
         print(table([line]))
 
 
