@@ -94,6 +94,7 @@ class Objective:
         top_items: TopItems | None = None,
     ) -> None:
         self.config, self.teacher_cache, self.train, self.student = config, teacher_cache, train, student
+        self.device = teacher_cache.device
         rank, self._processes = ranks(config)
         self.generator = torch.Generator().manual_seed(config["seed"])  # the same sample in all processes
         # A process's own part of a batch has its own length, so what is sampled from it must not move the common one.
@@ -115,15 +116,16 @@ class Objective:
         student = self.student
         if student.family is None:  # on the first batch
             decide(student, batch)
-        positions, examples = student.positives(batch, self.own_generator)  # [B] both
-        targets = self.train.targets[examples.cpu()].to(examples.device)  # [B]
-        items = in_batch_items(gathered(targets, self.config) if self._processes > 1 else targets)  # [C]
+        positions, examples = student.positives(batch, self.own_generator)  # [B] both, on the CPU as all look-ups
+        targets = self.train.targets[examples]  # [B]
+        items = in_batch_items(self._of_all_processes(targets))  # [C]
         positions, examples, targets = self._at_most(positions, examples, targets)  # [B'] each
         shared = self._sample(items)
         if len(examples) == 0 or len(items) == 0:  # the batch keeps its own loss only; without items it is all padding
             student.release()
-            return torch.zeros((), device=examples.device)
+            return torch.zeros((), device=self.device)
         candidates = self._in_batch(examples, targets, items, shared)
+        positions = positions.to(self.device)
         scores = [self.teacher_cache.scores(examples, *candidates.parts)]  # [T, B, C]
         for added, its_scores in self._ranked_first(batch, positions, examples):
             candidates = _with_added(candidates, added)
@@ -190,7 +192,11 @@ class Objective:
         if limit is None or number <= limit:
             return columns
         chosen = torch.randperm(number, generator=self.own_generator)[:limit].sort().values
-        return tuple(column[chosen.to(column.device)] for column in columns)
+        return tuple(column[chosen] for column in columns)
+
+    def _of_all_processes(self, targets: Tensor) -> Tensor:
+        """The targets of the whole batch, of which this process has a part."""
+        return gathered(targets.to(self.device), self.config).cpu() if self._processes > 1 else targets
 
     def _sample(self, items: Tensor) -> Tensor | None:
         """Candidates that all examples share beside their own targets [M], the same in all processes; None: all."""
@@ -200,10 +206,12 @@ class Objective:
 
     def _in_batch(self, examples: Tensor, targets: Tensor, items: Tensor, shared: Tensor | None) -> Candidates:
         if shared is None:
+            parts, columns = [items], target_columns(items, targets)
             mask = candidate_mask(items, targets, self.excluded(examples, items))  # [B, C]
-            return Candidates([items], target_columns(items, targets), mask)
-        own_first, mask = sampled_candidates(shared, targets, self.excluded(examples, shared))  # [B, 1 + M] both
-        return Candidates([own_first[:, :1], shared], torch.zeros_like(targets), mask)
+        else:
+            own_first, mask = sampled_candidates(shared, targets, self.excluded(examples, shared))  # [B, 1 + M] both
+            parts, columns = [own_first[:, :1], shared], torch.zeros_like(targets)
+        return Candidates([part.to(self.device) for part in parts], columns.to(self.device), mask.to(self.device))
 
     def _ranked_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Further candidates for each source of `kd_candidates`: items [B, M] and their scores [T, B, M]."""
@@ -213,11 +221,13 @@ class Objective:
 
     def _teachers_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
         assert self.top_items is not None, "this kd_candidates needs top_items"
-        return self.top_items.of(examples)
+        items, scores = self.top_items.of(examples)
+        return items.to(self.device), scores.to(self.device)
 
     def _student_first(self, batch: Interaction, positions: Tensor, examples: Tensor) -> tuple[Tensor, Tensor]:
         all_scores = self.student.all_scores(batch, positions)  # [B, n_items]
-        items = ranked_first(all_scores, self.config["kd_top_items"], self.excluded(examples))
+        position, item = (part.to(self.device) for part in self.excluded(examples))  # [P] both
+        items = ranked_first(all_scores, self.config["kd_top_items"], (position, item))
         return items, self.teacher_cache.scores(examples, items)
 
     def _student_scores(self, batch: Interaction, positions: Tensor, candidates: Candidates) -> Tensor:
@@ -230,9 +240,8 @@ class Objective:
         self, batch: Interaction, positions: Tensor, examples: Tensor, student_scores: Tensor, fused: Fused
     ) -> tuple[Tensor, Fused]:
         """The student's scores and the target, with the history beside the candidates; none of it has a share."""
-        item_seq, _ = self.train.histories(examples.cpu(), self.config["MAX_ITEM_LIST_LENGTH"])
-        targets = self.train.targets[examples.cpu()]
-        items = history_negatives(item_seq, targets).to(examples.device)  # [B, L]
+        item_seq, _ = self.train.histories(examples, self.config["MAX_ITEM_LIST_LENGTH"])
+        items = history_negatives(item_seq, self.train.targets[examples]).to(self.device)  # [B, L]
         scores = torch.cat([student_scores, self.student.scores(batch, positions, items)], dim=1)  # [B, C + L]
         target = torch.cat([fused.target, fused.target.new_zeros(items.shape)], dim=1)
         covered = torch.cat([fused.covered, items != PADDING], dim=1)

@@ -97,13 +97,13 @@ class StudentAdapter:
                 hook.remove()
 
     def positives(self, interaction: Interaction, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Positions of the batch's positives and their training examples, each example once: [B] and [B].
+        """Positions of the batch's positives and their training examples, each example once: [B] and [B], on the CPU.
 
         generator: samples an example of each user for students that are trained on whole users.
         """
         if WINDOW in interaction:  # each example once, all of them positives
-            examples = interaction[EXAMPLE]
-            return torch.arange(len(examples), device=examples.device), examples
+            examples = interaction[EXAMPLE].cpu()
+            return torch.arange(len(examples)), examples
         if EXAMPLE in interaction:
             return positive_examples(interaction, self.config["LABEL_FIELD"])
         if self._user_examples is None:

@@ -40,10 +40,10 @@ class TopItems:
     scores: np.ndarray
 
     def of(self, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Items [B, M] int64 and scores [T, B, M] of these examples [B], on their device."""
+        """Items [B, M] int64 and scores [T, B, M] of these examples [B], on the CPU."""
         index = examples.cpu().numpy()
         items, scores = torch.from_numpy(self.items[index]), torch.from_numpy(self.scores[:, index])
-        return items.long().to(examples.device), scores.to(examples.device)
+        return items.long(), scores
 
 
 def load_or_compute(
