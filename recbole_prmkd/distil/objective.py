@@ -13,7 +13,7 @@ arXiv 2401.00797; what the paper leaves open is our choice and a key in `propert
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -108,7 +108,8 @@ class Objective:
         self._history = config["kd_history_negatives"] and student.sequential and not student.in_pairs
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
-        self._sums: dict[str, tuple[Tensor, int]] = {}  # of a number over batches, and how many have it
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of numbers over batches, and how many have them
+        self._alike = len({*teacher_cache.trust.priors}) == 1  # the check has told no teacher from another
         self._logged = False  # the formula, on the first batch, which decides what depends on the student
 
     def __call__(self, batch: Interaction) -> Tensor:
@@ -169,7 +170,8 @@ class Objective:
         agreed = agreement(soft, covers_example)  # [B]
         soft.mul_(share)
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, covers_example, cache.validation)  # [T, B]
-        confidence = by_prior(confidence, cache.prior)  # [T, B]
+        if not self._alike:
+            confidence = by_prior(confidence, cache.prior)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, covered, mask)  # [T, B, C]
         sharpness = cache.trust.sharpness if config["kd_fusion"] == "product" else None
         target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask, sharpness)
@@ -304,33 +306,32 @@ class Objective:
 
     # What explains an epoch -----------------------------------------------------------------------------------
 
-    def note(self, name: str, value: Tensor) -> None:
-        """Add a batch's number to the epoch's mean; it stays on the device, since to read it would wait for it."""
-        total, batches = self._sums.get(name, (0, 0))
-        self._sums[name] = total + value.detach().double(), batches + 1
+    def note(self, names: Sequence[str], values: Tensor) -> None:
+        """Add a batch's numbers [len(names)] to the epoch's means; they stay on the device: to read them would wait."""
+        total, batches = self._sums.get(tuple(names), (0, 0))
+        self._sums[tuple(names)] = total + values.detach().double(), batches + 1
 
     def epoch_means(self) -> dict[str, float]:
         """Means over the batches since the last call: kd_loss, teacher weights, inconsistent share, agreement..."""
-        means = {name: total.item() / batches for name, (total, batches) in self._sums.items()}
+        means: dict[str, float] = {}
+        for names, (total, batches) in self._sums.items():
+            means |= zip(names, (total / batches).tolist(), strict=True)
         self._sums = {}
         return mean_over_ranks(means, self.config)
 
     def _record(self, loss: Tensor, fused: Fused) -> None:
         """Note a batch's numbers; means over its examples are over those that a teacher covers."""
-        without = (fused.target.sum(-1) == 0).double().mean()
-        covered = (1 - without).clamp(min=1 / len(fused.target))
-        values = {
-            "kd_loss": loss,
-            "rows_without_knowledge": without,
-            "teaching": (fused.covered.sum(1) > 1).double().mean(),  # a target over one candidate says nothing
-            "inconsistent": fused.inconsistent.double().sum() / fused.marks.double().sum().clamp(min=1),
-            "agreement": fused.agreement.double().mean() / covered,
-        }
-        weights = fused.weights.double().mean(0) / covered  # [T]
-        for teacher, weight in zip(self.teacher_cache.teachers, weights, strict=True):
-            values[f"weight_{teacher.name}"] = weight
-        for name, value in values.items():
-            self.note(name, value)
+        least = 1 / len(fused.target)
+        teaching = fused.covered.sum(1) > 1  # a target over one candidate says nothing
+        columns = [fused.target.sum(-1) == 0, teaching, fused.inconsistent, fused.marks, fused.agreement]
+        of_each = torch.stack([column.double() for column in columns], dim=1)  # [B, 5]
+        means = torch.cat([of_each, fused.weights.double()], dim=1).mean(0)  # [5 + T]
+        without, taught, inconsistent, marks = means[:4]
+        of_covered = means[4:] / (1 - without).clamp(min=least)  # [1 + T]
+        one = torch.stack([loss.detach().double(), without, taught, inconsistent / marks.clamp(min=least)])
+        weights = [f"weight_{teacher.name}" for teacher in self.teacher_cache.teachers]
+        names = ["kd_loss", "rows_without_knowledge", "teaching", "inconsistent", "agreement", *weights]
+        self.note(names, torch.cat([one, of_covered]))
 
     def _log_once(self, candidates: Candidates, fused: Fused) -> None:
         if self._logged:

@@ -93,7 +93,7 @@ class PRMKDTrainer(Trainer):
             own = torch.stack([part.detach().sum() for part in rec_loss]).sum()
         else:
             own = rec_loss.detach()
-        objective.note("rec_loss", own)
+        objective.note(["rec_loss"], own.reshape(1))
         self.loss_terms = {OWN: own, KD: kd_loss.detach()}
         return (kd_loss, *rec_loss) if isinstance(rec_loss, tuple) else kd_loss + rec_loss
 

@@ -80,7 +80,8 @@ def by_label_ce(soft: Tensor, columns: Tensor, covered: Tensor, validation: Tens
 
 def by_validation(soft: Tensor, columns: Tensor, covered: Tensor, validation: Tensor | None = None) -> Tensor:
     """A given number >= 0 per teacher, such as its validation NDCG, normalised; ValueError if it is missing."""
-    if validation is None or validation.shape != soft.shape[:1] or not bool((validation >= 0).all()):
+    # What stands on a GPU is not looked at, since that waits for it.
+    if validation is None or validation.shape != soft.shape[:1] or not (validation.is_cuda or (validation >= 0).all()):
         raise ValueError(f"validation must be {len(soft)} numbers >= 0, one per teacher, got {validation}.")
     return _over_teachers(validation.to(_upcast(soft)).unsqueeze(1).expand_as(covered), _has_say(soft, covered))
 
@@ -196,7 +197,7 @@ def fuse(
         agrees = (consistent * say).to(torch.promote_types(soft.dtype, confidence.dtype))  # [T, B, C]
         weights = agrees.mul_(1 - damping).add_(say, alpha=damping).mul_(confidence)  # [T, B, C]
         total = weights.sum(0)  # [B, C]
-        if torch.equal(total.sign(), say.amax(0)):
+        if not total.is_cuda and torch.equal(total.sign(), say.amax(0)):  # a GPU would have to wait for the answer
             weights.div_(_or_one(total))
         else:  # somewhere nothing is left
             weights = _over_teachers(torch.where(total > 0, weights, confidence), say.bool())
