@@ -370,6 +370,15 @@ def test_a_student_without_order_has_earlier_items_as_false_negatives_too() -> N
         assert set(made.excluded(row, some)[1].tolist()) == set(items.tolist()) & set(some.tolist())
 
 
+def test_history_negatives_are_none_where_each_needs_a_forward_pass() -> None:
+    made = objective(gaps=True, kd_history_negatives=True, in_pairs=False)
+    made.student.in_pairs = True  # decided on the first batch
+    loss = step(made)[0]
+    masked = objective(gaps=True, kd_history_mask=True, in_pairs=False)
+    masked.student.in_pairs = True
+    assert torch.equal(loss, step(masked)[0])
+
+
 @pytest.mark.parametrize("kind", ["SEQUENTIAL", "GENERAL"])
 def test_history_negatives_add_the_students_share_of_the_history(kind: str) -> None:
     """KL over candidates and history = KL over candidates - log(1 - the history's share), for sequential students."""

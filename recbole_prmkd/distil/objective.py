@@ -105,7 +105,6 @@ class Objective:
         self._without_target = config["kd_loss"] in WITHOUT_TARGET
         self.excluded, self.top_items = excluded, top_items
         self._sources = SOURCES[config["kd_candidates"]]
-        self._history = config["kd_history_negatives"] and student.sequential and not student.in_pairs
         self._settings = RankSettings.of(config, 0)
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
         self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of numbers over batches, and how many have them
@@ -134,7 +133,7 @@ class Objective:
         fused = self.fuse(_side_by_side(scores), candidates.columns, candidates.mask)
         student_scores = self._student_scores(batch, positions, candidates)  # [B, C]
         compared = fused
-        if self._history:
+        if self._with_negatives:
             student_scores, compared = self._with_history(batch, positions, examples, student_scores, fused)  # C + L
         loss = self._loss(student_scores, compared, candidates.columns)
         if WEIGHT in batch:  # one of several processes' parts
@@ -237,6 +236,11 @@ class Objective:
         if self.student.in_pairs:  # in one forward pass
             parts = [torch.cat([part.expand(len(positions), -1) for part in parts], dim=1)]  # [B, C]
         return _side_by_side([self.student.scores(batch, positions, part) for part in parts])
+
+    @property
+    def _with_negatives(self) -> bool:
+        """Whether the history's items are negatives: the student ranks them, and need not run once for each."""
+        return self.config["kd_history_negatives"] and self.student.sequential and not self.student.in_pairs
 
     def _with_history(
         self, batch: Interaction, positions: Tensor, examples: Tensor, student_scores: Tensor, fused: Fused
@@ -356,7 +360,7 @@ class Objective:
             curriculum += f", {config['kd_pacing']} from {start} of the examples to all in {length} epochs"
         masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
         masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
-        history = " and with the history as negatives" if self._history else ""
+        history = " and with the history as negatives" if self._with_negatives else ""
         few = {1: " = 1 with one teacher", 2: ", of two teachers both are consistent"}
         return (
             f"loss = rec_loss + {self.weight:g} x {config['kd_loss']}(target, student / {self.temperature:g}), "
