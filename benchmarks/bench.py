@@ -1,7 +1,7 @@
 """All benchmarks, and one table of their ratios: what was measured, against what, how much, how far the runs differ.
 
 python benchmarks/bench.py                      # `make bench`: small sizes, at most 15 minutes on 2 quiet cores
-python benchmarks/bench.py --all                # `make bench-all`: the sizes of docs/costs.md, about two hours
+python benchmarks/bench.py --all                # `make bench-all`: the sizes of docs/costs.md; hours
 python benchmarks/bench.py --only=epoch,linear  # some of them
 
 Each script prints its JSON lines as it goes. The table has those with a ratio. A script that fails is named at the end,
@@ -52,7 +52,7 @@ def main() -> int:
         code, found = run([str(FOLDER / f"{name}.py"), *(many if arguments.all else few), *(settings if reads else [])])
         lines += found
         failed += [name] if code else []
-    print(f"\n{table(lines)}\n\n{(time.monotonic() - started) / 60:.1f} minutes.")
+    print(f"\n{summary(lines)}\n\n{(time.monotonic() - started) / 60:.1f} minutes.")
     if failed:
         print(f"Failed, see above: {', '.join(failed)}.", file=sys.stderr)
     return int(bool(failed))
@@ -70,8 +70,8 @@ def run(command: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
     return process.returncode, lines
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """The lines with a ratio, to read."""
+def summary(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines with a ratio as one table; each script has its own, with all that it measured (`measure.table`)."""
     rows = [
         {
             "what": f"{line['benchmark']}: {line['model']}",

@@ -42,8 +42,8 @@ def main() -> None:
     for way in ways:
         if way != "full" and "full" in found:
             ratio = round(found[way] / found["full"], 3)
-            summary = {"benchmark": "teacher epoch", "model": f"UniSRec, {way} softmax", "peer": "full softmax"}
-            print(json.dumps({**summary, "ratio": ratio, "ratio_of": "ours / plain", "runs": [ratio]}), flush=True)
+            about = {"benchmark": "teacher epoch", "model": f"UniSRec, {way} softmax", "peer": "full softmax"}
+            print(json.dumps({**about, "ratio": ratio, "ratio_of": "ours / plain", "runs": [ratio]}), flush=True)
 
 
 def measured(way: str, items: int, number: int, batch: int, steps: int) -> dict[str, Any]:

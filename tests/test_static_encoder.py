@@ -12,6 +12,7 @@ from recbole_prmkd import UserError, run_recbole_prmkd
 from recbole_prmkd.data import encoder, static_encoder, text
 from recbole_prmkd.data.encoder_layout import averages_words, read_layout
 from recbole_prmkd.recbole_host.config import load_config
+from recbole_prmkd.teachers import auto
 
 TEXTS = {"i1": "red guitar strings", "i2": "strings guitar red", "i3": "blue piano", "i4": "blue piano blue piano"}
 
@@ -83,6 +84,14 @@ def test_auto_leaves_recformer_out(cpu_settings):
     config = load_config("SASRec", "tiny", config_dict=given)
     assert config["kd_teachers"] == ["Linear", "Content", "UniSRec"]
     assert "starts from a transformer" in " ".join(config.why_teachers)
+
+
+@pytest.mark.parametrize("name", ["static", "all-MiniLM-L6-v2"])
+def test_word_vectors_are_advised_where_a_transformer_is_too_slow(cpu_settings, minilm, monkeypatch, name):
+    monkeypatch.setattr(auto, "_TOKENS_PER_SECOND", (1e-6, 1e-6))
+    given = {**cpu_settings(kd="prmkd"), "kd_teachers": "auto", "kd_text_encoder": name}
+    why = " ".join(load_config("SASRec", "tiny", config_dict=given).why_teachers)
+    assert "the only teacher" in why and ("kd_text_encoder=static" in why) == (name != "static")
 
 
 def test_a_run_with_word_vectors(cpu_settings, tmp_path):

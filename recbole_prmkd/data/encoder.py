@@ -1,6 +1,6 @@
 """Sentence vectors of texts, by any encoder of the sentence-transformers library."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -52,7 +52,8 @@ def encode(
     static = static_encoder.is_static(model)
     max_length = max_tokens_in_force(model, config)
     tokenizer = static_encoder.as_transformers(model.tokenizer) if static else model.tokenizer
-    ids = _token_ids(model, tokenizer, distinct, name)  # uncut
+    marks = {"add_special_tokens": False} if static else {}
+    ids = _token_ids(model, lambda texts: tokenizer(texts, truncation=False, **marks), distinct, name)
     check_words_are_read(tokenizer, ids.values(), str(name))
     tokens = {text: len(numbers) for text, numbers in ids.items()}
     if notes is not None:
@@ -90,16 +91,17 @@ def encode(
     return vectors
 
 
-def _token_ids(model: "SentenceTransformer", tokenizer: Any, texts: list[str], name: str) -> dict[str, list[int]]:
-    """Token ids of each text, uncut, after the encoder's own prompt if it has one."""
+def _token_ids(
+    model: "SentenceTransformer", uncut: Callable[[list[str]], Any], texts: list[str], name: str
+) -> dict[str, list[int]]:
+    """Token ids of each text, after the encoder's own prompt if it has one; uncut: a tokenizer that cuts nothing."""
     prompt = model.prompts.get(model.default_prompt_name or "") or ""
-    marks = {"add_special_tokens": False} if static_encoder.is_static(model) else {}
     try:
-        ids = tokenizer([prompt + text for text in texts], truncation=False, **marks)["input_ids"]
+        ids = uncut([prompt + text for text in texts])["input_ids"]
         return dict(zip(texts, ids, strict=True))
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"The encoder {name} has a {type(tokenizer).__name__} in place of a transformers tokenizer: name an "
+            f"The encoder {name} has a {type(model.tokenizer).__name__} in place of a transformers tokenizer: name an "
             "encoder that is made of a transformer, or of word vectors, with --kd_text_encoder."
         ) from error
 
@@ -190,8 +192,7 @@ def load_encoder(config: Config) -> "SentenceTransformer":
 def max_tokens_in_force(model: "SentenceTransformer", config: Config) -> int:
     """The most tokens of a text that this loaded encoder reads."""
     if static_encoder.is_static(model):
-        truncation = model.tokenizer.truncation
-        return int(truncation["max_length"]) if truncation else config["kd_text_max_tokens"]
+        return int(model.tokenizer.truncation["max_length"])  # which `load_encoder` has set
     return int(model.max_seq_length or config["kd_text_max_tokens"])
 
 

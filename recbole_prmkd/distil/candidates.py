@@ -42,18 +42,16 @@ class Exclusions:
         return {"slices": [digest(parts) for parts in self._slices], "targets": digest(targets)}
 
     def __call__(self, examples: Tensor, among: Tensor | None = None) -> Pairs:
-        """The excluded items of these examples [B]: positions [P] in `examples`, and items [P].
+        """The excluded items of these examples [B]: positions [P] in `examples`, and items [P]; all on the CPU.
 
         among: [C] the only items that are wanted, if not all are.
         """
-        index = examples.cpu()
-        among = None if among is None else among.cpu()
-        parts = [_pairs(start[index], stop[index], items, among) for start, stop, items in self._slices]
+        parts = [_pairs(start[examples], stop[examples], items, among) for start, stop, items in self._slices]
         if self._targets is not None:
-            parts.append((torch.arange(len(index)), self._targets[index]))
-        parts = parts or [(index[:0], index[:0])]
+            parts.append((torch.arange(len(examples)), self._targets[examples]))
+        parts = parts or [(examples[:0], examples[:0])]
         positions, items = (torch.cat(column) for column in zip(*parts, strict=True))  # [P] both
-        return positions.to(examples.device), items.to(examples.device)
+        return positions, items
 
 
 def _pairs(start: Tensor, stop: Tensor, items: Tensor, among: Tensor | None) -> Pairs:

@@ -40,8 +40,8 @@ class TopItems:
     scores: np.ndarray
 
     def of(self, examples: Tensor) -> tuple[Tensor, Tensor]:
-        """Items [B, M] int64 and scores [T, B, M] of these examples [B], on the CPU."""
-        index = examples.cpu().numpy()
+        """Items [B, M] int64 and scores [T, B, M] of these examples [B]; all on the CPU."""
+        index = examples.numpy()
         items, scores = torch.from_numpy(self.items[index]), torch.from_numpy(self.scores[:, index])
         return items.long(), scores
 
@@ -104,8 +104,8 @@ def _compute(
     scores = torch.empty(teachers, examples, lists * each)
     size = max(1, _SCORES // (teachers * n_items))
     for index in tqdm(torch.arange(examples).split(size), desc="teachers' first items"):
-        every = cache.scores(index.to(cache.device), items)  # [T, B, n_items]
-        position, item = excluded(index.to(cache.device))  # [P] both
+        every = cache.scores(index, items)  # [T, B, n_items]
+        position, item = (part.to(cache.device) for part in excluded(index))  # [P] both
         ranked = every.nan_to_num(nan=-torch.inf)
         ranked[:, position, item] = -torch.inf
         ranked[:, :, 0] = -torch.inf

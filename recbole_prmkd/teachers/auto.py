@@ -46,11 +46,14 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
     minutes = _minutes(config)
     limit = f"about {{}} minutes here (a rough estimate), and kd_teacher_minutes is {minutes:g}."
     items, encoding = _encoding(config, gpu)
+    static = averages_words(encoder_folder(config["kd_text_encoder"]))
+    if static:
+        encoding /= _WORDS
     if encoding > minutes:
+        faster = "" if static else f" kd_text_encoder={STATIC} is {_WORDS} times as fast."
         why.append(
             "no Content, UniSRec, Recformer or UniM2Rec, so Linear is the only teacher: to encode "
-            f"{items} texts takes {limit.format(_rounded(encoding))} kd_text_encoder={STATIC} is {_WORDS} "
-            "times as fast."
+            f"{items} texts takes {limit.format(_rounded(encoding))}{faster}"
         )
         return names, why
     names += [Content.__name__, UniSRec.__name__]
@@ -59,7 +62,7 @@ def choose_teachers(config: Config) -> tuple[list[str], list[str]]:
         "UniSRec: learns what follows from the items' text.",
     ]
     training = _RECFORMER_EPOCHS * _interactions(config) / _rate(_RECFORMER_ROWS_PER_SECOND, gpu) / 60
-    if averages_words(encoder_folder(config["kd_text_encoder"])):
+    if static:
         why.append("no Recformer: kd_text_encoder has word vectors, and Recformer starts from a transformer.")
     elif training > minutes:
         why.append(f"no Recformer: training takes {limit.format(_rounded(training))}")
@@ -93,13 +96,12 @@ def _rounded(minutes: float) -> str:
 
 
 def _encoding(config: Config, gpu: bool) -> tuple[int, float]:
-    """How many texts there are, and the minutes that it takes to encode them; from the size of their file."""
+    """How many texts there are, and the minutes that a transformer takes for them; from the size of their file."""
     file = item_file(config)
     items = _lines(file)
     size = file.stat().st_size if file.is_file() else 0
     tokens = min(size / _BYTES_PER_TOKEN + _EXTRA_TOKENS * items, config["kd_text_max_tokens"] * items)
-    seconds = tokens / _rate(_TOKENS_PER_SECOND, gpu)
-    return items, seconds / 60 / (_WORDS if averages_words(encoder_folder(config["kd_text_encoder"])) else 1)
+    return items, tokens / _rate(_TOKENS_PER_SECOND, gpu) / 60
 
 
 def _rate(per_second: tuple[int, int], gpu: bool) -> float:
