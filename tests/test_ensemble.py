@@ -10,6 +10,7 @@ from recbole_prmkd.data.split import load_split
 from recbole_prmkd.distil.weighting import fuse
 from recbole_prmkd.recbole_host.config import load_config
 from recbole_prmkd.results.run_folder import read_result
+from recbole_prmkd.teacher_cache.gate import Gate
 from recbole_prmkd.teacher_cache.scores import Trust
 from recbole_prmkd.teachers.data import teacher_data
 from recbole_prmkd.teachers.ensemble import Ensemble, newest, serve
@@ -103,6 +104,23 @@ def test_a_product_is_the_one_that_a_student_is_taught(fitted):
     torch.testing.assert_close(
         got - got.amax(1, keepdim=True), wanted - wanted.amax(1, keepdim=True), atol=1e-4, rtol=1e-4
     )
+
+
+def test_a_gate_serves_what_it_was_fitted_for(fitted):
+    """One that has learnt nothing ranks as the product does; one that has learnt moves the scores of each example."""
+    _, _, data, (teacher,) = fitted("UniSRec")
+    teachers = [teacher, teacher]
+    config, examples = teachers[0].config, torch.arange(len(data.test))
+    dataset, popularity = data.dataset(config, data.test), torch.arange(len(data.canonical))
+    gate = Gate(torch.tensor([0.7, 0.5]), True).eval()
+    model = Ensemble(config, dataset, teachers, Trust([0.7, 0.5], gate=gate), True, popularity).eval()
+    with torch.no_grad():
+        scores = model.full_sort_predict(dataset[examples])
+        own = teachers[0].model.full_sort_predict(dataset[examples])
+        assert torch.equal(scores[:, 1:].argsort(dim=1), own[:, 1:].argsort(dim=1))
+        assert bool((scores[:, 0] == torch.finfo(torch.float32).min).all())
+        torch.nn.init.normal_(gate.nets[0][-1].weight)
+        assert not torch.allclose(model.full_sort_predict(dataset[examples]), scores)
 
 
 def test_each_teacher_reads_the_newest_items_of_a_history():

@@ -149,8 +149,8 @@ def test_no_validation_or_test_item_reaches_the_cache(settings, tmp_path):
             if f.suffix in {".npy", ".safetensors"}
         ]
         made.append({str(file.relative_to(folder)): file.read_bytes() for file in files})
-    # Texts and vectors; of both teachers weights and two arrays of the holdout; UniSRec's two arrays, Linear's four.
-    assert len(made[0]) == 2 + 2 * 3 + 2 + 4
+    # Texts and vectors; of both teachers weights and four arrays of the holdout; UniSRec's two arrays, Linear's four.
+    assert len(made[0]) == 2 + 2 * 5 + 2 + 4
     assert made[0] == made[1] == made[2]
 
 

@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 from strategies import EXTREME, NAN, NEG, Batch, batches, bools, remark
 from torch import Tensor
 
-from recbole_prmkd.distil.baselines import BASELINES, RankSettings
+from recbole_prmkd.distil.baselines import BASELINES, Step
 from recbole_prmkd.distil.losses import LOSSES, kd_loss
+from recbole_prmkd.recbole_host.keys import defaults
 
-KINDS = sorted(LOSSES | BASELINES)
-SETTINGS = RankSettings(items=3, position=1.0, discrepancy=0.5, by_position=0.3, by_confidence=0.5, by_consistency=0.1)
+# Those that learn from scores and fused target alone; `test_kd_methods` has the others.
+BY_SCORES = ("rd", "rrd", "dllm2rec")
+KINDS = sorted([*LOSSES, *BY_SCORES])
+SETTINGS = {**defaults(), "kd_top_items": 3, "kd_rank_discrepancy": 0.5, "kd_rank_warm_up": 0}
 TEMPERATURE = st.sampled_from([0.07, 0.5, 1.0, 4.0])
 
 
 def loss_of(kind: str, scores: Tensor, target: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     remark(kind)
-    return kd_loss(scores, target, mask, temperature, kind, SETTINGS)
+    if kind in LOSSES:
+        return kd_loss(scores, target, mask, temperature, kind)
+    step = Step(scores, target, mask, columns=target.argmax(-1), settings=SETTINGS)
+    return kd_loss(scores, target, mask, temperature, BASELINES[kind], step)
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -178,5 +184,5 @@ def test_wrong_shapes_ranges_and_names_raise() -> None:
             kd_loss(scores, target, mask, temperature, "kl")
     with pytest.raises(KeyError):
         kd_loss(scores, target, mask, 1.0, "unknown")
-    with pytest.raises(ValueError, match="needs settings"):
-        kd_loss(scores, target, mask, 1.0, "rrd")
+    with pytest.raises(ValueError, match="needs a step"):
+        kd_loss(scores, target, mask, 1.0, BASELINES["rrd"])

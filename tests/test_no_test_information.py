@@ -17,6 +17,8 @@ CHOICES = {
     "prmkd": {"kd_confidence": "validation", "kd_item_init": "UniSRec", "kd_pacing_length": 2},
     "prmkd_plus": {"kd_candidates": "both_top"},
     "rrd": {},
+    "mean": {"kd_confidence": "gate", "kd_fusion": "product", "kd_candidates": "teacher_top"},
+    "diverse": {"kd_confidence": "calibrated"},
 }
 STOPPING = {"epochs": 4, "stopping_step": 1, "kd_unisrec_epochs": 3}
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.distil import method_steps
 from recbole_prmkd.distil import objective as module
-from recbole_prmkd.distil.baselines import WITHOUT_TARGET, RankSettings
+from recbole_prmkd.distil.baselines import BASELINES
 from recbole_prmkd.distil.baselines.ranking import teacher_ranking
 from recbole_prmkd.distil.candidates import SOURCES, candidate_mask, in_batch_items, target_columns
 from recbole_prmkd.distil.losses import kd_loss
@@ -30,6 +31,7 @@ N, ITEMS, PER_USER = 90, 40, 9
 BATCH = torch.arange(0, N, 2)
 RULES = [("probability", "std"), ("entropy", "outlier"), ("label_ce", "vote"), ("validation", "vote_uniform")]
 CONFIG = {
+    "kd_schedule_epochs": 10,
     **{key: value for key, value in defaults().items() if key.startswith("kd_rank_")},
     "seed": 1,
     "device": "cpu",
@@ -111,7 +113,7 @@ def objective(gaps, in_pairs=False, **more):
     top = None
     if "teacher" in SOURCES[config["kd_candidates"]]:
         with TemporaryDirectory() as folder:
-            top = top_items_of({**config, "kd_cache_dir": folder}, cache, N, excluded)
+            top = top_items_of({**config, "kd_cache_dir": folder}, cache, train, excluded)
     return Objective(config, cache, train, excluded, student, top)
 
 
@@ -439,11 +441,13 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
 ) -> None:
     """With one teacher: the list is the teacher's own, without items of the user and, but for dllm2rec, the target."""
     given = []
-    monkeypatch.setattr(module, "kd_loss", lambda *parts: given.append(parts) or kd_loss(*parts))
+    monkeypatch.setattr(method_steps, "kd_loss", lambda *parts: given.append(parts) or kd_loss(*parts))
     only = {"kd_loss": kind, "kd_candidates": "teacher_top", "kd_history_mask": True}
     made = objective(gaps=False, in_pairs=in_pairs, kd_confidence="uniform", kd_consistency="none", **only)
     made.teacher_cache = knowledge(gaps=False, widths=(12,))
-    made.top_items = top_items_of({**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, N, made.excluded)
+    made.top_items = top_items_of(
+        {**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, made.train, made.excluded
+    )
     made.student.scores = _item_numbers(made.student)
     made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]})
     ((numbers, target, mask, *_),) = given
@@ -453,7 +457,7 @@ def test_peers_learn_from_the_head_of_the_teachers_whole_catalogue(
         number = int(BATCH[row])
         own = int(made.train.targets[number])
         theirs = set(made.train.targets[number // PER_USER * PER_USER :][:PER_USER].tolist())
-        left_out = theirs if kind in WITHOUT_TARGET else theirs - {own}
+        left_out = theirs if BASELINES[kind].without_target else theirs - {own}
         order = [item + 1 for item in cosines[row].argsort(descending=True).tolist() if item + 1 not in left_out]
         assert bool(in_list.all()) and its == order[:6]
 
@@ -467,9 +471,19 @@ def _item_numbers(scorer: Student):
     return numbers
 
 
-def test_rds_warm_up_ends_with_its_epochs() -> None:
-    config = {**CONFIG, "kd_rank_warm_up": 2, "kd_rank_discrepancy": 0.3}
-    assert [RankSettings.of(config, epoch).discrepancy for epoch in range(4)] == [0, 0, 0.3, 0.3]
+def test_rds_warm_up_ends_with_its_epochs(tmp_path) -> None:
+    """In the warm-up an item that the student ranks high enough teaches too."""
+    only = {"kd_loss": "rd", "kd_candidates": "teacher_top", "kd_rank_warm_up": 2, "kd_rank_discrepancy": 0.3}
+    made = objective(gaps=False, **only)
+    made.top_items = top_items_of(
+        {**made.config, "kd_cache_dir": tmp_path}, made.teacher_cache, made.train, made.excluded
+    )
+    made.student.scores = lambda _, positions, candidates: torch.zeros(len(positions), candidates.shape[-1])
+    losses = []
+    for epoch in range(4):
+        made.begin(epoch, 1)
+        losses.append(made({"kd_example": BATCH, "item_id": made.train.targets[BATCH]}).item())
+    assert losses[0] == losses[1] > 0 and losses[2] == losses[3] != losses[0]
 
 
 def _note_last_part(scores, shared, examples, *parts):

@@ -100,6 +100,12 @@ def vectors_teacher(folder) -> Teacher:
     return TEACHERS["Vectors"](config, dataset).eval()
 
 
+def control(kind) -> Teacher:
+    """A teacher that knows nothing, of 6 numbers an item."""
+    config = {**teacher_settings(kind, {}), **tiny_teachers.FIELDS, "embedding_size": 6, "seed": 3, "train_stage": None}
+    return TEACHERS[kind](config, SimpleNamespace(num=lambda field: reference.ITEMS))
+
+
 def four_users() -> Examples:
     """The training examples of four users."""
     lengths, n_items = [4, 6, 5, 7], reference.ITEMS
@@ -134,6 +140,8 @@ def test_teacher(kind, tmp_path, monkeypatch):
         "Recformer": lambda: (tiny_teachers.recformer(tmp_path), tiny_teachers.text_batch()),
         "Linear": lambda: (fitted_teacher("Linear"), tiny_teachers.batch()),
         "Content": lambda: (content_teacher(monkeypatch), tiny_teachers.batch()),
+        "Uniform": lambda: (control("Uniform"), tiny_teachers.batch()),
+        "Noise": lambda: (control("Noise"), tiny_teachers.batch()),
         "Vectors": lambda: (vectors_teacher(tmp_path), tiny_teachers.batch() | {"user_id": torch.tensor([1, 2, 3])}),
     }
     model, batch = makers[kind]()
@@ -145,7 +153,7 @@ def test_teacher(kind, tmp_path, monkeypatch):
         loss.backward()
         gradients = [p.grad.norm().item() for _, p in sorted(model.named_parameters()) if p.grad is not None]
         outputs += [loss.detach(), torch.tensor(sum(gradients))]
-    file = f"recbole_prmkd/teachers/{kind.lower()}.py"
+    file = f"{type(model).__module__.replace('.', '/')}.py"
     check(kind, model.version, f"{kind}.version in {file}", outputs)
 
 

@@ -45,7 +45,7 @@ def assert_equal(left, right, model="LightGCN"):
     assert names[0] == names[1]  # nothing of the state is left
 
 
-@pytest.mark.parametrize("more", [{}, {"kd": "none"}, {"eval_step": 2}, {"eval_step": 0}])
+@pytest.mark.parametrize("more", [{}, {"kd": "none"}, {"eval_step": 2}, {"eval_step": 0}, {"kd": "mean_teacher"}])
 @pytest.mark.parametrize("model", STUDENTS)
 def test_a_killed_run_continues(model, more, settings, tmp_path, monkeypatch, capfd):
     given = {"model": model, **more}
@@ -56,6 +56,11 @@ def test_a_killed_run_continues(model, more, settings, tmp_path, monkeypatch, ca
     out = "".join(capfd.readouterr())
     assert "Training goes on after epoch 2" in out and "epoch 3 training" in out and "epoch 2 training" not in out
     assert_equal(tmp_path / "whole", tmp_path / "killed", model)
+
+
+def test_what_only_training_has_continues_too(settings, tmp_path, monkeypatch, capfd):
+    """The projections of `align` and what their optimizer knows of them."""
+    test_a_killed_run_continues("SASRec", {"kd": "align"}, settings, tmp_path, monkeypatch, capfd)
 
 
 def test_killed_after_the_last_epoch(settings, tmp_path, monkeypatch):

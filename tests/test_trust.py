@@ -197,7 +197,7 @@ def test_teachers_that_know_nothing_teach_little(settings):
 
 def test_without_anything_to_teach_the_student_trains_alone(settings, monkeypatch):
     """As it is, its dropout too."""
-    monkeypatch.setattr(preparation, "trusted", lambda found, _: (list(found.shares), Trust([1.0], 0.0)))
+    monkeypatch.setattr(preparation, "decided", lambda _, ranked, *__, **___: (list(ranked), Trust([1.0], 0.0)))
     given = {"kd_teachers": ["Linear"], "kd_dropout": 0.0, "epochs": 1}
     alone = run_recbole_prmkd("SASRec", "tiny", config_dict=settings(kd="mean", **given))["result"]
     assert alone["student"]["kd"] is None and alone["distillation"] == []

@@ -129,14 +129,17 @@ def test_refusals(settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "ndcg", "start"),
+    ("kind", "recurrent", "ndcg", "start"),
     [
-        (ModelType.SEQUENTIAL, 0.04, "none"),  # below popularity
-        (ModelType.SEQUENTIAL, 0.06, "text"),
-        (ModelType.GENERAL, 0.04, "text"),
+        (ModelType.SEQUENTIAL, False, 0.04, "none"),  # below popularity
+        (ModelType.SEQUENTIAL, True, 0.04, "text"),
+        (ModelType.SEQUENTIAL, False, 0.06, "text"),
+        (ModelType.GENERAL, False, 0.04, "text"),
     ],
 )
-def test_a_sequential_student_starts_from_texts_that_rank_better_than_popularity(kind, ndcg, start, monkeypatch):
+def test_a_sequential_student_starts_from_texts_that_rank_better_than_popularity(
+    kind, recurrent, ndcg, start, monkeypatch
+):
     config = {
         "kd": "auto",
         "kd_weight": 1,
@@ -144,9 +147,18 @@ def test_a_sequential_student_starts_from_texts_that_rank_better_than_popularity
         "kd_teachers": ["Linear", "Content"],
         "kd_shuffled_teachers": False,
         "MODEL_TYPE": kind,
+        "kd_teacher_seed": 0,
     }
+    monkeypatch.setattr(item_start, "teacher_data", lambda split, seed: None)
+    monkeypatch.setattr(item_start, "is_recurrent", lambda config, split: recurrent)
     known = torch.zeros(300)
     monkeypatch.setattr(item_start, "popularity", lambda data: Ranked(0.05, known))
     ranked = {"Linear": Ranked(0.1, known), "Content": Ranked(ndcg, known)}
-    assert item_start.useful_source(config, ranked, lambda: None) == start
-    assert item_start.useful_source({**config, "kd_item_init": "text"}, ranked, lambda: None) == "text"
+    assert item_start.useful_source(config, ranked, None) == start
+    assert item_start.useful_source({**config, "kd_item_init": "text"}, ranked, None) == "text"
+
+
+def test_which_students_are_recurrent(cpu_settings):
+    for model, recurrent in (("GRU4Rec", True), ("SASRec", False)):
+        config = load_config(model, "tiny", config_dict=cpu_settings(kd="mean"))
+        assert item_start.is_recurrent(config, load_split(config)) == recurrent

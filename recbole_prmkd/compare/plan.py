@@ -8,7 +8,7 @@ from recbole_prmkd.compare.cost import COSTS, read_costs
 from recbole_prmkd.compare.grid import BASELINE, Cell, Grid
 from recbole_prmkd.compare.job import JOBS, Job, damaged
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host.keys import WARM_START, defaults, preset
+from recbole_prmkd.recbole_host.keys import WARM_START, WITHOUT_TEACHERS, defaults, preset
 from recbole_prmkd.results.run_folder import read_result
 from recbole_prmkd.results.schema import RunResult
 from recbole_prmkd.teachers.ensemble import ENSEMBLE
@@ -84,8 +84,9 @@ def preparations(grid: Grid, left: Sequence[Job], folder: Path, begun: Collectio
 
 def preparation(grid: Grid, dataset: str, model: str, folder: Path) -> Job:
     """The job that makes all teachers which any cell of this data set and student asks for."""
-    # A KD method that asks for every teacher; `single` takes the first alone, the student alone none.
-    kd = max(grid.kds, key=lambda kd: {BASELINE: 0, WARM_START: 1, "single": 2}.get(kd, 3))
+    # A KD method that asks for every teacher; `single` takes the first alone, others a control or none.
+    less = {BASELINE: 0, WARM_START: 1, **dict.fromkeys(WITHOUT_TEACHERS, 2), "single": 3}
+    kd = max(grid.kds, key=lambda kd: less.get(kd, 4))
     settings = {**grid.settings_of(Cell(dataset, model, kd, grid.seeds[0])), "kd_save_ranks": False}
     if WARM_START in grid.kds and kd != ENSEMBLE:  # whose cells want the texts' vectors
         settings.setdefault("kd_item_init", "text")

@@ -22,7 +22,13 @@ from recbole_prmkd.storage.store import digest
 PADDING = 0
 Pairs = tuple[Tensor, Tensor]  # positions of examples in the batch [P] and items [P]
 # Who ranks the items that `kd_candidates` adds to those of the batch.
-SOURCES = {"batch": (), "teacher_top": ("teacher",), "student_top": ("student",), "both_top": ("teacher", "student")}
+SOURCES: dict[str, tuple[str, ...]] = {
+    "batch": (),
+    "all": (),  # there is nothing left to add
+    "teacher_top": ("teacher",),
+    "student_top": ("student",),
+    "both_top": ("teacher", "student"),
+}
 
 
 class Exclusions:

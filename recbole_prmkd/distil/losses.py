@@ -7,7 +7,7 @@ The figure of arXiv 2401.00797 names the loss (L_KD) but not its form, so all th
 - `ce` is the plain cross entropy, on the scale of the student's own loss. At temperature 1 its gradients are those of
   `kl`.
 - `mse` compares probabilities. It is bounded, and mild where the student is unsure.
-- `baselines` has the losses of other papers.
+- `baselines` has the KD methods of other papers.
 
 Axes: B batch examples, C candidates.
 """
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardtanh
 
-from recbole_prmkd.distil.baselines import BASELINES, RankSettings
-from recbole_prmkd.distil.baselines.ranking import MASKED
+from recbole_prmkd.distil.baselines.step import MASKED, Method, Step
 
 LARGEST = 1e30  # student scores / temperature are cut here, so that +-inf stays finite
 
@@ -48,8 +47,8 @@ def kd_loss(
     target: Tensor,
     mask: Tensor,
     temperature: float,
-    kind: str,
-    settings: RankSettings | None = None,
+    kind: str | Method,
+    step: Step | None = None,
 ) -> Tensor:
     """L_KD: the mean loss over the examples that have a target (named in arXiv 2401.00797, forms our choice).
 
@@ -59,22 +58,22 @@ def kd_loss(
             left out. It is detached: the teachers learn nothing here.
         mask: [B, C], bool; masked columns neither count nor get gradient.
         temperature: > 0, of the student's softmax.
-        kind: a key of LOSSES or BASELINES.
-        settings: what a loss in BASELINES needs.
+        kind: a key of LOSSES, or a KD method of another paper.
+        step: what such a method needs beside scores, target and mask, which are put into it here.
 
     Returns:
         A scalar; 0, with gradients of 0, where no example has a target.
 
     Raises:
-        ValueError: the shapes differ, the temperature is not above 0, or settings are missing.
+        ValueError: the shapes differ, the temperature is not above 0, or the step is missing.
     """
     if scores.dim() != 2 or not scores.shape == target.shape == mask.shape:
         shapes = [list(tensor.shape) for tensor in (scores, target, mask)]
         raise ValueError(f"scores, target and mask must all be the same [B, C], got {shapes}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}.")
-    if kind in BASELINES and settings is None:
-        raise ValueError(f"{kind} needs settings.")
+    if isinstance(kind, Method) and step is None:
+        raise ValueError("A KD method of another paper needs a step.")
     with torch.autocast(scores.device.type, enabled=False):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         target = torch.where(mask, target.detach().to(scores), 0)
@@ -82,8 +81,9 @@ def kd_loss(
         counts = mask & has_target.unsqueeze(1)  # [B, C]; an example without a target may hold anything, NaN too
         # hardtanh is clamp with a backward pass of one kernel, not four. Neither cut nor masked scores get gradient.
         scores = torch.where(counts, hardtanh(scores / temperature, -LARGEST, LARGEST), MASKED)
-        if settings is not None and kind in BASELINES:
-            losses = BASELINES[kind](scores, target, counts, settings)  # [B]
+        if isinstance(kind, Method):
+            assert step is not None
+            losses = kind.loss(step._replace(scores=scores, target=target, mask=counts))  # [B]
         else:
             losses = LOSSES[kind](scores.log_softmax(-1), target, temperature)  # [B]
         return losses.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)

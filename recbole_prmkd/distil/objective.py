@@ -14,6 +14,7 @@ arXiv 2401.00797; what the paper leaves open is our choice and a key in `propert
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from logging import getLogger
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
-from recbole_prmkd.distil.baselines import BASELINES, WITHOUT_TARGET, RankSettings
+from recbole_prmkd.distil.baselines import method_of
 from recbole_prmkd.distil.candidates import (
     PADDING,
     SOURCES,
@@ -37,8 +38,12 @@ from recbole_prmkd.distil.candidates import (
     sampled_candidates,
     target_columns,
 )
+from recbole_prmkd.distil.formula import formula
 from recbole_prmkd.distil.losses import kd_loss
+from recbole_prmkd.distil.method_steps import MethodSteps
+from recbole_prmkd.distil.shown import HeldOutWeights, Shown, about
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, by_prior, fuse, soft_targets
+from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.processes import WEIGHT, gathered, mean_over_ranks, ranks, weighted
 from recbole_prmkd.students.adapter import StudentAdapter
 from recbole_prmkd.students.probe import decide, described
@@ -101,14 +106,14 @@ class Objective:
         self.own_generator = self.generator
         if self._processes > 1:
             self.own_generator = torch.Generator().manual_seed(config["seed"] + 1 + rank)
-        self._of_baseline = config["kd_loss"] in BASELINES  # taken as its paper has it
-        self._without_target = config["kd_loss"] in WITHOUT_TARGET
-        self.excluded, self.top_items = excluded, top_items
-        self._sources = SOURCES[config["kd_candidates"]]
-        self._settings = RankSettings.of(config, 0)
-        self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
+        method = method_of(config["kd_loss"])  # of another paper, taken as it has it
+        self.baseline = None if method is None else MethodSteps(method, config, teacher_cache, train, student)
         self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of numbers over batches, and how many have them
-        self._alike = len({*teacher_cache.trust.priors}) == 1  # the check has told no teacher from another
+        self.excluded, self.top_items = excluded, top_items
+        known = about(train, teacher_cache.n_items)
+        self.held_out = HeldOutWeights(teacher_cache, config["kd_fusion"] == "product", known, top_items)
+        self._sources = SOURCES[config["kd_candidates"]]
+        self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
         self._logged = False  # the formula, on the first batch, which decides what depends on the student
 
     def __call__(self, batch: Interaction) -> Tensor:
@@ -119,6 +124,8 @@ class Objective:
         positions, examples = student.positives(batch, self.own_generator)  # [B] both, on the CPU as all look-ups
         targets = self.train.targets[examples]  # [B]
         items = in_batch_items(self._of_all_processes(targets))  # [C]
+        if self.config["kd_candidates"] == "all":
+            items = torch.arange(1, self.teacher_cache.n_items)  # [C]
         positions, examples, targets = self._at_most(positions, examples, targets)  # [B'] each
         shared = self._sample(items)
         if len(examples) == 0 or len(items) == 0:  # the batch keeps its own loss only; without items it is all padding
@@ -130,12 +137,24 @@ class Objective:
         for added, its_scores in self._ranked_first(batch, positions, examples):
             candidates = _with_added(candidates, added)
             scores.append(its_scores)
-        fused = self.fuse(_side_by_side(scores), candidates.columns, candidates.mask)
+        teacher_scores = _side_by_side(scores)  # [T, B, C]
+        shown = None
+        if self.held_out.differ:
+            shown = self.held_out.of(examples, targets, candidates.parts, teacher_scores)
+        fused = self.fuse(teacher_scores, candidates.columns, candidates.mask, shown)
         student_scores = self._student_scores(batch, positions, candidates)  # [B, C]
-        compared = fused
-        if self._with_negatives:
-            student_scores, compared = self._with_history(batch, positions, examples, student_scores, fused)  # C + L
-        loss = self._loss(student_scores, compared, candidates.columns)
+        if self.baseline is not None:
+            again = partial(self._student_scores, batch, positions, candidates)
+            loss = self.baseline.loss(
+                batch, positions, examples, candidates, teacher_scores, fused, student_scores, self.temperature, again
+            )
+        else:
+            target, counted = fused.target, fused.covered  # [B, C]
+            if self.with_negatives:
+                student_scores, target, counted = self._with_history(
+                    batch, positions, examples, student_scores, target, counted
+                )  # [B, C + L]
+            loss = kd_loss(student_scores, target, counted, self.temperature, self.config["kd_loss"])
         if WEIGHT in batch:  # one of several processes' parts
             loss = weighted(loss, batch)
         student.release()
@@ -144,20 +163,26 @@ class Objective:
         return loss
 
     @torch.no_grad()
-    def fuse(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
+    def fuse(self, scores: Tensor, columns: Tensor, mask: Tensor, shown: Shown | None = None) -> Fused:
         """The fused target from scores [T, B, C], NaN where a teacher does not cover the example or the candidate.
 
         Args:
             columns: [B] of each example's target.
             mask: [B, C], which candidates count.
+            shown: what held-out examples say of the teachers, where it differs between examples.
         """
-        size = len(mask)
+        shown, size = shown or self.held_out.common, len(mask)
         if scores.device.type == "cpu":  # no example needs another one, and block by block takes half the time
             size = max(1, torch.get_num_threads() * _AT_ONCE // scores[:, 0].numel())
-        blocks = zip(scores.split(size, dim=1), columns.split(size), mask.split(size), strict=True)
-        return Fused(*map(torch.cat, zip(*(self._fuse_block(*block) for block in blocks), strict=True)))
+        parts = [slice(start, start + size) for start in range(0, len(mask), size)]
+        alike = shown is self.held_out.common
+        blocks = (
+            self._fuse_block(scores[:, part], columns[part], mask[part], shown if alike else shown.part(part))
+            for part in parts
+        )
+        return Fused(*map(torch.cat, zip(*blocks, strict=True)))
 
-    def _fuse_block(self, scores: Tensor, columns: Tensor, mask: Tensor) -> Fused:
+    def _fuse_block(self, scores: Tensor, columns: Tensor, mask: Tensor, shown: Shown) -> Fused:
         config, cache = self.config, self.teacher_cache
         mask = mask.to(scores)  # [B, C], 1 or 0, as is covered: faster than bool
         covered = torch.eq(scores, scores, out=torch.empty_like(scores)).mul_(mask)  # [T, B, C]; NaN != NaN
@@ -169,21 +194,18 @@ class Objective:
         agreed = agreement(soft, covers_example)  # [B]
         soft.mul_(share)
         confidence = CONFIDENCE[config["kd_confidence"]](soft, columns, covers_example, cache.validation)  # [T, B]
-        if not self._alike:
-            confidence = by_prior(confidence, cache.prior)  # [T, B]
+        if shown.prior is not None:
+            confidence = by_prior(confidence, shown.prior)  # [T, B]
         marks = CONSISTENCY[config["kd_consistency"]](soft, covered, mask)  # [T, B, C]
-        sharpness = cache.trust.sharpness if config["kd_fusion"] == "product" else None
-        target, weights = fuse(soft, confidence, marks, config["kd_consistency_damping"], covered, mask, sharpness)
+        if shown.gated is not None:
+            confidence, logs = shown.gated  # [T, B, C]
+            soft = logs.nan_to_num(nan=-torch.inf).exp().mul_(mask)  # [T, B, C], all on the scale of a guess
+        damping = config["kd_consistency_damping"]
+        target, weights = fuse(soft, confidence, marks, damping, covered, mask, shown.sharpness)
         weight = weights.sum(-1).T  # [B, T]
         mean_weight = weight / weight.sum(1, keepdim=True).clamp(min=1)  # [B, T]; each covered candidate counts 1
         inconsistent, all_marks = (covered - marks).sum((0, 2)), covered.sum((0, 2))  # [B] both
         return Fused(target, covered.amax(0) > 0, mean_weight, inconsistent, all_marks, agreed)
-
-    def _loss(self, student_scores: Tensor, fused: Fused, columns: Tensor) -> Tensor:
-        counted = fused.covered  # [B, C]
-        if self._without_target:
-            counted = counted.scatter(1, columns.clamp(min=0)[:, None], False)
-        return kd_loss(student_scores, fused.target, counted, self.temperature, self.config["kd_loss"], self._settings)
 
     # Candidates -----------------------------------------------------------------------------------------------
 
@@ -202,6 +224,13 @@ class Objective:
     def _sample(self, items: Tensor) -> Tensor | None:
         """Candidates that all examples share beside their own targets [M], the same in all processes; None: all."""
         pairs = self.student.in_pairs
+        if self.config["kd_candidates"] == "all":
+            if pairs:
+                raise UserError(
+                    f"{self.config['model']} scores items one by one, and kd_candidates=all needs the scores of all: "
+                    "use kd_candidates=batch or teacher_top."
+                )
+            return None
         width = self.config["kd_pair_candidates" if pairs else "kd_max_candidates"]
         return sample(items, width, self.generator) if pairs or (width and len(items) > width) else None
 
@@ -238,20 +267,25 @@ class Objective:
         return _side_by_side([self.student.scores(batch, positions, part) for part in parts])
 
     @property
-    def _with_negatives(self) -> bool:
+    def with_negatives(self) -> bool:
         """Whether the history's items are negatives: the student ranks them, and need not run once for each."""
         return self.config["kd_history_negatives"] and self.student.sequential and not self.student.in_pairs
 
     def _with_history(
-        self, batch: Interaction, positions: Tensor, examples: Tensor, student_scores: Tensor, fused: Fused
-    ) -> tuple[Tensor, Fused]:
-        """The student's scores and the target, with the history beside the candidates; none of it has a share."""
+        self,
+        batch: Interaction,
+        positions: Tensor,
+        examples: Tensor,
+        student_scores: Tensor,
+        target: Tensor,
+        counted: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Student's scores, target and what counts, with the history beside the candidates; none of it has a share."""
         item_seq, _ = self.train.histories(examples, self.config["MAX_ITEM_LIST_LENGTH"])
         items = history_negatives(item_seq, self.train.targets[examples]).to(self.device)  # [B, L]
         scores = torch.cat([student_scores, self.student.scores(batch, positions, items)], dim=1)  # [B, C + L]
-        target = torch.cat([fused.target, fused.target.new_zeros(items.shape)], dim=1)
-        covered = torch.cat([fused.covered, items != PADDING], dim=1)
-        return scores, fused._replace(target=target, covered=covered)
+        target = torch.cat([target, target.new_zeros(items.shape)], dim=1)
+        return scores, target, torch.cat([counted, items != PADDING], dim=1)
 
     # Strength and period; decided on the student's first batch ------------------------------------------------
 
@@ -261,13 +295,13 @@ class Objective:
         return (
             self.config["kd_weight"]
             * self.teacher_cache.trust.strength
-            * (1.0 if self._of_baseline else self.student.kd.weight)
+            * (1.0 if self.baseline is not None else self.student.kd.weight)
         )
 
     @property
     def temperature(self) -> float:
         """Of the student's scores."""
-        return self.config["kd_temperature"] * (1.0 if self._of_baseline else self.student.kd.temperature)
+        return self.config["kd_temperature"] * (1.0 if self.baseline is not None else self.student.kd.temperature)
 
     @property
     def max_examples(self) -> int | None:
@@ -300,7 +334,8 @@ class Objective:
     def begin(self, epoch: int, batches: int) -> None:
         """A pass over the training data starts; batches: how many it has."""
         self._batches, self._batch = batches, 0
-        self._settings = RankSettings.of(self.config, epoch)
+        if self.baseline is not None:
+            self.baseline.epoch = epoch
 
     def due(self) -> bool:
         """Whether the next batch has a kd_loss; the first of a pass has one. Call it once a batch."""
@@ -347,28 +382,7 @@ class Objective:
         getLogger().info(f"kd_loss on {number} examples of the first batch, {width} candidates each.{period}")
 
     def __str__(self) -> str:
-        config = self.config
-        names = [teacher.name for teacher in self.teacher_cache.teachers]
-        target = " + ".join(f"w_{name} p_{name}" for name in names)
-        if config["kd_fusion"] == "product":
-            power = self.teacher_cache.trust.sharpness
-            target = " ".join(f"p_{name} ** ({power:.3g} w_{name})" for name in names)
-        shuffled = ", shuffled over the items" if config["kd_shuffled_teachers"] else ""
-        curriculum = config["kd_curriculum"]
-        if curriculum != "none":
-            start, length = config["kd_pacing_start"], config["kd_pacing_length"]
-            curriculum += f", {config['kd_pacing']} from {start} of the examples to all in {length} epochs"
-        masks = {"kd_history_mask": "history", "kd_false_negative_mask": "false negatives"}
-        masked = " and ".join(name for key, name in masks.items() if config[key]) or "nothing"
-        history = " and with the history as negatives" if self._with_negatives else ""
-        few = {1: " = 1 with one teacher", 2: ", of two teachers both are consistent"}
-        return (
-            f"loss = rec_loss + {self.weight:g} x {config['kd_loss']}(target, student / {self.temperature:g}), "
-            f"target = {target}{shuffled}, "
-            f"w = confidence[{config['kd_confidence']}] x consistency[{config['kd_consistency']}, "
-            f"damping {config['kd_consistency_damping']}]{few.get(len(self.teacher_cache.teachers), '')}, "
-            f"curriculum[{curriculum}], candidates[{config['kd_candidates']}, without {masked}{history}]"
-        )
+        return formula(self)
 
 
 def _with_added(candidates: Candidates, items: Tensor) -> Candidates:

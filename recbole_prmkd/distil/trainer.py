@@ -85,6 +85,8 @@ class PRMKDTrainer(Trainer):
         if objective.due():
             rec_loss = objective.student.rec_loss(loss, batch)
             kd_loss = objective(batch)
+            if objective.baseline is not None:
+                objective.baseline.join(self.optimizer)  # on the first batch
             kd_loss = objective.weight * objective.every_factor * kd_loss  # both decided by now, on the first batch too
         else:
             rec_loss = loss(batch)

@@ -100,12 +100,15 @@ CONFIDENCE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]]
     "label_ce": by_label_ce,
     "validation": by_validation,
     "uniform": by_uniform,
+    "calibrated": by_uniform,  # and what each has shown on held-out examples of the kind: `TeacherCache.trust.groups`
+    "gate": by_uniform,  # and `TeacherCache.trust.gate` for each candidate
 }
 
 
 def by_prior(confidence: Tensor, prior: Tensor) -> Tensor:
-    """Confidence [T, B] times a factor of each teacher [T], normalised again over the teachers that have any."""
-    weighed = confidence * prior.to(confidence)[:, None]
+    """Confidence [T, B] times a factor of each teacher, [T] or [T, B], normalised again over those that have any."""
+    prior = prior.to(confidence)
+    weighed = confidence * (prior[:, None] if prior.dim() == 1 else prior)
     total = weighed.sum(0)  # [B]
     return torch.where(total > 0, _divide(weighed, total), confidence)
 
@@ -165,17 +168,18 @@ def fuse(
     damping: float,
     covered: Tensor,
     mask: Tensor,
-    sharpness: float | None = None,
+    sharpness: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the teachers ("weights w.r.t <user,item,teacher>", arXiv 2401.00797, figure), or a product.
 
-    Weight = confidence [T, B] * (1 if consistent [T, B, C], else damping in [0, 1]), renormalised over the teachers
-    that cover the candidate (covered [T, B, C]). Nothing is left of it where damping is 0 and those that agree have no
-    confidence. There confidence alone decides, or equal weights if that is 0 too. To leave the candidate out would
-    claim probability 0, the strongest possible statement, where the teachers merely disagree.
+    Weight = confidence, [T, B] or [T, B, C], * (1 if consistent [T, B, C], else damping in [0, 1]), renormalised over
+    the teachers that cover the candidate (covered [T, B, C]). Nothing is left of it where damping is 0 and those that
+    agree have no confidence. There confidence alone decides, or equal weights if that is 0 too. To leave the candidate
+    out would claim probability 0, the strongest possible statement, where the teachers merely disagree.
 
-    With a `sharpness` the target is the product over the teachers of probabilities ** (sharpness * weights) instead (a
-    logarithmic opinion pool; our choice). A sum puts first what one teacher is sure of, a product what all find likely.
+    With a `sharpness`, a number or [B, 1 or C], the target is the product over the teachers of probabilities **
+    (sharpness * weights) instead (a logarithmic opinion pool; our choice). A sum puts first what one teacher is sure
+    of, a product what all find likely.
 
     Returns:
         target [B, C], the sum of weights * probabilities [T, B, C], or the product, renormalised over C; all 0 in an
@@ -186,14 +190,15 @@ def fuse(
         ValueError: damping is out of range, or the shapes do not fit.
     """
     shape = probabilities.shape
-    if (confidence.shape, consistent.shape, covered.shape, mask.shape) != (shape[:2], shape, shape, shape[1:]):
+    wanted = (shape if confidence.dim() == 3 else shape[:2], shape, shape, shape[1:])
+    if (confidence.shape, consistent.shape, covered.shape, mask.shape) != wanted:
         got = [list(tensor.shape) for tensor in (probabilities, confidence, consistent, covered, mask)]
         raise ValueError(f"Need [T, B, C], confidence [T, B], [T, B, C], [T, B, C], mask [B, C], got {got}.")
     if not 0 <= damping <= 1:
         raise ValueError(f"damping must be in [0, 1], got {damping}.")
     with torch.autocast(probabilities.device.type, enabled=False):
         soft, say = _with_say(probabilities, covered, mask)
-        confidence = _upcast(confidence).unsqueeze(-1)  # [T, B, 1]
+        confidence = _upcast(confidence).view(*confidence.shape, *[1] * (3 - confidence.dim()))  # [T, B, 1 or C]
         agrees = (consistent * say).to(torch.promote_types(soft.dtype, confidence.dtype))  # [T, B, C]
         weights = agrees.mul_(1 - damping).add_(say, alpha=damping).mul_(confidence)  # [T, B, C]
         total = weights.sum(0)  # [B, C]

@@ -15,17 +15,15 @@ from recbole_prmkd.data import atomic_files
 from recbole_prmkd.data.encoder import encoder_folder
 from recbole_prmkd.data.images import check_images
 from recbole_prmkd.data.text import text_fields
-from recbole_prmkd.distil.baselines import BASELINES
-from recbole_prmkd.distil.candidates import SOURCES
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.host_properties import is_host
 from recbole_prmkd.recbole_host.keys import has_teachers, kind_of, teacher_settings
 from recbole_prmkd.recbole_host.models import validates
+from recbole_prmkd.recbole_host.objective_checks import check_objective
 from recbole_prmkd.storage.disk import is_read_only
 from recbole_prmkd.students.traits import Traits, traits_of
 from recbole_prmkd.teachers import TEACHERS, teacher_class
 from recbole_prmkd.teachers.auto import missing_text
-from recbole_prmkd.teachers.ensemble import ENSEMBLE
 from recbole_prmkd.teachers.item_start import source_of
 from recbole_prmkd.teachers.pretrained import checkpoint_of
 from recbole_prmkd.teachers.recbole_data import check_host
@@ -173,7 +171,7 @@ def _check_metrics(config: Config) -> None:
 def check_distillation(config: Config) -> None:
     """Refuse a student that cannot be distilled into, and settings that make no loss."""
     _check_student(config)
-    _check_objective(config)
+    check_objective(config)
 
 
 def _check_student(config: Config) -> None:
@@ -200,31 +198,6 @@ def _check_student(config: Config) -> None:
 
 def _traits(config: Config) -> Traits:
     return traits_of(get_model(config["model"]))[0]
-
-
-def _check_objective(config: Config) -> None:
-    if config["kd"] == ENSEMBLE:
-        for key in ("kd_item_init", "kd_shuffled_teachers", "kd_guard"):
-            if config[key] not in (False, "none"):
-                raise UserError(f"kd=ensemble trains no student, so {key} has no use: leave it out.")
-        return
-    loss = config["kd_loss"]
-    sources = SOURCES[config["kd_candidates"]]
-    if "student" in sources and (_traits(config).in_pairs or config["MODEL_TYPE"] == ModelType.CONTEXT):
-        raise UserError(
-            f"{config['model']} scores items one by one, so what it ranks first cannot be found: use "
-            "kd_candidates=batch or teacher_top."
-        )
-    if loss in BASELINES and "teacher" not in sources:
-        raise UserError(
-            f"kd_loss={loss} learns from what the teachers rank first: use kd_candidates=teacher_top or both_top, or "
-            f"--kd={loss}, which sets that."
-        )
-    if loss in BASELINES and config["kd_history_negatives"]:
-        raise UserError(f"kd_history_negatives has no use with kd_loss={loss}: leave it out, or use kl, ce or mse.")
-    gammas = [config[f"kd_rank_by_{part}"] for part in ("position", "confidence", "consistency")]
-    if loss == "dllm2rec" and not any(gammas):
-        raise UserError("All of kd_rank_by_position, _confidence and _consistency are 0: set one above 0.")
 
 
 def _check_guard(config: Config) -> None:

@@ -21,7 +21,7 @@ from recbole.utils import ModelType, get_model
 
 from recbole_prmkd.data import atomic_files, processed
 from recbole_prmkd.errors import UserError
-from recbole_prmkd.recbole_host import keys
+from recbole_prmkd.recbole_host import keys, plugins
 from recbole_prmkd.recbole_host.boundary import blamed
 from recbole_prmkd.recbole_host.config_files import check_config_file
 from recbole_prmkd.recbole_host.models import register_model
@@ -29,6 +29,7 @@ from recbole_prmkd.recbole_host.processes import any_device, on_cpu
 from recbole_prmkd.recbole_host.shapes import check_plain, check_settings
 from recbole_prmkd.teachers import TEACHERS
 from recbole_prmkd.teachers.auto import AUTO, MINUTES, choose_teachers
+from recbole_prmkd.teachers.controls import Uniform
 from recbole_prmkd.teachers.pretrained import start_from_shipped
 
 RANKING_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -74,7 +75,7 @@ def load_config(
     if view.model in TEACHERS:
         keys.check_own(view.model, view.user)
     kd = given.get("kd", keys.defaults()["kd"])
-    settings = {**keys.defaults(), **keys.preset(kd), **given}
+    settings = {**keys.defaults(), **_preset(kd), **given}
     below = _start_repairs(view)
     if keys.ranks_all_alike({**settings, "kd": kd}):
         below = _ranking(view) | below
@@ -115,6 +116,20 @@ def _recbole_config(view: HostView, files: Sequence[str], config_dict: Mapping[s
         raise UserError(f"RecBole refuses the settings: {said}; {lists}.") from error
 
 
+def _preset(kd: str) -> dict[str, Any]:
+    """What `kd` sets; of another package's method it is checked as a user's settings are."""
+    preset = keys.preset(kd)
+    if kd not in plugins.found():
+        return preset
+    try:
+        return keys.checked(preset, TEACHERS)
+    except UserError as error:
+        package = plugins.package(plugins.found()[kd])
+        raise UserError(
+            f"The preset of the KD method {kd}, of the package {package}, cannot be used. {error}"
+        ) from error
+
+
 def complete(config: Config) -> Config:
     """A Config that RecBole's own code made, with the kd_ keys checked and defaults and preset filled in; in place.
 
@@ -129,7 +144,7 @@ def complete(config: Config) -> Config:
         if key in config.external_config_dict or key not in stock or value != stock[key]
     }
     given = keys.checked(set_by_user, TEACHERS)
-    return _with_keys(config, {**keys.defaults(), **keys.preset(given.get("kd", "none")), **given})
+    return _with_keys(config, {**keys.defaults(), **_preset(given.get("kd", "none")), **given})
 
 
 def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -138,6 +153,9 @@ def _with_keys(config: Config, settings: Mapping[str, Any]) -> Config:
         config[key] = value
     if config["kd_teacher_seed"] is None:
         config["kd_teacher_seed"] = config["seed"]
+    if config["kd"] in keys.WITHOUT_TEACHERS:
+        config.left_out_teachers = [name for name in config["kd_teachers"] if name not in (AUTO, Uniform.__name__)]
+        config["kd_teachers"] = [Uniform.__name__]
     if keys.has_teachers(config) and config["kd_teachers"] == [AUTO]:
         config["kd_teachers"], config.why_teachers = choose_teachers(config)
         if config["kd_teacher_minutes"] == AUTO:

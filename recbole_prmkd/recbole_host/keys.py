@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.recbole_host import plugins
 from recbole_prmkd.recbole_host.host_properties import host_properties, hosts, is_host
 
 # Real numbers of which RecBole's default is a whole one, such as DCN's reg_weight.
 REAL = re.compile(r"(weight|ratio|w_max|w_min|resolution)$")
+WITHOUT_TEACHERS = ("label_smoothing", "mean_teacher")  # each `kd` whose only teacher is Uniform, which knows nothing
 WARM_START = "warm_start"  # the `kd` of the student alone, started from text
 _MANY = 40  # words that a sentence does not list
 # As kd_<teacher>_checkpoint: from scratch, even if kd_teacher_dir holds a file; from the package's own file.
@@ -38,8 +40,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @cache
 def key_table() -> dict[str, dict[str, Any]]:
-    """Key -> its default, type, range or choices, and meaning."""
-    return read_yaml(properties_dir() / "kd.yaml")
+    """Key -> its default, type, range or choices, and meaning; KD methods of other packages are among the choices.
+
+    Raises:
+        UserError: another package's method has the name of one of ours.
+    """
+    table = read_yaml(properties_dir() / "kd.yaml")
+    for name, entry in plugins.found().items():
+        if name in table["kd"]["choices"] or name in table["kd_loss"]["choices"]:
+            raise UserError(
+                f"The package {plugins.package(entry)} has a KD method {name}, which is the name of one of ours: "
+                "rename it there."
+            )
+    for key in ("kd", "kd_loss"):
+        table[key]["choices"] += list(plugins.found())
+    return table
 
 
 def defaults() -> dict[str, Any]:
@@ -49,6 +64,8 @@ def defaults() -> dict[str, Any]:
 
 def preset(kd: str) -> dict[str, Any]:
     """What `kd: <name>` sets beyond the defaults; empty for `none`."""
+    if kd in plugins.found():
+        return {"kd_loss": kd, **getattr(plugins.load(kd), "preset", {})}
     path = properties_dir() / "preset" / f"{kd}.yaml"
     return read_yaml(path) if path.is_file() else {}
 
@@ -273,6 +290,7 @@ def _wanted(entry: Mapping[str, Any]) -> str:
     if "choices" in entry:
         return "one of " + ", ".join(entry["choices"])
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list of names"}
+    words["bool_or_list"] = "true, false or a list of names"
     wanted = words.get(entry["type"], "a text") + (f" in {entry['range']}" if "range" in entry else "")
     return f"{wanted}, or auto" if entry["default"] == "auto" else wanted
 
@@ -294,6 +312,7 @@ _CONVERTERS: dict[str, Any] = {
     "int": lambda value: value if isinstance(value, int) and not isinstance(value, bool) else None,
     "float": _as_number,
     "bool": lambda value: value if isinstance(value, bool) else None,
+    "bool_or_list": lambda value: value if isinstance(value, bool) else as_list(value),
     "str": lambda value: value if isinstance(value, str) else None,
     "choice": lambda value: value if isinstance(value, str) else None,
     # RecBole's command line turns a folder named 7 into a number.

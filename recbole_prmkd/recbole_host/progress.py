@@ -49,6 +49,7 @@ def captured(trainer: Any, train_data: Any, epoch: int) -> dict[str, Any]:
         },
         "held": [[*key, _kept(value)] for key, value in _held(trainer.model) if _changed(trainer, key, value)],
         "student_probe": probed_state(objective.student) if (objective := _objective(trainer)) else None,
+        "kd_module": objective.baseline.state() if objective and objective.baseline else None,
         "optimizers": {name: optimizer.state_dict() for name, optimizer in _optimizers(trainer)},
         "random": random_states(),
         "generators": {name: generator.get_state() for name, generator in _generators(trainer, train_data)},
@@ -61,12 +62,10 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
     trainer.model.load_other_parameter(state["other_parameter"])
     for module, name, value in state.get("held", []):
         _hold(trainer.model.get_submodule(module), name, value, trainer.device)
-    objective = _objective(trainer)
-    if objective is not None and state.get("student_probe"):
-        restore_probed(objective.student, state["student_probe"])
+    _restore_objective(state, trainer)
     for name, kept in state["optimizers"].items():
         optimizer = getattr(trainer, name)
-        optimizer.load_state_dict(kept)
+        optimizer.load_state_dict(_of_groups(kept, len(optimizer.param_groups)))
         for group in optimizer.param_groups:
             group["lr"] = trainer.learning_rate
             if "weight_decay" in group:
@@ -85,6 +84,25 @@ def restore(state: Mapping[str, Any], trainer: Any, train_data: Any) -> None:
         if name in state["generators"]:  # a population may turn kd_loss on, whose generator then starts
             generator.set_state(state["generators"][name])
     set_random_states(state["random"])
+
+
+def _of_groups(kept: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """An optimizer's state without the groups of a KD method's own parameters, where that method is not in use."""
+    groups = kept["param_groups"][:number]
+    parameters = {parameter for group in groups for parameter in group["params"]}
+    own = {parameter: value for parameter, value in kept["state"].items() if parameter in parameters}
+    return {**kept, "param_groups": groups, "state": own}
+
+
+def _restore_objective(state: Mapping[str, Any], trainer: Any) -> None:
+    """What the first batch has decided, and what only training has; before the optimizers, which may train it."""
+    objective = _objective(trainer)
+    if objective is None:
+        return
+    if state.get("student_probe"):
+        restore_probed(objective.student, state["student_probe"])
+    if objective.baseline is not None and state.get("kd_module"):
+        objective.baseline.restore(state["kd_module"], trainer.optimizer)
 
 
 def save(state: Mapping[str, Any], folder: Path, name: str = FILE) -> None:

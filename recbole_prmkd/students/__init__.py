@@ -3,6 +3,7 @@
 - `adapter`: the student as the method sees it: its own loss, its scores of candidates; owns every change to the model
 - `traits`, `probe`, `defaults`: what a model's class is known for; what its first batch shows; the strength of its KD
   loss that follows
+- `insight`: vectors, and scores anew, for KD methods of other papers
 - `positives`: the training examples of a batch; `windows`, `causal_check`: one forward pass for all prefixes
 - `layers`: dropout and BatchNorm while a student is distilled; `warm_start`: where its items start
 - `lightgcn`, `graph`: LightGCN on a torch-geometric layer

@@ -326,6 +326,7 @@ class CandidateColumns(TorchFunctionMode):
         """candidates: item ids, [C] for all users or [B, C] of each."""
         super().__init__()
         self.candidates, self.n_items = candidates, n_items
+        self.factors: tuple[Tensor, Tensor] | None = None  # of the newest product: users and the chosen items
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -343,6 +344,7 @@ class CandidateColumns(TorchFunctionMode):
         """[B, C] from users [B, D] and all items [n_items, D]; [B, 1, C] from [B, 1, D]."""
         # Rows of the table itself: columns of its transpose would be gathered one number at a time.
         chosen = items[self.candidates]  # [C, D] or [B, C, D]
+        self.factors = users, chosen
         if chosen.dim() == 2:
             return users @ chosen.transpose(0, 1)
         if users.dim() == 3:

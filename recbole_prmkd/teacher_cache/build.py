@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.storage import store
 from recbole_prmkd.teacher_cache import stored_scores, vectors
-from recbole_prmkd.teacher_cache.scores import CachedTeacher, TeacherCache, Trust
+from recbole_prmkd.teacher_cache.scores import CachedTeacher, Shuffled, TeacherCache, Trust
 from recbole_prmkd.teachers.data import TeacherData, shuffled_items
 from recbole_prmkd.teachers.fit import FittedTeacher
 
@@ -81,11 +81,13 @@ def open_cache(
 def cache_of(
     teachers: Sequence[CachedTeacher], canonical: Tensor, run: Config, trust: Trust | None = None
 ) -> TeacherCache:
-    """The cache of these teachers for the student's items; with `kd_shuffled_teachers`, for other items.
+    """The cache of these teachers for the student's items; those that `kd_shuffled_teachers` names, for other items.
 
     canonical: [n_items] student's item id -> canonical id.
     """
-    order = shuffled_items(run, len(canonical))
-    if order is not None:  # one order for all teachers, so that they agree as before
-        canonical = order[canonical]
-    return TeacherCache(teachers, canonical, run["device"], trust)
+    orders = [shuffled_items(run, len(canonical), teacher.name) for teacher in teachers]
+    shown = [
+        teacher if order is None else Shuffled(teacher, order.to(run["device"]))
+        for teacher, order in zip(teachers, orders, strict=True)
+    ]
+    return TeacherCache(shown, canonical, run["device"], trust)

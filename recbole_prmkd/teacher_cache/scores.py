@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recbole_prmkd.storage import store
+from recbole_prmkd.teacher_cache.gate import About, Gate
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,37 @@ class Trust:
 
     priors: [T] factor on each teacher's confidence. strength: what all of them deserve beside popularity, in [0, 1].
     sharpness: the sum of the exponents, where their soft targets are multiplied (`kd_fusion`).
+    groups: the same for each kind of example (`kd_confidence=calibrated`). gate: what each teacher counts for each
+    candidate (`kd_confidence=gate`).
     """
 
     priors: Sequence[float]
     strength: float = 1.0
     sharpness: float = 1.0
+    groups: "Groups | None" = None
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What teachers have shown on held-out examples of one kind, by history length and popularity of the target.
+
+    lengths, popularity: ascending bounds between the kinds, [A] and [E]. priors: [(A + 1)(E + 1), T], the exponents of
+    a product or the weights of a sum.
+    """
+
+    lengths: Tensor
+    popularity: Tensor
+    priors: Tensor
+
+    def of(self, about: About, examples: Tensor, targets: Tensor) -> Tensor:
+        """The kind of each example, [B]; targets: [B] in the student's ids."""
+        return self.kind(about.lengths[examples], about.popularity[targets])
+
+    def kind(self, lengths: Tensor, popularity: Tensor) -> Tensor:
+        """The kind by the history's length and the target's popularity, [B] each."""
+        by_length = torch.bucketize(lengths.float(), self.lengths)
+        return by_length * (len(self.popularity) + 1) + torch.bucketize(popularity.float(), self.popularity)
 
 
 class CachedTeacher(Protocol):
@@ -44,6 +71,9 @@ class CachedTeacher(Protocol):
     @property
     def digest(self) -> str: ...
 
+    def vectors(self, examples: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Vectors of the examples and of these items, [B, D] and [C, D]; None: it compares none."""
+
     def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """Fill `out`, [B, C] for each of the candidates, [C] or [B, C], in canonical ids; NaN: not covered."""
 
@@ -55,7 +85,7 @@ class TeacherCache:
         teachers: T `CachedTeacher`, in the order of `kd_teachers`; device: of the scores; n_items: with PAD.
         temperature: [T] of each teacher's softmax; validation: [T] each teacher's holdout score.
         trust: what the check on the holdout says of them; prior: [T], its factor on each one's confidence.
-        canonical: [n_items] student's item id -> canonical id, or the id of another item (`kd_shuffled_teachers`).
+        canonical: [n_items] student's item id -> canonical id.
     """
 
     def __init__(
@@ -119,6 +149,11 @@ class CachedVectors:
     def _not_covered(self) -> Tensor:
         return (self.items == 0).all(dim=1)  # [n_items]
 
+    def vectors(self, examples: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of the examples [B] and of these items [C], in canonical ids: [B, D] and [C, D]; 0: not covered."""
+        histories = torch.from_numpy(self.histories[examples]).to(self.items.device).float()
+        return histories, self.items[items].float()
+
     def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """Products of the examples' histories with the candidates; NaN where one of the two is not covered.
 
@@ -137,6 +172,42 @@ class CachedVectors:
                 torch.mm(history, item.T, out=block)
             else:
                 torch.bmm(item, history.unsqueeze(-1), out=block.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A teacher whose scores go to other items (`kd_shuffled_teachers`); order: [n_items], whose scores each gets."""
+
+    teacher: CachedTeacher
+    order: Tensor
+
+    @property
+    def name(self) -> str:
+        """Of the teacher."""
+        return self.teacher.name
+
+    @property
+    def temperature(self) -> float:
+        """Of the teacher."""
+        return self.teacher.temperature
+
+    @property
+    def holdout(self) -> float:
+        """Of the teacher, with its items in order."""
+        return self.teacher.holdout
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the teacher and the order."""
+        return store.digest([self.teacher.digest, self.order])
+
+    def vectors(self, examples: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As the teacher's, of other items."""
+        return self.teacher.vectors(examples, self.order[items])
+
+    def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """As the teacher's, of other items."""
+        self.teacher.scores(examples, [self.order[part] for part in candidates], out)
 
 
 @dataclass(frozen=True)
@@ -167,6 +238,10 @@ class CachedScores:
     def digest(self) -> str:
         """Hash of all arrays, on which the scores depend and nothing else."""
         return store.digest([self.top, self.top_scores, self.rest, self.covered])
+
+    def vectors(self, examples: np.ndarray, items: Tensor) -> tuple[Tensor, Tensor] | None:
+        """It has none."""
+        return None
 
     def scores(self, examples: np.ndarray, candidates: Sequence[Tensor], out: Sequence[Tensor]) -> None:
         """The stored scores of the candidates; NaN where the example or the item is not covered.

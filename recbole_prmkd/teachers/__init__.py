@@ -10,10 +10,12 @@
 - `closed_form`, `local_ridge`, `linear_choice`, `linear`: a linear collaborative model, fitted in seconds;
 - `recbole_model`, `recbole_scores`, `recbole_data`, `recbole_checkpoint`, `products`: any model of RecBole;
 - `calibration`: the temperature of a teacher's soft targets;
+- `controls`: teachers that know nothing;
 - `vectors`: any external model, by its vectors in two files;
 - `checkpoints`: weights from files, without running what they pickle;
 - `augment`, `contrastive`: second views of histories and in-batch losses, for pre-training;
-- `unseen`, `holdout`, `trust`, `auto`: what teachers are worth before a student starts; which ones a data set gets;
+- `unseen`, `holdout`, `trust`, `gate_fit`: how good the teachers are, and on which examples;
+- `auto`: which ones a data set gets;
 - `data`, `fit`: a teacher's view of a split; fine-tune it there, or load the one that is stored;
 - `ensemble`: the teachers served together, without a student; `item_start`: which item vectors a student starts from;
 - `bucketing`: sequences of similar length together;
@@ -31,6 +33,7 @@ outputs to `tests/test_output_versions.py`.
 from recbole_prmkd.recbole_host.keys import kind_of
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.content import Content
+from recbole_prmkd.teachers.controls import Noise, Uniform
 from recbole_prmkd.teachers.linear import Linear
 from recbole_prmkd.teachers.recbole_model import RecBoleTeacher
 from recbole_prmkd.teachers.recformer import Recformer
@@ -45,6 +48,8 @@ TEACHERS: dict[str, type[Teacher]] = {
     "Linear": Linear,
     "Content": Content,
     "Vectors": Vectors,
+    "Uniform": Uniform,
+    "Noise": Noise,
 }
 
 

@@ -155,9 +155,13 @@ def _counts_data(metric: str) -> bool:
     return found is not None and any(need.startswith("data.") for need in found.metric_need)
 
 
-def shuffled_items(run: Config, n_items: int) -> Tensor | None:
-    """With `kd_shuffled_teachers`, the canonical item whose scores each one gets, [n_items]; else None."""
-    if not run["kd_shuffled_teachers"]:
+def shuffled_items(run: Config, n_items: int, teacher: str) -> Tensor | None:
+    """Where `kd_shuffled_teachers` means this teacher, the item whose scores each one gets, [n_items]; else None.
+
+    One order for all teachers, so that they agree as before. Both items are canonical ids.
+    """
+    shuffled = run["kd_shuffled_teachers"]
+    if shuffled is False or (isinstance(shuffled, list) and teacher not in shuffled):
         return None
     order = torch.randperm(n_items - 1, generator=torch.Generator().manual_seed(run["seed"]))
     return torch.cat([torch.zeros(1, dtype=torch.int64), 1 + order])

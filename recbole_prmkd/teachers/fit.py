@@ -134,7 +134,7 @@ def fit_or_load(name: str, run: Config, data: TeacherData) -> FittedTeacher:
         holdout=stored.notes["holdout"],
         peak_memory_mb=stored.notes.get("peak_memory_mb"),  # older folders have none
         metrics={part: metrics[part] for part in _PARTS},
-        ranked=rank_or_load(model, config, data, root, kind, digest, shuffled_items(run, len(data.canonical))),
+        ranked=rank_or_load(model, config, data, root, kind, digest, shuffled_items(run, len(data.canonical), name)),
         covered_test=covered,
         covered={part: metrics.get(f"{part}_covered", {}) for part in ("test", "test_unseen")},
         groups={name: GroupResult(**entry) for name, entry in metrics["groups"].items()},

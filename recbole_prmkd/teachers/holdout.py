@@ -15,15 +15,16 @@ from torch import Tensor
 
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.storage import store
+from recbole_prmkd.teacher_cache.gate import PROFILE, profile
 from recbole_prmkd.teachers.base import Teacher
 from recbole_prmkd.teachers.data import TeacherData
 from recbole_prmkd.teachers.unseen import ndcg_at_10, without_history
 
-VERSION = "1.1"  # raise it when the same teacher and holdout give other numbers
+VERSION = "1.2"  # raise it when the same teacher and holdout give other numbers
 SCORES = 1 << 24  # ranked at a time, at most: 64 MB; memory that is kept for later (`memory`) breaks up large blocks
 _EXAMPLES = 2000  # of the holdout, at most
 _STORED = 1 << 24  # log-probabilities of a teacher that are stored, at most: 32 MB
-_ARRAYS = ("log_likelihood", "log_probability")
+_ARRAYS = ("log_likelihood", "log_probability", "profile", "items")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Ranked:
     ndcg: NDCG@10. log_likelihood: [H] of the targets in the teacher's soft targets over all items; of an example that
     it does not cover, that of a guess. log_probability: [H, 1 + S] float16 of the target and of S items, the same for
     all teachers, -inf for the target itself among them, for the history, and for what the teacher does not cover.
+    profile: [H, P] of its scores of all items (`teacher_cache.gate`). items: [S] whose they are, canonical ids.
     """
 
     ndcg: float
     log_likelihood: Tensor
     log_probability: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.float16))
+    profile: Tensor = field(default_factory=lambda: torch.zeros(0, PROFILE))
+    items: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 def sample(data: TeacherData) -> Examples:
@@ -87,8 +91,8 @@ def rank(model: Teacher, config: Config, data: TeacherData, order: Tensor | None
         scores = model.scores(model.encode_batch(batch, items), items).float().cpu()  # [B, n_items]
         scores = scores.masked_fill(~covered, -torch.inf).nan_to_num(nan=-torch.inf)
         ranked.append(_ranked(scores[:, order], model.temperature, examples, index, sampled))
-    ndcg, likelihood, probability = map(torch.cat, zip(*ranked, strict=True))
-    return Ranked(float(ndcg.mean()), likelihood, probability)
+    ndcg, likelihood, probability, profiles = map(torch.cat, zip(*ranked, strict=True))
+    return Ranked(float(ndcg.mean()), likelihood, probability, profiles, sampled)
 
 
 def popularity(data: TeacherData) -> Ranked:
@@ -102,8 +106,8 @@ def popularity(data: TeacherData) -> Ranked:
     sampled = items_beside_target(len(examples), n_items)
     batches = torch.arange(len(examples)).split(max(1, SCORES // n_items))
     ranked = [_ranked(scores.expand(len(index), -1), 1.0, examples, index, sampled) for index in batches]
-    ndcg, *of_examples = map(torch.cat, zip(*ranked, strict=True))
-    return Ranked(float(ndcg.mean()), *of_examples)
+    ndcg, likelihood, probability, profiles = map(torch.cat, zip(*ranked, strict=True))
+    return Ranked(float(ndcg.mean()), likelihood, probability, profiles, sampled)
 
 
 def items_beside_target(examples: int, n_items: int) -> Tensor:
@@ -114,8 +118,9 @@ def items_beside_target(examples: int, n_items: int) -> Tensor:
 
 def _ranked(
     scores: Tensor, temperature: float, examples: Examples, index: Tensor, sampled: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """NDCG@10 [B] and log-likelihood [B] of these examples' targets; log-probabilities of these and S items."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """NDCG@10 [B] and log-likelihood [B] of these examples' targets; log-probabilities of these and S items;
+    the profile [B, P]."""
     item_seq, _ = examples.histories(index, int(examples.lengths.max()))
     targets = examples.targets[index]
     scores = without_history(scores, item_seq, targets)
@@ -124,4 +129,5 @@ def _ranked(
     guess = -math.log(scores.shape[1])  # where the scores rule the target out
     likelihood = own.squeeze(1).nan_to_num(nan=guess, neginf=guess)
     others = probability.scatter(1, targets[:, None], -torch.inf)[:, sampled].nan_to_num(nan=-torch.inf)
-    return ndcg_at_10(scores, targets), likelihood, torch.cat([own.nan_to_num(nan=-torch.inf), others], 1).half()
+    stored = torch.cat([own.nan_to_num(nan=-torch.inf), others], 1).half()
+    return ndcg_at_10(scores, targets), likelihood, stored, profile(scores / temperature)

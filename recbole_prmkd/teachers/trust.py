@@ -13,18 +13,24 @@ from logging import getLogger
 
 import numpy as np
 import torch
+from recbole.config import Config
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
-from recbole_prmkd.teacher_cache.scores import Trust
-from recbole_prmkd.teachers.holdout import Ranked
+from recbole_prmkd.data.examples import Examples
+from recbole_prmkd.recbole_host.keys import WITHOUT_TEACHERS
+from recbole_prmkd.teacher_cache.scores import Groups, Trust
+from recbole_prmkd.teachers import gate_fit
+from recbole_prmkd.teachers.data import TeacherData
+from recbole_prmkd.teachers.holdout import Ranked, popularity, sample
 from recbole_prmkd.teachers.unseen import ndcg_at_10
 
 USELESS = 0.05  # a teacher below this share or exponent adds nothing
 PRODUCT = "product"
 _ROUNDS = 100  # of EM
 _FEW = 100  # of the holdout
+_PULL = 20.0
 _FIRST = 20  # items of a teacher: those that may come among the first 10 of a product
 _FIT = 1 << 23  # log-probabilities of a teacher that exponents are found on, at most
 
@@ -69,20 +75,24 @@ def trusted(found: Found, check: str) -> tuple[list[str], Trust]:
     return names, Trust([1.0] * len(names))
 
 
-def mixture(likelihoods: Tensor) -> Tensor:
+def mixture(likelihoods: Tensor, near: Sequence[float] | None = None) -> Tensor:
     """The shares [T] of the mixture under which the targets are most likely.
 
     Args:
         likelihoods: [T, H] logarithms of each teacher's probability of each target.
+        near: other shares that few examples leave it close to, as `_PULL` of them would.
     """
     number = len(likelihoods)
-    share = torch.full((number,), 1 / number, dtype=torch.float64)
+    share = torch.full((number,), 1 / number, dtype=torch.float64) if near is None else torch.tensor(near).double()
     if likelihoods.shape[1] == 0:
         return share.float()
     logs = likelihoods.double()
     for _ in range(_ROUNDS):
         responsible = (logs + share.clamp(min=1e-12).log()[:, None]).softmax(0)  # [T, H]
-        share = responsible.mean(1)
+        total, pull = responsible.sum(1), 0.0 if near is None else _PULL
+        if near is not None:
+            total = total + pull * torch.tensor(near).double()
+        share = total / (likelihoods.shape[1] + pull)
     return share.float()
 
 
@@ -92,34 +102,38 @@ def shares_of(names: Sequence[str], ranked: Mapping[str, Ranked], least: Ranked)
     return mixture(torch.stack([*parts, least.log_likelihood])).tolist()[:-1]
 
 
-def exponents(teachers: Sequence[Ranked]) -> list[float]:
+def exponents(teachers: Sequence[Ranked], near: Sequence[float] | None = None) -> list[float]:
     """Exponents >= 0 of the product under which the targets are most likely.
+
+    near: other exponents that few examples leave it close to, as `_PULL` of them would.
 
     Only what decides the first places counts: the items that a teacher has among its first `_FIRST`, and the examples
     whose target is one of these. Over all items a smooth teacher gets too much, for the targets that nobody ranks.
     """
-    logs = _first_places(_filled(teachers, _FIT))  # [T, H', 1 + S]
+    logs = _first_places(_filled(teachers, _FIT), 1 if near is not None else _FEW)  # [T, H', 1 + S]
 
     def surprise(powers: np.ndarray) -> tuple[float, np.ndarray]:
         power = torch.from_numpy(powers).to(logs).requires_grad_()
         product = (power[:, None, None] * logs).sum(0)  # [H', 1 + S]
         loss = functional.cross_entropy(product, torch.zeros(len(product), dtype=torch.int64))
+        if near is not None:
+            loss = loss + _PULL / len(product) * (power - power.new_tensor(near)).square().sum()
         loss.backward()
         assert power.grad is not None
         return loss.item(), power.grad.double().numpy()
 
-    start = np.full(len(teachers), 1 / len(teachers))
+    start = np.full(len(teachers), 1 / len(teachers)) if near is None else np.asarray(near, dtype=np.float64)
     found = minimize(surprise, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(teachers))
     return [float(power) for power in found.x]
 
 
-def _first_places(logs: Tensor) -> Tensor:
+def _first_places(logs: Tensor, few: int) -> Tensor:
     """Log-probabilities [T, H', 1 + S] of the examples and items that count; all where too few examples do."""
     first = torch.zeros(logs.shape[1:], dtype=torch.bool)
     for of_teacher in logs:
         first.scatter_(1, of_teacher.topk(min(_FIRST, logs.shape[2]), dim=1).indices, True)  # [H, 1 + S]
     reached = first[:, 0]
-    if int(reached.sum()) < _FEW:
+    if int(reached.sum()) < few:
         return logs
     return logs[:, reached].masked_fill(~first[reached], torch.finfo(torch.float16).min)
 
@@ -198,3 +212,71 @@ def _report_together(names: Sequence[str], ranked: Mapping[str, Ranked], trust: 
 
 def _mean(ranked: Ranked) -> float:
     return float(ranked.log_likelihood.mean())
+
+
+def decided(
+    config: Config, ranked: Mapping[str, Ranked], data: TeacherData, say: bool = False
+) -> tuple[list[str], Trust]:
+    """The teachers that teach, and what held-out examples say of each, by the keys of the check and of confidence.
+
+    Args:
+        ranked: the holdout by each teacher, in their order.
+        say: log the table and what follows from it.
+    """
+    check, fusion = config["kd_teacher_check"], config["kd_fusion"]
+    if config["kd"] in WITHOUT_TEACHERS:
+        check = "off"  # it would say of Uniform that it knows nothing
+    names, trust = list(ranked), Trust([1.0] * len(ranked))
+    if check != "off":
+        least = popularity(data)
+        found = find(names, ranked, least, fusion)
+        if say:
+            report(found, ranked, least, check, fusion)
+        names, trust = trusted(found, check)
+    confidence = config["kd_confidence"]
+    if confidence not in ("gate", "calibrated"):
+        return names, trust
+    if len(data.holdout) == 0:
+        getLogger().warning(f"There is no holdout for kd_confidence={confidence}: all teachers count alike.")
+        return names, trust
+    teachers, holdout = [ranked[name] for name in names], sample(data)
+    counts = torch.bincount(data.train.targets, minlength=len(data.canonical))
+    base = exponents(teachers) if fusion == PRODUCT else mixture(_likelihoods(teachers)).tolist()
+    if confidence == "calibrated":
+        return names, replace(trust, groups=by_kind(teachers, holdout, counts, base, fusion))
+    gate = gate_fit.fit(gate_fit.held_out(teachers, holdout, counts), base, fusion == PRODUCT, names, say)
+    return names, replace(trust, gate=gate.to(config["device"]))
+
+
+def by_kind(
+    teachers: Sequence[Ranked], holdout: Examples, counts: Tensor, base: Sequence[float], fusion: str
+) -> Groups:
+    """Exponents or shares for each kind of example: short, middle or long history, rare, middle or popular target.
+
+    Kinds with few examples stay near what all have.
+
+    Args:
+        counts: [n_items] training examples of each target. base: [T] exponents or shares of all examples.
+    """
+    lengths, popular = holdout.lengths.float(), counts[holdout.targets].float()  # [H]
+    thirds = torch.tensor([1 / 3, 2 / 3])
+    groups = Groups(lengths.quantile(thirds), popular.quantile(thirds), torch.tensor([]))
+    kind = groups.kind(lengths, popular)  # [H]
+    priors = []
+    for number in range((len(thirds) + 1) ** 2):
+        chosen = torch.nonzero(kind == number).squeeze(1)
+        some = [_some(each, chosen) for each in teachers]
+        if fusion == PRODUCT:
+            priors.append(exponents(some, base) if len(chosen) else list(base))
+        else:
+            priors.append(mixture(_likelihoods(some), base).tolist())
+    return replace(groups, priors=torch.tensor(priors, dtype=torch.float32))
+
+
+def _some(ranked: Ranked, chosen: Tensor) -> Ranked:
+    """Of some of the holdout's examples."""
+    return replace(ranked, log_likelihood=ranked.log_likelihood[chosen], log_probability=ranked.log_probability[chosen])
+
+
+def _likelihoods(teachers: Sequence[Ranked]) -> Tensor:
+    return torch.stack([each.log_likelihood for each in teachers])  # [T, H]

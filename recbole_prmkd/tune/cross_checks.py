@@ -15,7 +15,17 @@ ALONE = {"kd_item_init", "kd_item_init_std", "kd_shared_prefixes"}
 # What decides whether there is a loss to distil with.
 _LOSS = ("kd", "kd_loss", "kd_candidates", "kd_rank_by_position", "kd_rank_by_confidence", "kd_rank_by_consistency")
 # What a training reads once, at its start.
-_FIXED = {"kd", "kd_teachers", "kd_item_init", "kd_item_init_std", "kd_shared_prefixes", "learner", "seed", "epochs"}
+_FIXED = {
+    "kd",
+    "kd_loss",
+    "kd_teachers",
+    "kd_item_init",
+    "kd_item_init_std",
+    "kd_shared_prefixes",
+    "learner",
+    "seed",
+    "epochs",
+}
 
 
 def check_together(plan: Plan) -> None:

@@ -25,9 +25,9 @@ from recbole_prmkd.recbole_host.keys import has_teachers
 from recbole_prmkd.recbole_host.models import named_as_base
 from recbole_prmkd.teacher_cache.build import cache_of, form_of, opened
 from recbole_prmkd.teachers.data import teacher_data
-from recbole_prmkd.teachers.holdout import Ranked, popularity
+from recbole_prmkd.teachers.holdout import Ranked
 from recbole_prmkd.teachers.item_start import useful_source
-from recbole_prmkd.teachers.trust import find, trusted
+from recbole_prmkd.teachers.trust import decided
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,14 @@ class TrialInputs:
         ranked = {name: self.teachers[name].ranked for name in wanted}
         if wanted:
             data = teacher_data(split, config["kd_teacher_seed"])
-            found = find(wanted, ranked, popularity(data), config["kd_fusion"])
-            names, trust = trusted(found, config["kd_teacher_check"])
+            names, trust = decided(config, ranked, data)
             given = [self.teachers[name] for name in names]
             parts = [
                 opened(each.name, form_of(each.scores_all_items), each.temperature, each.holdout, each.array, config)
                 for each in given
             ]
             cache = cache_of(parts, data.canonical, config, trust)
-        start = useful_source(config, ranked, lambda: teacher_data(split, config["kd_teacher_seed"]))
+        start = useful_source(config, ranked, split)
         vectors = None if start == "none" else torch.from_numpy(np.array(ray.get(self.start_vectors[start])))
         return Prepared(split, cache, start_vectors=vectors)
 

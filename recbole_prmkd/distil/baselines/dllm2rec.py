@@ -17,25 +17,32 @@ Our choices:
 - The paper's embedding distillation, which adds parameters to the student, is left out.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from recbole_prmkd.distil.baselines.ranking import RankSettings, normalised, position_weights, teacher_ranking
+from recbole_prmkd.distil.baselines.ranking import normalised, position_weights, teacher_ranking
+from recbole_prmkd.distil.baselines.step import Method, Step
 
 
-def dllm2rec(scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings) -> Tensor:
-    """Per example, the weighted mean of -log softmax(scores) over the teachers' ranking; [B, C] each -> [B]."""
-    columns, listed = teacher_ranking(target, mask, settings.items)  # [B, K]
-    weights = importance(scores.detach(), target, columns, listed, settings)  # [B, K]
-    return -(weights.to(scores) * scores.log_softmax(-1).gather(1, columns)).sum(-1)
+def dllm2rec(step: Step) -> Tensor:
+    """Per example, the weighted mean of -log softmax(scores) over the teachers' ranking, [B]."""
+    columns, listed = teacher_ranking(step.target, step.mask, step.settings["kd_top_items"])  # [B, K]
+    weights = importance(step.scores.detach(), step.target, columns, listed, step.settings)  # [B, K]
+    return -(weights.to(step.scores) * step.scores.log_softmax(-1).gather(1, columns)).sum(-1)
 
 
-def importance(scores: Tensor, target: Tensor, columns: Tensor, listed: Tensor, settings: RankSettings) -> Tensor:
+def importance(scores: Tensor, target: Tensor, columns: Tensor, listed: Tensor, settings: Mapping[str, Any]) -> Tensor:
     """The weights of the listed items, [B, K] float64, with sum 1."""
     confidence = normalised(target.gather(1, columns).double() * listed)  # [B, K]
     least = scores.topk(columns.shape[1], dim=1).values[:, -1:]  # [B, 1]: the student's K-th
     consistent = (scores.gather(1, columns) >= least) & listed  # [B, K]
     return normalised(
-        settings.by_position * position_weights(listed, settings.position)
-        + settings.by_confidence * confidence
-        + settings.by_consistency * consistent
+        settings["kd_rank_by_position"] * position_weights(listed, settings["kd_rank_position"])
+        + settings["kd_rank_by_confidence"] * confidence
+        + settings["kd_rank_by_consistency"] * consistent
     )
+
+
+METHOD = Method(dllm2rec, lists=True)

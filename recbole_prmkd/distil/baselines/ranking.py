@@ -1,44 +1,10 @@
-"""The ranking that the teachers give an example's candidates, and the settings of the losses that learn from it.
+"""The ranking that the teachers give an example's candidates.
 
 Axes: B batch examples, C candidates, K items of a ranking.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-
-# Score of a masked candidate: probability exactly 0, 0 * log(0) is a plain 0, and sums of exponentials stay finite.
-MASKED = -1e38
-
-
-@dataclass(frozen=True)
-class RankSettings:
-    """What the ranking losses need beside the scores: `kd_top_items`, and the keys kd_rank_<name>.
-
-    items: K, the length of a ranking. discrepancy: RD's mu; 0 leaves that weight out, as in RD's warm-up.
-    """
-
-    items: int
-    position: float
-    discrepancy: float
-    by_position: float
-    by_confidence: float
-    by_consistency: float
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], epoch: int) -> "RankSettings":
-        """The settings in an epoch, counted from 0."""
-        return cls(
-            items=config["kd_top_items"],
-            position=config["kd_rank_position"],
-            discrepancy=config["kd_rank_discrepancy"] if epoch >= config["kd_rank_warm_up"] else 0.0,
-            by_position=config["kd_rank_by_position"],
-            by_confidence=config["kd_rank_by_confidence"],
-            by_consistency=config["kd_rank_by_consistency"],
-        )
 
 
 def teacher_ranking(target: Tensor, mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +22,12 @@ def teacher_ranking(target: Tensor, mask: Tensor, number: int) -> tuple[Tensor, 
     """
     best = target.masked_fill(~mask, -1).topk(min(number, target.shape[1]), dim=1)
     return best.indices, best.values > 0
+
+
+def ranks(scores: Tensor, columns: Tensor) -> Tensor:
+    """How many of an example's candidates have a higher score than these; [B, C], [B, K] -> [B, K], from 0."""
+    ascending = scores.sort(dim=1).values  # [B, C]
+    return scores.shape[1] - torch.searchsorted(ascending, scores.gather(1, columns), right=True)
 
 
 def position_weights(listed: Tensor, scale: float) -> Tensor:

@@ -6,7 +6,7 @@ of the paper's two:
     position      w^a_r proportional to exp(-r / position): the teacher is surer of its first items
     discrepancy   w^b_r = tanh(discrepancy x (student's rank - r)), 0 where the student ranks the item high enough
 
-The paper trains with w^a alone until the student's ranks mean something; `discrepancy` 0 stands for that warm-up.
+The paper trains with w^a alone until the student's ranks mean something: `kd_rank_warm_up` epochs here.
 Our choice: both ranks are ranks among the example's candidates. The paper estimates the student's from sampled items.
 """
 
@@ -14,22 +14,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from recbole_prmkd.distil.baselines.ranking import RankSettings, normalised, position_weights, teacher_ranking
+from recbole_prmkd.distil.baselines.ranking import normalised, position_weights, ranks, teacher_ranking
+from recbole_prmkd.distil.baselines.step import Method, Step
 
 
-def rd(scores: Tensor, target: Tensor, mask: Tensor, settings: RankSettings) -> Tensor:
-    """Per example, the weighted mean of -log sigmoid(score) over the teachers' ranking; [B, C] each -> [B]."""
-    columns, listed = teacher_ranking(target, mask, settings.items)  # [B, K]
-    weights = rd_weights(scores.detach(), columns, listed, settings)  # [B, K]
-    return -(weights.to(scores) * logsigmoid(scores.gather(1, columns))).sum(-1)
+def rd(step: Step) -> Tensor:
+    """Per example, the weighted mean of -log sigmoid(score) over the teachers' ranking, [B]."""
+    columns, listed = teacher_ranking(step.target, step.mask, step.settings["kd_top_items"])  # [B, K]
+    warm = step.epoch >= step.settings["kd_rank_warm_up"]
+    discrepancy = step.settings["kd_rank_discrepancy"] if warm else 0.0
+    weights = rd_weights(step.scores.detach(), columns, listed, step.settings["kd_rank_position"], discrepancy)
+    return -(weights.to(step.scores) * logsigmoid(step.scores.gather(1, columns))).sum(-1)
 
 
-def rd_weights(scores: Tensor, columns: Tensor, listed: Tensor, settings: RankSettings) -> Tensor:
+def rd_weights(scores: Tensor, columns: Tensor, listed: Tensor, position: float, discrepancy: float) -> Tensor:
     """The weights of the listed items, [B, K] float64: sum 1, or all 0 where the student ranks each high enough."""
-    weights = position_weights(listed, settings.position)  # [B, K]
-    if settings.discrepancy == 0:
+    weights = position_weights(listed, position)  # [B, K]
+    if discrepancy == 0:
         return weights
-    ascending = scores.sort(dim=1).values  # [B, C]
-    above = scores.shape[1] - torch.searchsorted(ascending, scores.gather(1, columns), right=True)  # [B, K]
-    behind = above - torch.arange(columns.shape[1], device=columns.device)  # [B, K]: student's rank - teachers'
-    return normalised(weights * (settings.discrepancy * behind.double()).tanh().clamp(min=0))
+    behind = ranks(scores, columns) - torch.arange(columns.shape[1], device=columns.device)  # student's - teachers'
+    return normalised(weights * (discrepancy * behind.double()).tanh().clamp(min=0))
+
+
+METHOD = Method(rd, lists=True, without_target=True)
