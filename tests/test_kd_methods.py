@@ -104,6 +104,14 @@ def losses_of(step: Step, name: str) -> Tensor:
     return BASELINES[name].loss(step)
 
 
+def train(step: Step, name: str, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Train the module of a method on one batch."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses_of(step, name).sum().backward()
+        optimizer.step()
+
+
 # What each of them keeps ----------------------------------------------------------------------------------------
 
 
@@ -459,12 +467,8 @@ def test_des_selection_goes_from_a_mixture_to_one_expert(progress: float) -> Non
 @given(vectors(teachers=1, gaps=False))
 def test_training_brings_des_experts_nearer(given_vectors: Vectors) -> None:
     step = step_of(given_vectors, "de", progress=0.9)
-    optimizer = torch.optim.Adam(step.module.parameters(), lr=0.03)
     first = losses_of(step, "de").sum()
-    for _ in range(20):
-        optimizer.zero_grad()
-        losses_of(step, "de").sum().backward()
-        optimizer.step()
+    train(step, "de", torch.optim.Adam(step.module.parameters(), lr=0.03), steps=20)
     assert losses_of(step, "de").sum() < first
 
 
@@ -512,10 +516,6 @@ def test_align_by_hand() -> None:
 @given(vectors(teachers=1, gaps=False))
 def test_align_trains_its_map_towards_fixed_vectors(given_vectors: Vectors) -> None:
     step = step_of(given_vectors, "align")
-    optimizer = torch.optim.SGD(step.module.parameters(), lr=0.02)
     first = losses_of(step, "align").sum()
-    for _ in range(10):
-        optimizer.zero_grad()
-        losses_of(step, "align").sum().backward()
-        optimizer.step()
+    train(step, "align", torch.optim.SGD(step.module.parameters(), lr=0.02), steps=10)
     assert losses_of(step, "align").sum() <= first + 1e-6

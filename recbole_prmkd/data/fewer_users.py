@@ -11,8 +11,6 @@ all users and items in them; folders are not.
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import recbole
 
 from recbole_prmkd.data.atomic_files import columns
 from recbole_prmkd.errors import UserError
+from recbole_prmkd.storage.disk import replacing
 
 
 def fewer_users(
@@ -40,25 +39,11 @@ def fewer_users(
     names = list(columns(interactions, separator, None))
     if user not in names:
         raise UserError(f"{interactions} has no column {user}: name the users' column by --user.")
-    with _whole_folder(into / name) as new:
-        kept: set[str] = set()
-        lines = 0
-        with (
-            interactions.open(encoding="utf-8", newline="") as old,
-            (new / f"{name}.inter").open("w", encoding="utf-8", newline="") as written,
-        ):
-            written.write(next(old))
-            for line in old:
-                cells = line.rstrip("\r\n").split(separator)
-                if len(cells) != len(names):
-                    raise UserError(
-                        f"{interactions} has a line of {len(cells)} cells under {len(names)} columns: {line!r}."
-                    )
-                token = cells[names.index(user)]
-                if _draw(token, seed) < share:
-                    kept.add(token)
-                    written.write(line)
-                    lines += 1
+    if (into / name).exists():
+        raise UserError(f"{into / name} is there already: remove it, or name another folder by --into.")
+    with replacing(into / name) as new:
+        new.mkdir(parents=True)
+        kept, lines = _copy_lines(interactions, new / f"{name}.inter", names.index(user), separator, share, seed)
         if not kept:
             raise UserError(f"No user of {dataset} is left at share {share:g}: take a larger one, or another --seed.")
         for other in sorted(folder.iterdir()):
@@ -67,26 +52,28 @@ def fewer_users(
     return name, len(kept), lines
 
 
+def _copy_lines(old: Path, new: Path, column: int, separator: str, share: float, seed: int) -> tuple[set[str], int]:
+    """Write the header and the lines of the users that are drawn; who they are, and how many lines they have."""
+    kept: set[str] = set()
+    number = 0
+    with old.open(encoding="utf-8", newline="") as lines, new.open("w", encoding="utf-8", newline="") as written:
+        header = next(lines)
+        written.write(header)
+        width = len(header.split(separator))
+        for line in lines:
+            cells = line.rstrip("\r\n").split(separator)
+            if len(cells) != width:
+                raise UserError(f"{old} has a line of {len(cells)} cells under {width} columns: {line!r}.")
+            if _draw(cells[column], seed) < share:
+                kept.add(cells[column])
+                written.write(line)
+                number += 1
+    return kept, number
+
+
 def _draw(token: str, seed: int) -> float:
     """A number in [0, 1) that depends on token and seed alone."""
     return int.from_bytes(blake2b(f"{seed}\t{token}".encode(), digest_size=8).digest()) / 2**64
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which gets its name when it is complete and is removed where anything fails."""
-    if folder.exists():
-        raise UserError(f"{folder} is there already: remove it, or name another folder by --into.")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(folder)
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def shipped_folder(dataset: str) -> Path | None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from recbole_prmkd.data.examples import Examples
 from recbole_prmkd.distil.baselines import Method, Sizes, Step, Vectors
 from recbole_prmkd.distil.losses import kd_loss
+from recbole_prmkd.distil.shown import about
 from recbole_prmkd.distil.weighting import soft_targets
 from recbole_prmkd.students import insight
 from recbole_prmkd.students.adapter import StudentAdapter
@@ -40,7 +41,7 @@ class MethodSteps:
         self._sizes: tuple[int, list[int]] = (0, [])
         self._added = False  # the module's parameters, to the optimizer
         if method.popularity:
-            self._popularity = torch.bincount(train.targets, minlength=cache.n_items).to(cache.device)  # [n_items]
+            self._popularity = about(train, cache.n_items).popularity.to(cache.device)  # [n_items]
 
     def loss(
         self,

@@ -41,7 +41,7 @@ from recbole_prmkd.distil.candidates import (
 from recbole_prmkd.distil.formula import formula
 from recbole_prmkd.distil.losses import kd_loss
 from recbole_prmkd.distil.method_steps import MethodSteps
-from recbole_prmkd.distil.shown import HeldOutWeights, Shown, about
+from recbole_prmkd.distil.shown import HeldOutWeights, Shown
 from recbole_prmkd.distil.weighting import CONFIDENCE, CONSISTENCY, agreement, by_prior, fuse, soft_targets
 from recbole_prmkd.errors import UserError
 from recbole_prmkd.recbole_host.processes import WEIGHT, gathered, mean_over_ranks, ranks, weighted
@@ -110,8 +110,7 @@ class Objective:
         self.baseline = None if method is None else MethodSteps(method, config, teacher_cache, train, student)
         self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # of numbers over batches, and how many have them
         self.excluded, self.top_items = excluded, top_items
-        known = about(train, teacher_cache.n_items)
-        self.held_out = HeldOutWeights(teacher_cache, config["kd_fusion"] == "product", known, top_items)
+        self.held_out = HeldOutWeights(teacher_cache, config["kd_fusion"] == "product", train, top_items)
         self._sources = SOURCES[config["kd_candidates"]]
         self._batches, self._batch = 1, 0  # of the pass over the data: how many, and those that have begun
         self._logged = False  # the formula, on the first batch, which decides what depends on the student

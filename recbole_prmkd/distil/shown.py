@@ -46,14 +46,16 @@ class HeldOutWeights:
     """Makes what is `Shown` of each batch; `common` where examples do not `differ`.
 
     Args:
-        about: the training examples and items, in the student's ids.
+        train: the training examples, in the student's ids.
         top_items: with the teachers' profiles, where the trust has a gate.
     """
 
-    def __init__(self, cache: TeacherCache, product: bool, about: About, top_items: TopItems | None) -> None:
-        self.cache, self.product, self.about, self.top_items = cache, product, about, top_items
+    def __init__(self, cache: TeacherCache, product: bool, train: Examples, top_items: TopItems | None) -> None:
+        self.cache, self.product, self.top_items = cache, product, top_items
         trust = cache.trust
         self.differ = trust.gate is not None or trust.groups is not None  # from example to example
+        if self.differ:
+            self.about = about(train, cache.n_items)
         alike = len({*trust.priors}) == 1  # the check has told no teacher from another
         self.common = Shown(None if alike else cache.prior, trust.sharpness if product else None)
 

@@ -83,10 +83,10 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; at the end it takes the place of `path`, after an error it is removed.
+    """A name beside `path` for a file or a new folder; at the end it takes the place of `path`, after an error it goes.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: it cannot be written.
     """
     part = path.with_name(f"{PART}{path.name}-{os.getpid()}")
     with writing(path):
@@ -95,8 +95,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield part
             os.replace(part, path)
         except BaseException:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            remove(part)
             raise
 
 

@@ -241,7 +241,10 @@ def decided(
         return names, trust
     teachers, holdout = [ranked[name] for name in names], sample(data)
     counts = torch.bincount(data.train.targets, minlength=len(data.canonical))
-    base = exponents(teachers) if fusion == PRODUCT else mixture(_likelihoods(teachers)).tolist()
+    if fusion == PRODUCT:
+        base = trust.priors if check == "weigh" else exponents(teachers)  # the check has found them already
+    else:
+        base = mixture(_likelihoods(teachers)).tolist()
     if confidence == "calibrated":
         return names, replace(trust, groups=by_kind(teachers, holdout, counts, base, fusion))
     gate = gate_fit.fit(gate_fit.held_out(teachers, holdout, counts), base, fusion == PRODUCT, names, say)
